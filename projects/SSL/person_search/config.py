@@ -1,0 +1,216 @@
+"""Configuration keys of the project, on top of Detectron2's defaults."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+from .errors import ConfigError
+
+
+def add_ssl_config(cfg: CfgNode) -> None:
+    """Adds every key of this project to `cfg`, in place. "Paper" is arXiv 2302.12986v1, sections and equations are its.
+
+    Args:
+        cfg: a configuration made by `detectron2.config.get_cfg()`.
+    """
+    _add_data_keys(cfg)
+    _add_detector_keys(cfg)
+    _add_exemplar_keys(cfg)
+    _add_label_keys(cfg)
+    _add_loss_keys(cfg)
+    _add_schedule_keys(cfg)
+    _add_evaluation_keys(cfg)
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Data sets of one's own: a list of mappings, see datasets/README.md.
+    cfg.DATASETS.CUSTOM = []
+    # Torchvision's ImageNet weights expect RGB.
+    cfg.INPUT.FORMAT = "RGB"
+    # JSON files of foreground masks, one for each of DATASETS.TRAIN; empty: $DETECTRON2_DATASETS/masks/<dataset>.json.
+    cfg.INPUT.PERSON_MASKS = []
+    # Grouping by aspect ratio makes a batch depend on those before it, so that a run could not resume exactly.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+
+
+def _add_detector_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "SSLPersonSearch"
+    cfg.MODEL.ROI_HEADS.NAME = "PersonSearchROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+
+    # First head (Faster R-CNN); its refined boxes are the second head's proposals (SeqNet).
+    cfg.MODEL.FIRST_HEAD = CfgNode()
+    # Weight of the smooth-L1 regression loss (SeqNet; every other detection weight is 1).
+    cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT = 10.0
+    # At test time only boxes of at least this score, after this NMS, reach the second head (SeqNet).
+    cfg.MODEL.FIRST_HEAD.SCORE_THRESH_TEST = 0.5
+    cfg.MODEL.FIRST_HEAD.NMS_THRESH_TEST = 0.4
+
+    # Second head: box regression and norm-aware embedding. Its NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
+    cfg.MODEL.SECOND_HEAD = CfgNode()
+    cfg.MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT = 1.0
+    cfg.MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT = 1.0
+    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own.
+    cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE = True
+    # Dimension of the re-id feature, half from res4 and half from res5.
+    cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 256
+    # Batch normalisation after the box regressor (SeqNet's BN neck).
+    cfg.MODEL.SECOND_HEAD.BN_NECK = True
+
+    # How RoI features are pooled: "align" or "deformable" (the ICCV 2023 text of the paper).
+    cfg.MODEL.ROI_BOX_HEAD.POOLING = "align"
+
+
+def _add_exemplar_keys(cfg: CfgNode) -> None:
+    cfg.SSL = CfgNode()
+    # The multi-scale exemplar branch (paper, section 3.2). Only training uses it.
+    cfg.SSL.EXEMPLAR = CfgNode()
+    cfg.SSL.EXEMPLAR.ENABLED = True
+    # Fixed scales of Eq. 1, (height, width) in pixels; () leaves the original scale alone.
+    cfg.SSL.EXEMPLAR.SCALES = ((112, 48), (224, 96), (448, 192))
+    # Whether the crop at its own size in the resized scene (scale "o") takes part.
+    cfg.SSL.EXEMPLAR.ORIGINAL = True
+    # Multiply each crop by the person's foreground mask (Eq. 1). Without masks the crops stay as they are.
+    cfg.SSL.EXEMPLAR.MASK_BACKGROUND = True
+    # The paper does not say whether the exemplar backbone is the main branch's; sharing it halves memory and lets
+    # the scale-invariant loss act on the features used at test time. False: a copy of its own.
+    cfg.SSL.EXEMPLAR.SHARED_BACKBONE = True
+
+
+def _add_label_keys(cfg: CfgNode) -> None:
+    # Memory banks (Eq. 5 and 6).
+    cfg.SSL.MEMORY = CfgNode()
+    # Weight of the NEW feature in the update of a row (Eq. 5).
+    cfg.SSL.MEMORY.MOMENTUM = 0.8
+    # Rows are renormalised after an update, since every similarity assumes unit length (the paper is silent).
+    cfg.SSL.MEMORY.RENORMALIZE = True
+    # What pseudo labels are predicted from: "mean" of both banks (Eq. 6) or "instance", the main branch's alone.
+    cfg.SSL.MEMORY.LABEL_SOURCE = "mean"
+    # Batches that settle the statistics of the embedding's batch normalisation before the banks are filled: those of
+    # an untrained embedding are placeholders, under which all persons look alike. 0: leave them as they are.
+    cfg.SSL.MEMORY.INIT_BN_BATCHES = 50
+
+    # Cluster labels (self-paced, as CGPS and SpCL).
+    cfg.SSL.CLUSTERING = CfgNode()
+    # Epochs from one clustering to the next.
+    cfg.SSL.CLUSTERING.PERIOD = 1
+    # Neighbours of the k-reciprocal encoding and of its local query expansion.
+    cfg.SSL.CLUSTERING.K1 = 30
+    cfg.SSL.CLUSTERING.K2 = 6
+    # DBSCAN radii: the middle one gives the clusters, the others judge how reliable each is.
+    cfg.SSL.CLUSTERING.EPS = (0.68, 0.70, 0.72)
+    cfg.SSL.CLUSTERING.MIN_SAMPLES = 4
+    # Quantile of the clusters' independence scores that is frozen as the threshold at the first clustering.
+    cfg.SSL.CLUSTERING.INDEPENDENCE_QUANTILE = 0.9
+
+    # Dynamic multi-label threshold t(e) = INITIAL + ALPHA * exp(BETA * e) (Eq. 9); ALPHA 0 keeps it fixed.
+    cfg.SSL.THRESHOLD = CfgNode()
+    cfg.SSL.THRESHOLD.INITIAL = 0.6
+    cfg.SSL.THRESHOLD.ALPHA = 0.1
+    cfg.SSL.THRESHOLD.BETA = -0.1
+
+
+def _add_loss_keys(cfg: CfgNode) -> None:
+    # Weights of Eq. 13 (all 1 in the paper); a weight of 0 leaves the loss out and does not compute it.
+    cfg.SSL.SCALE_LOSS = CfgNode()
+    cfg.SSL.SCALE_LOSS.WEIGHT = 1.0
+    # m and gamma of Eq. 2.
+    cfg.SSL.SCALE_LOSS.MARGIN = 0.3
+    cfg.SSL.SCALE_LOSS.GAMMA = 0.05
+
+    cfg.SSL.MULTI_LABEL_LOSS = CfgNode()
+    cfg.SSL.MULTI_LABEL_LOSS.WEIGHT = 1.0
+    # delta of Eq. 11. The arXiv text gives no value; 5 is MMCL's, whose loss this is, and the ICCV text's.
+    cfg.SSL.MULTI_LABEL_LOSS.DELTA = 5.0
+    # Share of the negatives that count, the most similar first: 1 is Eq. 11, 0.01 is MMCL's hard-negative mining.
+    cfg.SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO = 1.0
+
+    # L_cluster (CGPS's hybrid contrastive loss).
+    cfg.SSL.CLUSTER_LOSS = CfgNode()
+    cfg.SSL.CLUSTER_LOSS.WEIGHT = 1.0
+    cfg.SSL.CLUSTER_LOSS.TEMPERATURE = 0.05
+    # Share of the negatives' softmax mass that the hardest clusters have to cover to count.
+    cfg.SSL.CLUSTER_LOSS.HARD_NEGATIVE_MASS = 0.6
+
+
+def _add_schedule_keys(cfg: CfgNode) -> None:
+    # Length and learning-rate steps in epochs (paper, section 4.2), turned into iterations from the size of the
+    # data set and of the batch. SOLVER.MAX_ITER and SOLVER.STEPS take over where MAX_ITER is above 0.
+    cfg.SOLVER.MAX_EPOCH = 26
+    cfg.SOLVER.STEP_EPOCHS = (16, 22)
+    cfg.SOLVER.MAX_ITER = 0
+    cfg.SOLVER.STEPS = ()
+    # Checkpoints and evaluations in epochs; 0 leaves it to SOLVER.CHECKPOINT_PERIOD and TEST.EVAL_PERIOD.
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 1
+    cfg.TEST.EVAL_EPOCHS = 0
+    # Checkpoints kept beside the final one, the newest.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 2
+    # Iterations from one line of metrics to the next.
+    cfg.SOLVER.LOG_PERIOD = 20
+    # Clips the norm of all gradients together. Detectron2's own types clip each parameter alone.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+
+
+def _add_evaluation_keys(cfg: CfgNode) -> None:
+    # Also evaluate the network before its first iteration, to compare with.
+    cfg.TEST.EVAL_BEFORE_TRAINING = False
+    cfg.TEST.PERSON_SEARCH = CfgNode()
+    # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU to it (CGPS).
+    cfg.TEST.PERSON_SEARCH.QUERY_FEATURE = "ground_truth"
+    # What is searched: the "detections", or the "ground_truth" boxes (the bound that a perfect detector would reach).
+    cfg.TEST.PERSON_SEARCH.GALLERY = "detections"
+    # Multiply similarities by the detection score (SeqNet's CWS).
+    cfg.TEST.PERSON_SEARCH.SCORE_WEIGHTED = True
+    # Detections below this score are not searched.
+    cfg.TEST.PERSON_SEARCH.SCORE_THRESHOLD = 0.5
+    # Context bipartite graph matching (SeqNet).
+    cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
+    cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False
+    cfg.TEST.PERSON_SEARCH.CBGM.K1 = 30
+    cfg.TEST.PERSON_SEARCH.CBGM.K2 = 4
+    # k-reciprocal re-ranking.
+    cfg.TEST.PERSON_SEARCH.RERANKING = CfgNode()
+    cfg.TEST.PERSON_SEARCH.RERANKING.ENABLED = False
+    cfg.TEST.PERSON_SEARCH.RERANKING.K1 = 20
+    cfg.TEST.PERSON_SEARCH.RERANKING.K2 = 6
+    cfg.TEST.PERSON_SEARCH.RERANKING.LAMBDA = 0.3
+
+
+def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
+    """Merges a YAML file and command-line options into `cfg`, in place.
+
+    Args:
+        cfg: a configuration with the project's keys.
+        config_file: path of a YAML file; "" for none.
+        options: KEY VALUE KEY VALUE ...
+
+    Raises:
+        ConfigError: a key does not exist (the nearest that do are named) or a value does not fit.
+    """
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(options))
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {config_file} does not exist ({error.strerror})") from error
+    except KeyError as error:
+        raise ConfigError(_unknown_key_message(cfg, str(error.args[0]))) from error
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{config_file or 'command line'}: {error}") from error
+
+
+def _unknown_key_message(cfg: CfgNode, message: str) -> str:
+    key = message.rsplit(":", 1)[-1].strip()
+    near = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"unknown config key {key}{hint}"
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys

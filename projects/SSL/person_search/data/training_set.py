@@ -1,0 +1,99 @@
+"""The training set as the memory banks see it: one row for each annotated person, whatever data sets it comes from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+from ..errors import ConfigError, DatasetError
+from .masks import attach_masks
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Records of all training sets together, with what is known of each bank row.
+
+    Attributes:
+        records: Detectron2 records; `instance_index` of an annotation is its row, running over all records.
+        row_image: (N,) int64, index of the record that shows each row's person.
+        person_ids: (N,) int64, identity of each row, -1 where unknown. For diagnostics only: training never reads it.
+    """
+
+    records: list[dict[str, Any]]
+    row_image: np.ndarray
+    person_ids: np.ndarray
+
+    def __len__(self) -> int:
+        """N, number of annotated persons."""
+        return len(self.row_image)
+
+    def frame_of(self, row: int) -> str:
+        """File name of the frame that shows a row's person."""
+        return self.records[int(self.row_image[row])]["file_name"]
+
+    def fingerprint(self) -> str:
+        """Digest of frames and boxes (not of identities): equal for sets whose bank rows mean the same persons."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(record["image_id"].encode())
+            digest.update(np.asarray([a["bbox"] for a in record["annotations"]], np.float32).tobytes())
+        return digest.hexdigest()
+
+
+def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filter_empty: bool = True) -> TrainingSet:
+    """Reads the training sets and attaches their foreground masks.
+
+    Args:
+        names: registered data sets.
+        mask_files: a file of masks for each, or () for the default places.
+        filter_empty: leave out frames without persons.
+
+    Raises:
+        ConfigError: no name is given, one is not registered, or the number of mask files differs.
+        DatasetError: a set cannot be read, or there is no frame to train on.
+    """
+    if not names:
+        raise ConfigError("DATASETS.TRAIN is empty: name a registered data set to train on")
+    if mask_files and len(mask_files) != len(names):
+        raise ConfigError(f"INPUT.PERSON_MASKS names {len(mask_files)} files for {len(names)} sets in DATASETS.TRAIN")
+    records: list[dict[str, Any]] = []
+    for i, name in enumerate(names):
+        part = copy.deepcopy(registered_records(name))
+        attach_masks(part, name, [mask_files[i]] if mask_files else [])
+        for record in part if len(names) > 1 else ():
+            record["image_id"] = f"{name}/{record['image_id']}"
+        records += part
+    if filter_empty:
+        records = [r for r in records if r["annotations"]]
+    if not records:
+        raise DatasetError(f"{', '.join(names)}: no frame with an annotated person to train on")
+    return number_rows(records)
+
+
+def number_rows(records: list[dict[str, Any]]) -> TrainingSet:
+    """Numbers the annotations of records from 0, in order; changes `instance_index` in place."""
+    images, persons = [], []
+    for index, record in enumerate(records):
+        for annotation in record["annotations"]:
+            annotation["instance_index"] = len(images)
+            images.append(index)
+            persons.append(annotation.get("person_id", -1))
+    return TrainingSet(records, np.asarray(images, np.int64), np.asarray(persons, np.int64))
+
+
+def registered_records(name: str) -> list[dict[str, Any]]:
+    """Records of a registered data set.
+
+    Raises:
+        ConfigError: the name is not registered; those that are get listed.
+    """
+    if name not in DatasetCatalog.list():
+        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(("coco_", "lvis_", "cityscapes", "voc_", "ade20k")))
+        raise ConfigError(f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)")
+    return DatasetCatalog.get(name)

@@ -1,0 +1,150 @@
+"""Checkpoints: written whole or not at all, and refused with a reason where they do not fit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import CheckpointError
+from .weights import (
+    TORCHVISION_PREFIX,
+    convert_torchvision_resnet,
+    download_torchvision,
+    is_torchvision_resnet,
+)
+
+# State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
+_TRAINING_STATE = ("objective.instance_bank.", "objective.multi_scale_bank.", "objective.cluster_labels")
+
+
+class PersonSearchCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also reads torchvision's ResNets, and writes atomically."""
+
+    def __init__(self, model: torch.nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+        """
+        Args:
+            model: the model, maybe wrapped for distributed training.
+            save_dir: folder of the checkpoints.
+            kwargs: see `DetectionCheckpointer`.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self._resuming = False
+        self._incompatible: Any = None
+
+    # ------------------------------------------------------------------ writing
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes `<name>.pth` and names it as the last checkpoint. A kill leaves the previous state or the new one."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **{k: o.state_dict() for k, o in self.checkpointables.items()}}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        _write_whole(path, lambda f: torch.save({**data, **kwargs}, f))
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the checkpoint from which to resume."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        _write_whole(path, lambda f: f.write(last_filename_basename.encode()))
+
+    # ------------------------------------------------------------------ reading
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Loads everything from the last checkpoint if `resume` and there is one, else only weights from `path`.
+
+        Raises:
+            CheckpointError: see `load`; also if banks or labels of the checkpoint are of another training set.
+        """
+        self._resuming = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
+
+    def load_for_inference(self, path: str) -> None:
+        """Loads weights to evaluate with.
+
+        Raises:
+            CheckpointError: there is no path, or the file lacks weights of the model (those of a backbone alone do).
+        """
+        if not path:
+            raise CheckpointError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in MODEL.WEIGHTS model.pth")
+        self.load(path, checkpointables=[])
+        missing = [
+            k for k in self._incompatible.missing_keys
+            if not k.startswith(("objective.", "exemplar_branch.")) and not k.endswith("num_batches_tracked")
+        ]  # fmt: skip
+        wrong = [f"{k} is {a}, expected {b}" for k, a, b in self._incompatible.incorrect_shapes]
+        if missing or wrong:
+            what = "; ".join(wrong[:3] + [f"{k} is missing" for k in missing[:3]])
+            raise CheckpointError(
+                f"{path} does not hold a trained person search model of this config ({len(missing)} weights missing, "
+                f"{len(wrong)} of another shape: {what}). Evaluate a checkpoint written by training with this config"
+            )
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint of this project, of Detectron2, or a torchvision ResNet ("torchvision://NAME" or a file).
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or fits nothing of the model.
+        """
+        if path.startswith(TORCHVISION_PREFIX):
+            self.logger.info("Loading %s", path)
+            self._incompatible = self._load_model({"model": download_torchvision(path)})
+            return {}
+        if path and "://" not in path and not os.path.isfile(path):
+            raise CheckpointError(f"weights {path} do not exist: check MODEL.WEIGHTS")
+        try:
+            return super().load(path, *args, **kwargs)
+        except (RuntimeError, EOFError, OSError, AssertionError, KeyError, ValueError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            reason = str(error).strip().splitlines()
+            raise CheckpointError(f"weights {path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        import pickle
+
+        try:
+            return super()._torch_load(f)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"weights {f} are damaged or no PyTorch checkpoint of tensors alone") from error
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state = checkpoint["model"]
+        if is_torchvision_resnet(state):
+            checkpoint["model"] = convert_torchvision_resnet(state, self.model.state_dict())
+        elif self._resuming:
+            self._check_training_state(state)
+        else:
+            checkpoint["model"] = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
+        loaded = set(checkpoint["model"]) & set(self.model.state_dict())
+        self._incompatible = super()._load_model(checkpoint)
+        if not loaded:
+            raise CheckpointError("none of its weights has a name of this model")
+        return self._incompatible
+
+    def _check_training_state(self, state: dict[str, Any]) -> None:
+        own = self.model.state_dict()
+        for key, value in state.items():
+            if key.startswith(_TRAINING_STATE) and key in own and value.shape != own[key].shape:
+                raise CheckpointError(
+                    f"the checkpoint's {key} has {len(value)} rows, the training set has {len(own[key])} annotated "
+                    "persons: resume with the training set that it was trained on, or start anew without --resume"
+                )
+
+
+def _write_whole(path: str, write: Any) -> None:
+    """Writes a file beside its place and moves it there when it is complete and on disk."""
+    partial = f"{path}.part"
+    with open(partial, "wb") as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)

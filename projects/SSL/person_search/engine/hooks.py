@@ -1,0 +1,187 @@
+"""Hooks that schedule what SSL does around the iterations; the work itself is done elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.engine.hooks import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from ..data.training_set import TrainingSet
+from ..errors import TrainingError
+from ..labels import SelfPacedDBSCAN, dynamic_threshold, multi_label_precision_recall, pair_precision_recall
+from ..modeling import SSLObjective
+
+logger = logging.getLogger(__name__)
+
+
+class SeedIterations(HookBase):
+    """Before each iteration, seeds every random generator from (seed, iteration, rank).
+
+    Randomness is then a function of the iteration alone: a resumed run draws what the unbroken one would have drawn,
+    on every process, and no generator state needs to be stored.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        entropy = np.random.SeedSequence([self.seed, self.trainer.iter, comm.get_rank()]).generate_state(1)[0]
+        random.seed(int(entropy))
+        np.random.seed(int(entropy))
+        torch.manual_seed(int(entropy))
+
+
+class EvaluateUntrained(HookBase):
+    """Before training, evaluates the network as it starts; its figures are logged below "untrained/"."""
+
+    def __init__(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+        self._evaluate = evaluate
+
+    def before_train(self) -> None:
+        if self.trainer.iter == 0:
+            results = flatten_results_dict(self._evaluate() or {})
+            self.trainer.storage.put_scalars(
+                smoothing_hint=False, **{f"untrained/{name}": value for name, value in results.items()}
+            )
+            comm.synchronize()
+
+
+class FillBanks(HookBase):
+    """Before the first iteration, fills both memory banks from the initial network (not when a run is resumed)."""
+
+    def __init__(self, fill: Callable[[], None]) -> None:
+        self._fill = fill
+
+    def before_train(self) -> None:
+        if self.trainer.iter == 0:
+            self._fill()
+            comm.synchronize()
+
+
+class ThresholdSchedule(HookBase):
+    """Before each iteration, sets the multi-label threshold of its epoch (Eq. 9)."""
+
+    def __init__(self, objective: SSLObjective, iterations_per_epoch: int, initial: float, alpha: float, beta: float) -> None:
+        self._objective = objective
+        self._iterations = iterations_per_epoch
+        self._arguments = (initial, alpha, beta)
+
+    def before_step(self) -> None:
+        epoch = self.trainer.iter // self._iterations
+        self._objective.threshold = dynamic_threshold(epoch, *self._arguments)
+        self.trainer.storage.put_scalar("pseudo_labels/threshold", self._objective.threshold, smoothing_hint=False)
+
+
+class ClusterLabels(HookBase):
+    """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows anew.
+
+    The main process clusters and sends the labels to the others, which wait without the collectives' usual time limit.
+    Where identities are known, precision and recall of the pseudo labels are logged; nothing else reads them.
+    """
+
+    # Rows whose multi-labels are judged each time; all N would cost an N x N similarity.
+    JUDGED_ROWS = 1000
+
+    def __init__(
+        self, objective: SSLObjective, clusterer: SelfPacedDBSCAN, training_set: TrainingSet, iterations: int
+    ) -> None:
+        """
+        Args:
+            objective: holds the banks and receives the labels.
+            clusterer: keeps its frozen threshold as its state.
+            training_set: names frames in messages and knows identities for the diagnostics.
+            iterations: from one clustering to the next.
+        """
+        self._objective, self._clusterer = objective, clusterer
+        self._training_set, self._iterations = training_set, iterations
+        self._group: Any = None
+
+    def before_train(self) -> None:
+        if comm.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
+
+    def before_step(self) -> None:
+        if self.trainer.iter % self._iterations == 0:
+            self._cluster()
+            self._judge()
+
+    def _cluster(self) -> None:
+        objective = self._objective
+        labels = torch.zeros(objective.size, dtype=torch.int64)
+        if comm.is_main_process():
+            labels = torch.as_tensor(self._fit())
+        if self._group is not None:
+            dist.broadcast(labels, 0, group=self._group)
+        objective.cluster_labels.copy_(labels)
+        counts = torch.bincount(labels)
+        clusters, singletons = int((counts > 1).sum()), int((counts == 1).sum())
+        self._log(clusters=clusters, singletons=singletons)
+        logger.info("Pseudo labels: %d clusters and %d singletons of %d persons", clusters, singletons, len(labels))
+
+    def _fit(self) -> np.ndarray:
+        features = self._objective.label_features()
+        broken = (~features.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        if broken:
+            frames = ", ".join(sorted({self._training_set.frame_of(row) for row in broken})[:5])
+            raise TrainingError(
+                f"{len(broken)} memory bank rows are NaN or infinite at iteration {self.trainer.iter}; their persons "
+                f"are in {frames}. Lower SOLVER.BASE_LR, or resume from an earlier checkpoint"
+            )
+        return self._clusterer.fit(features, self._objective.image_ids)
+
+    def _judge(self) -> None:
+        persons = self._training_set.person_ids
+        if not comm.is_main_process() or not (persons >= 0).any():
+            return
+        precision, recall = pair_precision_recall(self._objective.cluster_labels.cpu().numpy(), persons)
+        self._log(cluster_precision=precision, cluster_recall=recall)
+        step = max(1, len(persons) // self.JUDGED_ROWS)
+        rows = torch.arange(0, len(persons), step, device=self._objective.image_ids.device)
+        labels = torch.cat([self._objective.predict_labels(part).cpu() for part in rows.split(64)])
+        precision, recall = multi_label_precision_recall(labels.numpy(), rows.cpu().numpy(), persons)
+        self._log(multi_label_precision=precision, multi_label_recall=recall)
+
+    def _log(self, **values: float) -> None:
+        named = {f"pseudo_labels/{name}": value for name, value in values.items()}
+        self.trainer.storage.put_scalars(smoothing_hint=False, **named)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clusterer's frozen threshold."""
+        return self._clusterer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the clusterer's frozen threshold."""
+        self._clusterer.load_state_dict(state_dict)
+
+
+class UpdateBanks(HookBase):
+    """After each iteration, writes the features that it has seen into the memory banks (Eq. 5)."""
+
+    def __init__(self, objective: SSLObjective) -> None:
+        self._objective = objective
+
+    def after_step(self) -> None:
+        self._objective.apply_pending()
+
+
+class ReportSkipped(HookBase):
+    """After training, names how many draws fell on unreadable images."""
+
+    def __init__(self, skipped: Callable[[], Iterable[tuple[str, int]]]) -> None:
+        self._skipped = skipped
+
+    def after_train(self) -> None:
+        skipped = list(self._skipped())
+        if skipped:
+            draws = sum(count for _, count in skipped)
+            names = ", ".join(name for name, _ in skipped[:5])
+            logger.warning("Skipped %d unreadable images in %d draws: %s", len(skipped), draws, names)

@@ -1,0 +1,296 @@
+"""The trainer: Detectron2's, joined to the memory banks, the pseudo labels and the person search evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
+from ..data.mapper import PersonSearchMapper
+from ..data.training_set import TrainingSet, load_training_set, registered_records
+from ..errors import CheckpointError, ConfigError, TrainingError
+from ..evaluation import PersonSearchEvaluator
+from ..labels import SelfPacedDBSCAN
+from .bank_filling import fill_banks
+from .checkpoint import PersonSearchCheckpointer
+from .hooks import (
+    ClusterLabels,
+    EvaluateUntrained,
+    FillBanks,
+    ReportSkipped,
+    SeedIterations,
+    ThresholdSchedule,
+    UpdateBanks,
+)
+from .optimizer import build_optimizer
+from .schedule import iterations_per_epoch, resolve_schedule
+
+logger = logging.getLogger(__name__)
+
+
+class PersonSearchTrainer(DefaultTrainer):
+    """Trains and evaluates `SSLPersonSearch`; use as Detectron2's `DefaultTrainer`.
+
+    Differs from it in what it builds: data first, since the schedule is written in epochs and the memory banks have a
+    row for each annotated person; then the model; and hooks that fill, cluster and update the banks. With SEED 0 or
+    more a run on the CPU is fixed by its config, and a run that was killed resumes to the same result.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: a configuration with the project's keys.
+
+        Raises:
+            ConfigError: a key holds a value that cannot work.
+            DatasetError: the training set cannot be read.
+        """
+        # Not DefaultTrainer's constructor: it builds the model before any data, and cannot wrap a model on CPUs.
+        super(DefaultTrainer, self).__init__()
+        check_config(cfg)
+        self.training_set = load_training_set(
+            cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg = resolve_schedule(cfg, len(self.training_set.records))
+        self.iterations_per_epoch = iterations_per_epoch(len(self.training_set.records), cfg.SOLVER.IMS_PER_BATCH)
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+
+        model = self.build_model(cfg)
+        model.objective.allocate(torch.from_numpy(self.training_set.row_image))
+        self.person_search_model = model
+        optimizer = self.build_optimizer(cfg, model)
+        wrapped = _distribute(model)
+        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_type(wrapped, self.build_train_loader(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+        logger.info(
+            "%d frames with %d persons; %d iterations, %d an epoch",
+            len(self.training_set.records), len(self.training_set), self.max_iter, self.iterations_per_epoch,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ building
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's optimizer, which can also clip the norm of all gradients together."""
+        return build_optimizer(cfg, model)
+
+    def build_train_loader(self, cfg: CfgNode) -> Any:
+        """Batches from the current start of the training on."""
+        loader = build_train_loader(
+            self.training_set.records,
+            PersonSearchMapper(cfg, True),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            seed=self.seed,
+            start_iteration=self.start_iter,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        return LastBatch(loader)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The frames of a test set, with the boxes whose embedding the evaluation wants."""
+        mapper = PersonSearchMapper(cfg, False, given_boxes=PersonSearchEvaluator.given_boxes(cfg, dataset_name))
+        return build_test_loader(registered_records(dataset_name), mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> PersonSearchEvaluator:
+        """Evaluator of one test set; its files go to OUTPUT_DIR/inference/<name>."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return PersonSearchEvaluator.from_config(cfg, dataset_name, folder)
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Those of SSL first, so that a checkpoint holds banks that are up to date; then Detectron2's."""
+        cfg, objective = self.cfg, self.person_search_model.objective
+
+        def evaluate() -> dict[str, Any]:
+            self._last_eval_results = self.test(cfg, self.model)
+            return self._last_eval_results
+
+        main = comm.is_main_process()
+        threshold = cfg.SSL.THRESHOLD
+        return [
+            SeedIterations(self.seed),
+            EvaluateUntrained(evaluate) if cfg.TEST.EVAL_BEFORE_TRAINING else None,
+            FillBanks(self._fill_banks),
+            ClusterLabels(
+                objective,
+                build_clusterer(cfg),
+                self.training_set,
+                self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD,
+            ),
+            ThresholdSchedule(objective, self.iterations_per_epoch, threshold.INITIAL, threshold.ALPHA, threshold.BETA),
+            UpdateBanks(objective),
+            ReportSkipped(lambda: self._trainer.data_loader.skipped.items()),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT
+            ) if main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+        ]  # fmt: skip
+
+    def build_writers(self) -> list[EventWriter]:
+        """Console, metrics.json and TensorBoard, all continuing where a resumed run starts."""
+        folder = self.cfg.OUTPUT_DIR
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder, purge_step=self.start_iter),
+        ]
+
+    def _fill_banks(self) -> None:
+        cfg = self.cfg
+        mapper = PersonSearchMapper(cfg, False, with_instances=True)
+        loader = build_bank_loader(self.training_set.records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        fill_banks(self.person_search_model, loader, cfg.SSL.MEMORY.INIT_BN_BATCHES)
+
+    # ------------------------------------------------------------------ running
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continues from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or belongs to another training set.
+        """
+        resumed = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resumed:
+            self.start_iter = self.iter + 1
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+
+    def train(self) -> Any:
+        """Trains; see `DefaultTrainer.train`.
+
+        Raises:
+            TrainingError: a loss became NaN or infinite.
+        """
+        if comm.is_main_process():
+            forget_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)])
+        return super().train()
+
+    def run_step(self) -> None:
+        """One iteration; a loss that is not finite stops the training with the names of the frames."""
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            files = ", ".join(self._trainer.data_loader.files)
+            losses = str(error).rsplit("loss_dict = ", 1)[-1]
+            raise TrainingError(
+                f"a loss became NaN or infinite at iteration {self.iter}; the last batch was {files}; losses: {losses}. "
+                "Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
+            ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside the model."""
+        return {**super().state_dict(), "seed": self.seed, "training_set": self.training_set.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores `state_dict`.
+
+        Raises:
+            CheckpointError: it was trained on other frames or boxes.
+        """
+        if state_dict["training_set"] != self.training_set.fingerprint():
+            raise CheckpointError(
+                f"the checkpoint in {self.cfg.OUTPUT_DIR} was trained on other frames or boxes than "
+                f"{', '.join(self.cfg.DATASETS.TRAIN)} holds now: restore them, or start anew without --resume"
+            )
+        self.seed = state_dict["seed"]
+        super().load_state_dict(state_dict)
+        for hook in self._hooks:
+            if isinstance(hook, SeedIterations):
+                hook.seed = self.seed
+
+
+class LastBatch:
+    """Iterates over a loader and remembers the image files of the batch that it gave last."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self.files: list[str] = []
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._loader:
+            self.files = [x["file_name"] for x in batch]
+            yield batch
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Unreadable image file -> number of draws that fell on it."""
+        return self._loader.skipped
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuses settings that this trainer cannot honour.
+
+    Raises:
+        ConfigError: naming the key and what to do.
+    """
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: with it a run could not resume exactly")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: each epoch draws every frame once"
+        )
+    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU, and none is visible: set it to False")
+    if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
+        raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
+    exemplar = cfg.SSL.EXEMPLAR
+    if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
+        raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
+
+
+def build_clusterer(cfg: CfgNode) -> SelfPacedDBSCAN:
+    """The clusterer that SSL.CLUSTERING describes."""
+    clustering = cfg.SSL.CLUSTERING
+    return SelfPacedDBSCAN(
+        eps=tuple(clustering.EPS),
+        min_samples=clustering.MIN_SAMPLES,
+        k1=clustering.K1,
+        k2=clustering.K2,
+        quantile=clustering.INDEPENDENCE_QUANTILE,
+    )
+
+
+def forget_metrics_from(path: str, iteration: int) -> None:
+    """Drops the lines of a metrics.json from an iteration on: a resumed run writes them again."""
+    if not os.path.isfile(path):
+        return
+    kept = []
+    with open(path) as f:
+        for line in f:
+            try:
+                keep = json.loads(line).get("iteration", -1) < iteration
+            except ValueError:
+                keep = False  # the line that was being written when the run was killed
+            kept += [line] if keep else []
+    with open(f"{path}.part", "w") as f:
+        f.writelines(kept)
+    os.replace(f"{path}.part", path)
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+    # Buffers are not broadcast: batch statistics stay those of each process, and the banks are kept equal by gathering.
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)

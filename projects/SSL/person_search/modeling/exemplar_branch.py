@@ -1,0 +1,144 @@
+"""Multi-scale exemplars: each annotated person cropped, cut out of the background and resized (paper Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .embedding import PooledFeatures
+
+
+def crop_persons(image: Tensor, boxes: Tensor, masks: Tensor | None) -> list[Tensor]:
+    """Cuts persons out of an image; background pixels become 0, which is the mean colour of a normalised image.
+
+    Args:
+        image: (C, H, W) normalised.
+        boxes: (P, 4) xyxy in pixels of the image. A crop covers every pixel that its box touches, at least one.
+        masks: (P, H, W) bool foreground, or None to keep the background.
+
+    Returns:
+        P crops (C, h, w), each of its own size.
+    """
+    height, width = image.shape[-2:]
+    limit = boxes.new_tensor([width, height])
+    corner = torch.minimum(boxes[:, :2].floor().clamp(min=0), limit - 1).long().tolist()
+    end = torch.minimum(boxes[:, 2:].ceil(), limit).long().tolist()
+    crops = []
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(corner, end, strict=True)):
+        window = (..., slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1)))
+        crop = image[window]
+        crops.append(crop if masks is None else crop * masks[i][window].to(crop))
+    return crops
+
+
+def resize_crops(crops: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Resizes crops bilinearly to one size (pixel centres aligned, borders repeated, no anti-aliasing).
+
+    Args:
+        crops: P tensors (C, h, w).
+        size: (height, width) in pixels.
+
+    Returns:
+        (P, C, height, width).
+    """
+    return torch.cat([F.interpolate(c[None], size=size, mode="bilinear", align_corners=False) for c in crops])
+
+
+class ExemplarBranch(nn.Module):
+    """Features of every annotated person at K fixed scales and at its original scale.
+
+    The layers are the main branch's (`backbone` and the second head's res5) unless `separate` is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[tuple[int, int]],
+        original: bool,
+        mask_background: bool,
+        separate: nn.ModuleDict | None = None,
+    ) -> None:
+        """
+        Args:
+            scales: (height, width) in pixels of the fixed scales.
+            original: whether the crop at its own size takes part.
+            mask_background: whether crops are multiplied by `gt_masks` where the instances have them.
+            separate: an exemplar backbone of its own, with modules "backbone" and "res5".
+        """
+        super().__init__()
+        self.scales = [(int(h), int(w)) for h, w in scales]
+        self.original = original
+        self.mask_background = mask_background
+        self.separate = separate
+
+    @property
+    def per_person(self) -> int:
+        """Number of exemplars of one person."""
+        return len(self.scales) + int(self.original)
+
+    def forward(
+        self, images: Tensor, targets: Sequence[Instances], backbone: nn.Module, res5: nn.Module
+    ) -> PooledFeatures:
+        """
+        Args:
+            images: (B, C, H, W) normalised and padded.
+            targets: B ground truths with `gt_boxes` and maybe `gt_masks`.
+            backbone: the main branch's stem to res4, returning {"res4": features}.
+            res5: the second head's res5.
+
+        Returns:
+            Features of P * S exemplars, P over all images and S = `per_person`: person by person, the fixed scales in
+            their order first, the original scale last.
+        """
+        if self.separate is not None:
+            backbone, res5 = self.separate["backbone"], self.separate["res5"]
+        with running_statistics(backbone), running_statistics(res5):
+            crops = self._crops(images, targets)
+            if not crops:
+                return self._without_persons(images, backbone, res5)
+            by_scale = [self._pool(resize_crops(crops, size), backbone, res5) for size in self.scales]
+            if self.original:
+                by_scale.append(PooledFeatures.cat([self._pool(c[None], backbone, res5) for c in crops]))
+        return PooledFeatures(
+            *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
+        )
+
+    def _crops(self, images: Tensor, targets: Sequence[Instances]) -> list[Tensor]:
+        crops: list[Tensor] = []
+        for image, target in zip(images, targets, strict=True):
+            height, width = target.image_size
+            masks = target.gt_masks.tensor if self.mask_background and target.has("gt_masks") else None
+            crops += crop_persons(image[:, :height, :width], target.gt_boxes.tensor, masks)
+        return crops
+
+    @staticmethod
+    def _pool(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+        features = backbone(crops)["res4"]
+        return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
+
+    def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+        """No rows, but joined to the graph: with several processes each must use every parameter in each iteration."""
+        dummy = self._pool(images[:1, :, :32, :32], backbone, res5)
+        return PooledFeatures(dummy.res4[:0], dummy.res5[:0])
+
+
+@contextmanager
+def running_statistics(module: nn.Module):
+    """Lets batch normalisation use its running statistics and leave them alone.
+
+    Crops have other statistics than scenes; were they counted, the shared backbone would serve neither at test time.
+    """
+    changed = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for layer in changed:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.train()

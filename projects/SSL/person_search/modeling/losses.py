@@ -1,0 +1,156 @@
+"""The losses of SSL as pure functions of tensors (paper Eq. 2-4 and 11-12, and the cluster loss of CGPS)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def scale_invariant_loss(
+    instances: Tensor,
+    originals: Tensor | None,
+    exemplars: Tensor,
+    image_ids: Tensor,
+    margin: float,
+    gamma: float,
+) -> Tensor:
+    """Pulls a person's feature towards the exemplars at every scale, away from those of the others in its image.
+
+    Paper Eq. 2-4: for each person of an image the hinge of `margin` + the largest distance to its own exemplars - the
+    smallest distance to any exemplar of another person of the image, plus `gamma` times the distance to its original
+    exemplar; averaged over the persons of an image, then over the images. Distances are squared Euclidean.
+
+    Args:
+        instances: (P, d) unit features of the main branch.
+        originals: (P, d) unit features of the exemplars at the original scale, or None where that scale is left out.
+        exemplars: (P, K, d) unit features of the exemplars at K fixed scales. K = 0 is allowed with `originals`, which
+            then also serve as the positives.
+        image_ids: (P,) integers, equal for persons of one image.
+        margin: m.
+        gamma: weight of the original scale.
+
+    Returns:
+        A scalar, 0 without persons. A person alone in its image has no negatives and a hinge of 0.
+
+    Raises:
+        ValueError: there are neither originals nor exemplars.
+    """
+    if originals is None and exemplars.shape[1] == 0:
+        raise ValueError("the scale-invariant loss needs exemplars at one scale at least")
+    if len(instances) == 0:
+        return instances.sum() * 0.0
+    instances, exemplars = instances.float(), exemplars.float()
+    candidates = exemplars
+    if originals is not None:
+        candidates = torch.cat([exemplars, originals.float()[:, None]], dim=1)
+    # distance[i, j, s] between instance i and exemplar s of person j.
+    distance = (instances[:, None, None] - candidates[None]).square().sum(dim=-1)
+    own = torch.diagonal(distance).T
+    positive = own[:, : max(exemplars.shape[1], 1)].amax(dim=1)
+    other = image_ids[:, None] == image_ids[None]
+    other.fill_diagonal_(False)
+    negative = distance.masked_fill(~other[..., None], float("inf")).amin(dim=(1, 2))
+    loss = (margin + positive - negative).clamp(min=0)
+    if originals is not None:
+        loss = loss + gamma * own[:, -1]
+    _, image, persons = torch.unique(image_ids, return_inverse=True, return_counts=True)
+    return (loss / persons[image]).sum() / len(persons)
+
+
+def multi_label_loss(
+    features: Tensor, memory: Tensor, labels: Tensor, delta: float, hard_negative_ratio: float = 1.0
+) -> Tensor:
+    """Regresses the similarity to every positive row to 1 and to every negative row to -1 (paper Eq. 11).
+
+    Args:
+        features: (q, d) unit features.
+        memory: (N, d) bank rows; no gradient flows into them.
+        labels: (q, N) bool, the positives of each feature.
+        delta: weight of the positives.
+        hard_negative_ratio: share of the negatives that count, the most similar ones; 1 takes all (Eq. 11).
+
+    Returns:
+        A scalar: the sum over the features of delta * mean over positives + mean over negatives.
+    """
+    if len(features) == 0:
+        return features.sum() * 0.0
+    similarity = features.float() @ memory.detach().float().T
+    query, row = labels.nonzero(as_tuple=True)
+    positive = similarity[query, row]
+    positives = torch.bincount(query, minlength=len(features))
+    loss = delta * ((positive - 1).square() / positives[query]).sum()
+    if hard_negative_ratio >= 1.0:
+        # All rows, less the positives: the (q, N) mask need not be turned into floats.
+        negatives = (labels.shape[1] - positives).clamp(min=1)
+        loss = loss + ((similarity + 1).square().sum(dim=1) / negatives).sum()
+        return loss - ((positive + 1).square() / negatives[query]).sum()
+    return loss + _hard_negative_term(similarity, labels, positives, hard_negative_ratio)
+
+
+def _hard_negative_term(similarity: Tensor, labels: Tensor, positives: Tensor, ratio: float) -> Tensor:
+    """Sum over the queries of the mean of (s + 1)^2 over the hardest `ratio` of the negatives."""
+    negatives = labels.shape[1] - positives
+    kept = (negatives * ratio).ceil().long()
+    hardest = similarity.masked_fill(labels, float("-inf")).topk(int(kept.max().clamp(min=1)), dim=1).values
+    counts = torch.arange(hardest.shape[1], device=hardest.device)[None] < kept[:, None]
+    squares = (hardest.masked_fill(~counts, -1.0) + 1).square()
+    return (squares.sum(dim=1) / kept.clamp(min=1)).sum()
+
+
+def cluster_contrastive_loss(
+    features: Tensor,
+    memory: Tensor,
+    cluster_labels: Tensor,
+    targets: Tensor,
+    temperature: float,
+    hard_negative_mass: float,
+) -> Tensor:
+    """Softmax over clusters in which only the hardest negative clusters count (CGPS; DESIGN: L_cluster of the paper).
+
+    The logit of a cluster is the mean similarity to its members' rows over `temperature`. Of the negative clusters,
+    sorted by their share of the negatives' softmax mass, those up to and with the one where the cumulative share is
+    nearest `hard_negative_mass` count.
+
+    Args:
+        features: (q, d) unit features.
+        memory: (N, d) bank rows; no gradient flows into them.
+        cluster_labels: (N,) int64, the cluster of each row, from 0.
+        targets: (q,) int64, the bank row of each feature's person.
+        temperature: divisor of the similarities.
+        hard_negative_mass: share in (0, 1]; 1 keeps every negative cluster.
+
+    Returns:
+        A scalar, the mean over the features; 0 without features.
+    """
+    if len(features) == 0:
+        return features.sum() * 0.0
+    centres = cluster_means(memory.detach().float(), cluster_labels)
+    logits = features.float() @ centres.T / temperature
+    positive = cluster_labels[targets]
+    if logits.shape[1] > 1:
+        easy = _easy_negatives(logits.detach(), positive, hard_negative_mass)
+        logits = logits.masked_fill(easy, float("-inf"))
+    return F.cross_entropy(logits, positive)
+
+
+def cluster_means(memory: Tensor, cluster_labels: Tensor) -> Tensor:
+    """Mean row (C, d) of every cluster; the mean similarity to members is the similarity to their mean.
+
+    Args:
+        memory: (N, d).
+        cluster_labels: (N,) int64, from 0, every value below the maximum in use.
+    """
+    counts = torch.bincount(cluster_labels)
+    sums = memory.new_zeros(len(counts), memory.shape[1]).index_add_(0, cluster_labels, memory)
+    return sums / counts[:, None]
+
+
+def _easy_negatives(logits: Tensor, positive: Tensor, mass: float) -> Tensor:
+    """(q, C) bool: the negative clusters that do not count."""
+    negative_logits = logits.scatter(1, positive[:, None], float("-inf"))
+    share = negative_logits.softmax(dim=1)
+    ordered = share.sort(dim=1, descending=True).values
+    last = (ordered.cumsum(dim=1) - mass).abs().argmin(dim=1, keepdim=True)
+    easy = share < ordered.gather(1, last)
+    return easy.scatter(1, positive[:, None], False)

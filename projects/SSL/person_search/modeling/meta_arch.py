@@ -1,0 +1,140 @@
+"""The meta-architecture: a GeneralizedRCNN with two sequential heads, joined in training by the exemplar branch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from .exemplar_branch import ExemplarBranch
+from .objective import SSLObjective
+
+
+@META_ARCH_REGISTRY.register()
+class SSLPersonSearch(GeneralizedRCNN):
+    """SSL for weakly supervised person search (arXiv 2302.12986v1).
+
+    In training `forward` returns the losses of Eq. 13. In evaluation it returns for each image a dict with "instances"
+    (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of unit length) in pixels of the original image, and
+    "given_embeddings" (R, d) for the boxes that the input names in "given_boxes" (R, 4; pixels of the resized image).
+    """
+
+    @configurable
+    def __init__(self, *, exemplar_branch: ExemplarBranch | None, objective: SSLObjective, **kwargs: Any) -> None:
+        """
+        Args:
+            exemplar_branch: makes the multi-scale exemplars in training; None without them.
+            objective: memory banks and re-id losses.
+            kwargs: arguments of `GeneralizedRCNN`.
+        """
+        super().__init__(**kwargs)
+        self.exemplar_branch = exemplar_branch
+        self.objective = objective
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration."""
+        kwargs = super().from_config(cfg)
+        kwargs["exemplar_branch"] = _build_exemplar_branch(cfg, kwargs["backbone"], kwargs["roi_heads"])
+        kwargs["objective"] = SSLObjective(cfg)
+        return kwargs
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """See the class. Inputs are those of `GeneralizedRCNN`, with `gt_instance_index` among the ground truth."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        if self.vis_period > 0:
+            self._visualize(batched_inputs, proposals)
+        exemplars = self._exemplars(images.tensor, targets)
+        embeddings, detector_losses = self.roi_heads.forward_train(images, features, proposals, targets, exemplars)
+        return {**losses, **detector_losses, **self.objective(embeddings)}
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: None = None,
+        do_postprocess: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Detects and embeds; see the class.
+
+        Args:
+            batched_inputs: images, optionally with "given_boxes".
+            detected_instances: not supported, use "given_boxes".
+            do_postprocess: scale boxes to the original image.
+        """
+        if detected_instances is not None:
+            raise ValueError("SSLPersonSearch embeds known boxes through the input 'given_boxes'")
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        given = None
+        if any("given_boxes" in x for x in batched_inputs):
+            none = torch.zeros(0, 4)
+            given = [Boxes(x.get("given_boxes", none).to(self.device)) for x in batched_inputs]
+        results, embeddings = self.roi_heads.forward_test(images, features, proposals, given)
+        outputs = [{"instances": r} for r in results]
+        if do_postprocess:
+            outputs = GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+        for output, given_embeddings in zip(outputs, embeddings, strict=True):
+            output["given_embeddings"] = given_embeddings
+        return outputs
+
+    @torch.no_grad()
+    def embed_persons(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features of the annotated persons, without detection (to fill the memory banks).
+
+        Args:
+            batched_inputs: images with "instances".
+
+        Returns:
+            rows (P,) int64, main-branch features (P, d), and exemplar features (P, d) averaged over the scales (f^h of
+            Eq. 5; None without the exemplar branch).
+        """
+        images = self.preprocess_image(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        rows = torch.cat([t.gt_instance_index for t in targets])
+        features = self.backbone(images.tensor)
+        exemplars = self._exemplars(images.tensor, targets)
+        embeddings = self.roi_heads.embed_boxes(features, [t.gt_boxes for t in targets], exemplars)
+        persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
+        if exemplars is None:
+            return rows, persons, None
+        averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
+        return rows, persons, averaged
+
+    def _exemplars(self, images: Tensor, targets: list[Any]):
+        if self.exemplar_branch is None:
+            return None
+        return self.exemplar_branch(images, targets, self.backbone, self.roi_heads.second_res5)
+
+    def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Any]) -> None:
+        from detectron2.utils.events import get_event_storage
+
+        if get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+
+
+def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Module) -> ExemplarBranch | None:
+    exemplar = cfg.SSL.EXEMPLAR
+    if not exemplar.ENABLED:
+        return None
+    separate = None
+    if not exemplar.SHARED_BACKBONE:
+        separate = nn.ModuleDict(
+            {"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)}
+        )
+    return ExemplarBranch(
+        scales=exemplar.SCALES,
+        original=exemplar.ORIGINAL,
+        mask_background=exemplar.MASK_BACKGROUND,
+        separate=separate,
+    )

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Trains or evaluates a person search model.
+
+    python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1
+    python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1 --eval-only MODEL.WEIGHTS model.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from person_search import add_ssl_config
+from person_search.config import merge_file_and_options
+from person_search.data import register_custom
+from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
+from person_search.engine.logging import quiet_expected_errors, setup_logging
+from person_search.errors import PersonSearchError
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The configuration of a run, and its logging."""
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    merge_file_and_options(cfg, args.config_file, args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        print("No GPU is visible: running on the CPU (MODEL.DEVICE cpu).", file=sys.stderr)
+        cfg.MODEL.DEVICE = "cpu"
+    register_custom(cfg.DATASETS.CUSTOM)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logging(cfg.OUTPUT_DIR)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Runs one process of a training or an evaluation."""
+    quiet_expected_errors()
+    try:
+        cfg = setup(args)
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = PersonSearchTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    except PersonSearchError as error:
+        logging.getLogger("person_search").error("%s", error)
+        sys.exit(2)
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluates MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST."""
+    model = PersonSearchTrainer.build_model(cfg)
+    checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
+    last = checkpointer.get_checkpoint_file() if resume else ""
+    checkpointer.load_for_inference(last or cfg.MODEL.WEIGHTS)
+    return PersonSearchTrainer.test(cfg, model)
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except torch.multiprocessing.ProcessExitedException as exited:
+        # The process has said why; its traceback through the launcher would only hide it.
+        sys.exit(exited.exit_code)
