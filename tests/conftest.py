@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode, get_cfg
+from person_search import add_ssl_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,3 +24,32 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real data and golden files is not beside this checkout")
     return folder
+
+
+def _config(*options: object) -> CfgNode:
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_file(str(REPOSITORY / "projects" / "SSL" / "configs" / "synthetic.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    return cfg
+
+
+@pytest.fixture
+def narrow_cfg() -> CfgNode:
+    """A tiny model of the real architecture: a ResNet-50 of an eighth of the width, 16-dimensional embeddings."""
+    return _config(
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.SECOND_HEAD.EMBEDDING_DIM", 16),
+        *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4, "SSL.EXEMPLAR.SCALES", ((24, 12), (48, 24))),
+        *("SSL.MEMORY.INIT_BN_BATCHES", 2),
+    )
+
+
+@pytest.fixture
+def full_width_cfg() -> CfgNode:
+    """The paper's ResNet-50 on the CPU."""
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_file(str(REPOSITORY / "projects" / "SSL" / "configs" / "prw.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu"])
+    return cfg

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Sequence
 
+import yaml
 from detectron2.config import CfgNode
 
 from .errors import ConfigError
@@ -190,23 +193,24 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
     Raises:
         ConfigError: a key does not exist (the nearest that do are named) or a value does not fit.
     """
+    if config_file and not os.path.isfile(config_file):
+        raise ConfigError(f"config file {config_file} does not exist: check --config-file")
+    if len(options) % 2:
+        raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
     try:
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(options))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config file {config_file} does not exist ({error.strerror})") from error
-    except KeyError as error:
-        raise ConfigError(_unknown_key_message(cfg, str(error.args[0]))) from error
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{config_file or 'command line'}: {error}") from error
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        where = config_file or "command line"
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+        raise ConfigError(_unknown_key(cfg, unknown[1]) if unknown else f"{where}: {message}") from error
 
 
-def _unknown_key_message(cfg: CfgNode, message: str) -> str:
-    key = message.rsplit(":", 1)[-1].strip()
+def _unknown_key(cfg: CfgNode, key: str) -> str:
     near = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"unknown config key {key}{hint}"
+    return f"unknown config key {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:

@@ -23,6 +23,14 @@ from ..modeling import SSLObjective
 logger = logging.getLogger(__name__)
 
 
+def seed_generators(*entropy: int) -> None:
+    """Seeds the generators of `random`, numpy and torch (of GPUs too) from numbers of 0 or more."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 class SeedIterations(HookBase):
     """Before each iteration, seeds every random generator from (seed, iteration, rank).
 
@@ -34,10 +42,7 @@ class SeedIterations(HookBase):
         self.seed = seed
 
     def before_step(self) -> None:
-        entropy = np.random.SeedSequence([self.seed, self.trainer.iter, comm.get_rank()]).generate_state(1)[0]
-        random.seed(int(entropy))
-        np.random.seed(int(entropy))
-        torch.manual_seed(int(entropy))
+        seed_generators(self.seed, self.trainer.iter, comm.get_rank())
 
 
 class EvaluateUntrained(HookBase):

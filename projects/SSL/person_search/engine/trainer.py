@@ -33,6 +33,7 @@ from .hooks import (
     SeedIterations,
     ThresholdSchedule,
     UpdateBanks,
+    seed_generators,
 )
 from .optimizer import build_optimizer
 from .schedule import iterations_per_epoch, resolve_schedule
@@ -68,6 +69,7 @@ class PersonSearchTrainer(DefaultTrainer):
         self.iterations_per_epoch = iterations_per_epoch(len(self.training_set.records), cfg.SOLVER.IMS_PER_BATCH)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
+        seed_generators(self.seed)
         model = self.build_model(cfg)
         model.objective.allocate(torch.from_numpy(self.training_set.row_image))
         self.person_search_model = model

@@ -63,7 +63,7 @@ def download_torchvision(url: str) -> dict[str, Tensor]:
     name = url.removeprefix(TORCHVISION_PREFIX)
     try:
         weights = torchvision.models.get_weight(name)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"MODEL.WEIGHTS {url}: torchvision has no weights of that name ({error})") from error
     file_name = weights.url.rsplit("/", 1)[-1]
     try:

@@ -1,0 +1,117 @@
+"""Parsed annotations kept on disk between runs, and thrown away as soon as a file behind them changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+CACHE_FOLDER = ".person_search_cache"
+_FINGERPRINT = "fingerprint"
+
+Arrays = dict[str, np.ndarray]
+
+
+def fingerprint(sources: Sequence[Path], version: int) -> str:
+    """Digest of the names, sizes and modification times of the files that a reader uses.
+
+    Args:
+        sources: files, or folders that stand for every file directly inside them. A missing one counts as absent.
+        version: version of the reader; a reader that gives other arrays from the same files has another version.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"version {version}\n".encode())
+    for source in sources:
+        digest.update(f"{source.name}\n".encode())
+        for line in _describe(source):
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def cached_arrays(name: str, root: Path, sources: Sequence[Path], version: int, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `build` gives, from disk where they were stored and no source has changed since.
+
+    The file lies in `root`/.person_search_cache, or, where that cannot be written, in
+    $XDG_CACHE_HOME/person_search (default ~/.cache/person_search). Where neither can be written nothing is
+    stored and reading is merely slower. A damaged file is ignored and written anew.
+
+    Args:
+        name: name of the file without ending, unique under `root`.
+        root: folder of the dataset.
+        sources: see `fingerprint`.
+        version: see `fingerprint`.
+        build: reads the sources; called only where nothing valid is stored. Arrays of objects are not allowed.
+    """
+    files = [folder / f"{name}.npz" for folder in _folders(root)]
+    key = fingerprint(sources, version)
+    for file in files:
+        stored = _load(file, key)
+        if stored is not None:
+            return stored
+    arrays = build()
+    # Files that changed while they were read may be half old, half new: such arrays serve this run only.
+    if fingerprint(sources, version) == key and not any(_store(file, key, arrays) for file in files):
+        logger.warning("No cache for %s: neither %s can be written", name, " nor ".join(str(f.parent) for f in files))
+    return arrays
+
+
+def _describe(source: Path) -> list[str]:
+    """One line (name, bytes, nanoseconds) for each file that `source` stands for, in sorted order."""
+    try:
+        if not source.is_dir():
+            status = source.stat()
+            return [f"{status.st_size} {status.st_mtime_ns}\n"]
+        with os.scandir(source) as entries:
+            statuses = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except OSError:
+        return ["absent\n"]
+    return sorted(f"{name} {status.st_size} {status.st_mtime_ns}\n" for name, status in statuses)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Where a cache file may lie, best first."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Two datasets may share a name: in the user's folder the digest of the root tells them apart.
+    place = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()[:16]
+    below_root = [root / CACHE_FOLDER] if root.is_dir() else []
+    return [*below_root, user / "person_search" / place]
+
+
+def _load(file: Path, key: str) -> Arrays | None:
+    """The stored arrays, or None where there are none, they are out of date or the file is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            if str(stored[_FINGERPRINT]) != key:
+                return None
+            return {name: stored[name] for name in stored.files if name != _FINGERPRINT}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # a damaged zip file makes numpy raise any of a dozen types
+        logger.warning("Ignored the damaged cache file %s (%s)", file, error)
+        return None
+
+
+def _store(file: Path, key: str, arrays: Arrays) -> bool:
+    """Writes the arrays in one step; False where the folder cannot be written."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, allow_pickle=False, **{_FINGERPRINT: np.array(key)}, **arrays)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out the others who share a dataset folder
+        os.replace(temporary, file)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        return False
+    return True

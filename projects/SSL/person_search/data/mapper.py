@@ -1,0 +1,249 @@
+"""Turns a dataset record into what the model takes: image, boxes, bank rows and foreground masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+
+from ..errors import ConfigError, DatasetError
+from .images import read_image
+from .masks import box_window, decode_columns
+
+MIN_BOX_SIDE = 1e-5  # pixels, as in Detectron2: what is smaller lies outside a cropped image
+
+
+class UnreadableImageError(DatasetError):
+    """An image file is missing, damaged or cut short. Training skips the image, evaluation stops."""
+
+
+class PersonSearchMapper:
+    """The mapper of this project, for training, for filling the memory banks and for evaluation.
+
+    Takes a dataset record and returns a dict with
+        image: uint8 tensor (3, H, W), resized (and flipped in training), channels in the order of `image_format`;
+        height, width: size of the image before it was resized;
+        image_id, file_name, and camera_id where the record has one;
+        instances (training and bank filling): Instances of size (H, W) with gt_boxes, gt_classes (int64, all 0),
+            gt_instance_index (int64, rows of the memory bank) and, where masks are used and the record has some,
+            gt_masks: BitMasks (P, H, W), zero outside the pixels that the box touches; a person without a mask has
+            all pixels of the box set. Persons whose box ends up empty are left out;
+        given_boxes (evaluation, where boxes were given): float32 (R, 4), xyxy in the resized image, in the order given.
+
+    Identities (`person_id`) never get through: training must not see them.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        use_masks: bool,
+        with_instances: bool | None = None,
+        given_boxes: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Keeps the settings; with a config, call `PersonSearchMapper(cfg, is_train)`.
+
+        Args:
+            is_train: whether the augmentations are those of training.
+            augmentations: Detectron2 augmentations, applied in order.
+            image_format: "RGB" or "BGR".
+            use_masks: whether `gt_masks` are wanted.
+            with_instances: whether the ground truth is wanted; by default only in training. True with test
+                augmentations is what fills the memory banks.
+            given_boxes: image_id -> (R, 4) xyxy in pixels of the original image; boxes whose embedding is wanted. An
+                image that is not named gets none.
+
+        Raises:
+            ConfigError: the image format is neither RGB nor BGR.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ConfigError(f"INPUT.FORMAT is {image_format!r}; expected 'RGB' or 'BGR'")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_masks = use_masks
+        self.with_instances = is_train if with_instances is None else with_instances
+        self.given_boxes = given_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The constructor's arguments from a config: Detectron2's keys of INPUT and SSL.EXEMPLAR."""
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "use_masks": cfg.SSL.EXEMPLAR.ENABLED and cfg.SSL.EXEMPLAR.MASK_BACKGROUND,
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Maps one record; see the class for what comes out.
+
+        Raises:
+            UnreadableImageError: the image cannot be read.
+            DatasetError: the image has another size than the record says, or an annotation is damaged.
+        """
+        image = read_frame(record, self.image_format)
+        height, width = image.shape[:2]
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        resized = augmented.image
+        output: dict[str, Any] = {key: record[key] for key in ("image_id", "file_name", "camera_id") if key in record}
+        output["height"], output["width"] = height, width
+        output["image"] = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        if self.with_instances:
+            output["instances"] = self._instances(record, transforms, (height, width), resized.shape[:2])
+        if self.given_boxes is not None:
+            output["given_boxes"] = self._given_boxes(record["image_id"], transforms)
+        return output
+
+    def _instances(
+        self, record: Mapping[str, Any], transforms: T.TransformList, frame: tuple[int, int], size: tuple[int, int]
+    ) -> Instances:
+        persons = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        boxes = np.array(
+            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in persons], dtype=np.float64
+        ).reshape(-1, 4)
+        boxes = transforms.apply_box(boxes).clip(min=0, max=[size[1], size[0]] * 2).astype(np.float32)
+        kept = ((boxes[:, 2:] - boxes[:, :2]) > MIN_BOX_SIDE).all(axis=1)
+        boxes, persons = boxes[kept], [person for person, keep in zip(persons, kept, strict=True) if keep]
+
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+        instances.gt_classes = torch.zeros(len(persons), dtype=torch.int64)
+        instances.gt_instance_index = torch.tensor([a["instance_index"] for a in persons], dtype=torch.int64)
+        if self.use_masks and (not persons or any("segmentation" in a for a in persons)):
+            segmentations = [a.get("segmentation") for a in persons]
+            try:
+                masks = transform_masks(segmentations, boxes, transforms, frame, size)
+            except DatasetError as error:
+                raise DatasetError(f"{record['image_id']}: {error}") from error
+            instances.gt_masks = BitMasks(torch.from_numpy(masks))
+        return instances
+
+    def _given_boxes(self, image_id: str, transforms: T.TransformList) -> torch.Tensor:
+        boxes = np.asarray((self.given_boxes or {}).get(image_id, ()), dtype=np.float64).reshape(-1, 4)
+        if not np.isfinite(boxes).all():
+            raise DatasetError(f"{image_id}: a box whose embedding is wanted has a coordinate that is not a number")
+        return torch.from_numpy(transforms.apply_box(boxes).astype(np.float32))
+
+
+def read_frame(record: Mapping[str, Any], image_format: str) -> np.ndarray:
+    """Reads the image of a record.
+
+    Args:
+        record: a dataset record.
+        image_format: "RGB" or "BGR".
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        UnreadableImageError: it cannot be read.
+        DatasetError: it has another size than the record says, so that the boxes would be wrong.
+    """
+    try:
+        image = read_image(record["file_name"], image_format)
+    except DatasetError as error:
+        raise UnreadableImageError(str(error)) from error
+    expected = (record["height"], record["width"])
+    if image.shape[:2] != expected:
+        raise DatasetError(
+            f"{record['file_name']}: the image is {image.shape[1]} x {image.shape[0]} pixels, but its annotations are "
+            f"for {expected[1]} x {expected[0]}; use the frames that the annotations were made on"
+        )
+    return image
+
+
+def transform_masks(
+    segmentations: Sequence[Mapping[str, Any] | None],
+    boxes: np.ndarray,
+    transforms: T.TransformList,
+    frame: tuple[int, int],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Applies geometric transforms to foreground masks, only under the persons' boxes.
+
+    Args:
+        segmentations: P masks as COCO RLE over the original frame, or None.
+        boxes: (P, 4) xyxy in the transformed image, inside it.
+        transforms: what was done to the image.
+        frame: (height, width) of the original frame.
+        size: (height, width) of the transformed image.
+
+    Returns:
+        bool (P, *size). Nearest neighbour; zero outside the pixels that the person's box touches. Where there is no
+        mask, or it is empty under the box, all those pixels are set.
+
+    Raises:
+        DatasetError: a mask is damaged or has another size than the frame.
+    """
+    masks = np.zeros((len(segmentations), *size), dtype=bool)
+    sources = source_pixels(transforms, frame)
+    for mask, segmentation, box in zip(masks, segmentations, boxes, strict=True):
+        touched = box_window(box, *size)
+        window = mask[touched]
+        if segmentation is not None:
+            _check_size(segmentation, frame)
+            if sources is not None:
+                rows, columns = sources[0][touched[0]], sources[1][touched[1]]
+                left = int(columns.min())
+                window[:] = decode_columns(segmentation, left, int(columns.max()) + 1)[rows][:, columns - left]
+            else:
+                whole = decode_columns(segmentation, 0, frame[1]).astype(np.uint8)
+                window[:] = transforms.apply_segmentation(whole)[touched]
+        if not window.any():
+            window[:] = True
+    return masks
+
+
+def source_pixels(transforms: T.TransformList, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Finds the original row and column that nearest-neighbour sampling puts in each row and column of the result.
+
+    Args:
+        transforms: what was done to the image.
+        frame: (height, width) before the transforms.
+
+    Returns:
+        int64 (height after,) and (width after,), or None where a transform moves rows and columns together or is not
+        known here.
+    """
+    rows, columns = np.arange(frame[0]), np.arange(frame[1])
+    for transform in transforms.transforms:
+        if isinstance(transform, T.ResizeTransform):
+            rows = rows[_nearest(transform.h, transform.new_h)]
+            columns = columns[_nearest(transform.w, transform.new_w)]
+        elif isinstance(transform, T.HFlipTransform):
+            columns = columns[::-1]
+        elif isinstance(transform, T.VFlipTransform):
+            rows = rows[::-1]
+        elif isinstance(transform, T.CropTransform):
+            rows = rows[transform.y0 : transform.y0 + transform.h]
+            columns = columns[transform.x0 : transform.x0 + transform.w]
+        elif not isinstance(transform, T.NoOpTransform):
+            return None
+    return rows, columns
+
+
+def _nearest(before: int, after: int) -> np.ndarray:
+    # The source pixel in which the centre of each target pixel lies, in whole numbers.
+    return (2 * np.arange(after) + 1) * before // (2 * after)
+
+
+def _check_size(segmentation: Mapping[str, Any], frame: tuple[int, int]) -> None:
+    if not isinstance(segmentation, Mapping) or tuple(segmentation.get("size", ())) != tuple(frame):
+        found = segmentation.get("size") if isinstance(segmentation, Mapping) else type(segmentation).__name__
+        raise DatasetError(
+            f"segmentation is {found}, expected a COCO run-length encoding of size [{frame[0]}, {frame[1]}]"
+        )

@@ -1,0 +1,294 @@
+"""Foreground masks of annotated persons: the JSON file that keeps them, and fast decoding of COCO's run lengths."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from ..errors import DatasetError
+from .catalog import dataset_root
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "person_search.masks/1"
+BOX_TOLERANCE = 1.0  # pixels; a box that has moved further is another annotation
+MIN_FOREGROUND = 0.05  # share of its box; a mask with less would hide the person rather than the background
+
+Box = tuple[float, float, float, float]
+
+
+class MaskStore:
+    """Foreground masks of one data set, keyed by frame and box so that a changed annotation never gets an old mask.
+
+    A person for whom no mask could be made is kept too, without one: whoever fills the store knows that it was tried.
+
+    Attributes:
+        dataset: name of the data set that the masks were made for.
+        provider: what made them, for example "grabcut".
+    """
+
+    def __init__(self, dataset: str = "", provider: str = "") -> None:
+        self.dataset = dataset
+        self.provider = provider
+        self._entries: dict[str, list[tuple[Box, dict[str, Any] | None]]] = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MaskStore:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            DatasetError: the file is missing, is not JSON or is not a mask file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DatasetError(f"mask file {path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise DatasetError(f"mask file {path}: not JSON ({error}); make it again with prepare_masks.py") from error
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        if found != FORMAT:
+            raise DatasetError(f"mask file {path}: field 'format' is {found!r}, expected {FORMAT!r}")
+        store = cls(str(content.get("dataset", "")), str(content.get("provider", "")))
+        masks = content.get("masks")
+        if not isinstance(masks, dict):
+            raise DatasetError(f"mask file {path}: field 'masks' must map frames to their masks")
+        for image_id, entries in masks.items():
+            try:
+                store._entries[image_id] = [_parse_entry(entry) for entry in entries]
+            except (KeyError, TypeError, ValueError) as error:
+                raise DatasetError(f"mask file {path}: masks of {image_id!r} are malformed ({error!r})") from error
+        return store
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the store as JSON; a file that is already there is replaced in one step, never left half written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        masks = {
+            image_id: [{"bbox": list(bbox), **(rle or {})} for bbox, rle in entries]
+            for image_id, entries in self._entries.items()
+        }
+        content = {"format": FORMAT, "dataset": self.dataset, "provider": self.provider, "masks": masks}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def add(self, image_id: str, bbox: Sequence[float], mask: np.ndarray | None) -> None:
+        """Keeps the mask of one person; a mask of the same box is replaced.
+
+        Args:
+            image_id: the frame.
+            bbox: (x0, y0, x1, y1) of the annotation, in pixels of the frame.
+            mask: (height, width) of the frame, bool or 0/1; None where none could be made.
+        """
+        box = _box(bbox)
+        entries = [entry for entry in self._entries.get(image_id, []) if entry[0] != box]
+        self._entries[image_id] = [*entries, (box, None if mask is None else encode_rle(mask))]
+
+    def has(self, image_id: str, bbox: Sequence[float]) -> bool:
+        """Whether this person was added, with or without a mask."""
+        return self._find(image_id, bbox) is not None
+
+    def get(self, image_id: str, bbox: Sequence[float]) -> dict[str, Any] | None:
+        """Returns the person's mask as COCO RLE over the full frame, or None. Boxes match within one pixel."""
+        entry = self._find(image_id, bbox)
+        return None if entry is None or entry[1] is None else dict(entry[1])
+
+    def attach(self, records: Iterable[dict[str, Any]]) -> int:
+        """Puts `segmentation` into every annotation whose mask is in the store, in place.
+
+        Args:
+            records: dataset records (boxes in XYXY_ABS).
+
+        Returns:
+            The number of annotations that got a mask.
+
+        Raises:
+            DatasetError: a mask was made for a frame of another size.
+        """
+        attached = 0
+        for record in records:
+            if record["image_id"] not in self._entries:
+                continue
+            for annotation in record["annotations"]:
+                rle = self.get(record["image_id"], annotation["bbox"])
+                if rle is None:
+                    continue
+                if list(rle["size"]) != [record["height"], record["width"]]:
+                    raise DatasetError(
+                        f"mask of {record['image_id']} is for a frame of height x width {rle['size']}, but the frame "
+                        f"has [{record['height']}, {record['width']}]; make the masks again with prepare_masks.py"
+                    )
+                annotation["segmentation"] = rle
+                attached += 1
+        return attached
+
+    def __len__(self) -> int:
+        """Number of persons with a mask."""
+        return sum(rle is not None for entries in self._entries.values() for _, rle in entries)
+
+    def _find(self, image_id: str, bbox: Sequence[float]) -> tuple[Box, dict[str, Any] | None] | None:
+        entries = self._entries.get(image_id)
+        if not entries:
+            return None
+        moved = np.abs(np.array([box for box, _ in entries]) - np.asarray(bbox, dtype=np.float64)).max(axis=1)
+        nearest = int(moved.argmin())
+        return entries[nearest] if moved[nearest] <= BOX_TOLERANCE else None
+
+
+def default_mask_file(dataset_name: str) -> Path:
+    """Where the masks of a data set are looked for: $DETECTRON2_DATASETS/masks/<dataset_name>.json."""
+    return dataset_root() / "masks" / f"{dataset_name}.json"
+
+
+def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Sequence[str] = ()) -> None:
+    """Puts the foreground masks of a data set into its annotations, in place, and says in one log line how many.
+
+    Args:
+        records: dataset records; a `segmentation` that is there already stays where the files have no mask for it.
+        dataset_name: names the data set in messages and in its default mask file.
+        paths: mask files (the config key INPUT.PERSON_MASKS). Empty: the default file, if there is one; without it
+            training goes on with unmasked crops.
+
+    Raises:
+        DatasetError: a file of `paths` is missing, or a file is damaged or made for other frames.
+    """
+    files = [Path(path).expanduser() for path in paths]
+    if not files and default_mask_file(dataset_name).exists():
+        files = [default_mask_file(dataset_name)]
+    for file in files:
+        MaskStore.load(file).attach(records)
+    persons = [a for record in records for a in record["annotations"] if not a.get("iscrowd", 0)]
+    masked = sum("segmentation" in annotation for annotation in persons)
+    if masked == 0:
+        logger.warning(
+            "%s: no foreground masks (%s); persons are cropped with their background. datasets/prepare_masks.py makes "
+            "masks",
+            dataset_name,
+            ", ".join(map(str, files)) or f"{default_mask_file(dataset_name)} does not exist",
+        )
+    else:
+        logger.info(
+            "%s: %d of %d persons have a foreground mask; the other %d are cropped with their background",
+            dataset_name,
+            masked,
+            len(persons),
+            len(persons) - masked,
+        )
+
+
+def box_window(box: Sequence[float], height: int, width: int, margin: float = 0.0) -> tuple[slice, slice]:
+    """Finds the pixels of a frame that a box touches.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels.
+        height, width: of the frame.
+        margin: share of the box's sides by which it is first widened on each side.
+
+    Returns:
+        The rows and the columns, empty where the box is outside the frame.
+    """
+    x0, y0, x1, y1 = (float(value) for value in box)
+    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
+    top, left = max(math.floor(y0 - dy), 0), max(math.floor(x0 - dx), 0)
+    bottom, right = min(math.ceil(y1 + dy), height), min(math.ceil(x1 + dx), width)
+    return slice(top, max(bottom, top)), slice(left, max(right, left))
+
+
+def limit_to_box(mask: np.ndarray, box: Sequence[float]) -> np.ndarray | None:
+    """Clears a mask, bool (height, width), outside the pixels of its box; None if less than a person is left."""
+    window = box_window(box, *mask.shape)
+    limited = np.zeros(mask.shape, dtype=bool)
+    limited[window] = mask[window]
+    return limited if limited.sum() > MIN_FOREGROUND * mask[window].size else None
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encodes a (height, width) mask, bool or 0/1, as COCO RLE that JSON can hold."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_columns(rle: Mapping[str, Any], x0: int, x1: int) -> np.ndarray:
+    """Decodes the columns x0 <= x < x1 of a mask.
+
+    COCO's runs go down the columns, so the columns under a box are one stretch of them; decoding only that stretch is
+    some 40 times faster than decoding a frame of 1920 x 1080 and cutting the box out.
+
+    Args:
+        rle: COCO RLE, {"size": [height, width], "counts": str, bytes or a list of run lengths}.
+        x0, x1: 0 <= x0 <= x1 <= width.
+
+    Returns:
+        bool array of shape (height, x1 - x0).
+
+    Raises:
+        DatasetError: the runs are damaged or do not fill the frame (pycocotools would return random memory).
+    """
+    height = int(rle["size"][0])
+    ends = np.cumsum(run_lengths(rle)).clip(x0 * height, x1 * height)
+    runs = np.diff(ends, prepend=x0 * height)
+    foreground = np.arange(len(runs)) % 2 == 1
+    return np.repeat(foreground, runs).reshape(x1 - x0, height).T
+
+
+def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
+    """Returns the run lengths of a COCO RLE, background first: int64, their sum is height * width.
+
+    In the string form a number is a group of 6-bit characters from "0" on, five bits of the number each, the lowest
+    first, the sixth saying whether more follow; the highest bit is the sign. From the fourth number on, each is the
+    difference to the number two before it.
+
+    Raises:
+        DatasetError: the runs are damaged or do not fill the frame.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        runs = _unpack(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts, dtype=np.int64)
+        valid = runs.ndim == 1 and bool((runs >= 0).all()) and int(runs.sum()) == height * width
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"segmentation is not a COCO run-length encoding of a mask ({error!r})") from error
+    if not valid:
+        raise DatasetError(f"segmentation is damaged: its runs do not fill the frame of {height} x {width} pixels")
+    return runs
+
+
+def _unpack(counts: str | bytes) -> np.ndarray:
+    data = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8)
+    digits = data.astype(np.int64) - 48
+    if digits.size == 0 or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError("bad characters in 'counts'")
+    last = np.flatnonzero((digits & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    length = last - first + 1
+    if length.max() > 12:
+        raise ValueError("a run in 'counts' is longer than any frame")
+    place = np.arange(digits.size) - np.repeat(first, length)
+    runs = np.add.reduceat((digits & 31) << (5 * place), first)
+    runs -= np.where(digits[last] & 16, np.int64(1) << (5 * length), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _box(bbox: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = (float(value) for value in bbox)
+    return x0, y0, x1, y1
+
+
+def _parse_entry(entry: Mapping[str, Any]) -> tuple[Box, dict[str, Any] | None]:
+    if "counts" not in entry:
+        return _box(entry["bbox"]), None
+    height, width = (int(side) for side in entry["size"])
+    return _box(entry["bbox"]), {"size": [height, width], "counts": str(entry["counts"])}

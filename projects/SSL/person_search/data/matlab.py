@@ -1,0 +1,88 @@
+"""What the readers of official annotations need of MATLAB files: one variable, its texts, its boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat, whosmat
+
+from ..errors import DatasetError
+
+
+def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The first of the named variables that a MATLAB file holds.
+
+    Args:
+        path: a MATLAB file up to version 7.2.
+        names: variable names, the preferred one first.
+
+    Raises:
+        DatasetError: the file is missing, damaged or holds none of them.
+    """
+    try:
+        variables = loadmat(path, variable_names=list(names))
+        held = [] if any(name in variables for name in names) else [name for name, *_ in whosmat(path)]
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged MATLAB files make scipy raise any of a dozen types
+        if not path.exists():
+            raise DatasetError(f"{path}: the file is missing; it belongs to the official download") from None
+        raise DatasetError(f"{path}: not a readable MATLAB file ({error}); fetch it again") from error
+    for name in names:
+        if name in variables:
+            return variables[name]
+    raise DatasetError(f"{path}: holds {held or 'no variable'}, expected {' or '.join(names)}")
+
+
+@contextmanager
+def naming(path: Path, where: str) -> Iterator[None]:
+    """Turns what goes wrong while an array of `path` is taken apart into a DatasetError that names file and place."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise DatasetError(f"{path}: {where}: {error}") from error
+
+
+def text(value: Any) -> str:
+    """The text of a MATLAB char array; ValueError where it is none."""
+    array = np.asarray(value)
+    if array.dtype.kind != "U" or array.size != 1:
+        raise ValueError(f"expected one text, found {array.dtype} of shape {array.shape}")
+    return str(array.item())
+
+
+def texts(path: Path, name: str) -> list[str]:
+    """The texts of a MATLAB cell array; DatasetError, naming file and cell, where one is none."""
+    values = []
+    for number, cell in enumerate(load_variable(path, (name,)).ravel(), 1):
+        with naming(path, f"{name}{{{number}}}"):
+            values.append(text(cell))
+    return values
+
+
+def box(value: Any) -> tuple[float, float, float, float] | None:
+    """(x, y, w, h) of a MATLAB array of four numbers, None of an empty one; ValueError where it is neither.
+
+    The official files store boxes as uint16 or smaller: a sum of those would wrap around, so floats come back.
+    """
+    array = np.asarray(value)
+    if array.size == 0:
+        return None
+    if array.size != 4 or array.dtype.kind not in "uif":
+        raise ValueError(f"expected a box of 4 numbers, found {array.dtype} of shape {array.shape}")
+    x, y, w, h = array.ravel().tolist()
+    return float(x), float(y), float(w), float(h)
+
+
+def structs(value: Any) -> list[Any]:
+    """The elements of a MATLAB struct array; MATLAB writes an empty one as an array without fields."""
+    array = np.asarray(value)
+    if array.size == 0:
+        return []
+    if array.dtype.names is None:
+        raise ValueError(f"expected a struct array, found {array.dtype} of shape {array.shape}")
+    return list(array.ravel())

@@ -1,0 +1,191 @@
+"""Own data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ..errors import ConfigError, DatasetError
+from .catalog import check_at_least, register_dataset
+from .images import image_sizes
+from .protocol import SearchProtocol
+from .records import (
+    UNLABELLED,
+    Frame,
+    Person,
+    Record,
+    build_records,
+    check_queries,
+    require_file,
+    spread_queries,
+)
+from .video import video_frame_name, video_shape
+
+_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
+_PEDESTRIAN = 1  # MOT16's class of walking persons
+_WITH_CLASS = (8, 9)  # columns of MOT16 and later; with 10 they are those of 2015, which end in world coordinates
+
+
+def register_mot(
+    name: str,
+    images: str | Path,
+    gt_file: str | Path,
+    *,
+    frames: Sequence[int] | None = None,
+    camera_id: int | None = None,
+    queries_per_identity: int = 10,
+    strict: bool = False,
+) -> None:
+    """Registers a sequence with MOT ground truth as the person search dataset `name`. Reads no file.
+
+    A line of the ground truth is "frame,id,x,y,w,h[,flag[,class[,visibility]]]", frames counted from 1. Lines with
+    flag 0 or a class other than pedestrian (1) are left out, a negative id is unlabelled. Frame k is the k-th frame
+    of a video; in a folder it is the image named by the number k, or the k-th by name where some names are no numbers.
+
+    Args:
+        name: as in DATASETS.TRAIN and DATASETS.TEST.
+        images: folder of images, or a video file.
+        gt_file: the ground truth.
+        frames: (first, last) frame to take, both included, counted as in the ground truth; None takes all.
+        camera_id: camera of the sequence, for cross-camera evaluation.
+        queries_per_identity: most queries of an identity; see `spread_queries`.
+        strict: a box that shows nothing of its frame is an error instead of being dropped.
+
+    Raises:
+        ConfigError: a bad value, or the name stands for another dataset.
+    """
+    check_at_least(name, "queries_per_identity", queries_per_identity, 1)
+    if camera_id is not None:
+        check_at_least(name, "camera_id", camera_id, 0)
+    span = _check_span(name, frames)
+    images, gt_file = Path(images).absolute(), Path(gt_file).absolute()
+    entry = {
+        "format": "mot",
+        "images": str(images),
+        "gt_file": str(gt_file),
+        "frames": span,
+        "camera_id": camera_id,
+        "queries_per_identity": queries_per_identity,
+        "strict": strict,
+    }
+    load = partial(load_mot, name, images, gt_file, span, camera_id, strict)
+    register_dataset(name, entry, load, partial(_load_protocol, name, load, queries_per_identity))
+
+
+def load_mot(
+    dataset: str,
+    images: Path,
+    gt_file: Path,
+    frames: tuple[int, int] | None = None,
+    camera_id: int | None = None,
+    strict: bool = False,
+) -> list[Record]:
+    """The records of a sequence, frames without persons included; `register_mot` says what the files hold.
+
+    Raises:
+        DatasetError: a file is missing or unreadable, a line malformed or of a frame that the sequence lacks (the
+            message gives file and line), or the sequence does not have the frames asked for.
+    """
+    require_file(dataset, gt_file, "ground truth in MOT's text format")
+    names, size = _sequence(dataset, images)
+    first, last = frames or (min(names), max(names))
+    taken = [number for number in names if first <= number <= last]
+    if frames is not None and (first not in names or last not in names):
+        raise DatasetError(
+            f"{dataset}: frames {first} to {last} are asked for, {images} has {min(names)} to {max(names)}"
+        )
+    persons = read_ground_truth(gt_file)
+    _check_frames(gt_file, persons, names, first, last)
+    sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
+    found = [
+        Frame(names[n], Path(names[n]).name, *size, [person for _, person in persons.get(n, ())], camera_id)
+        for n, size in zip(taken, sizes, strict=True)
+    ]
+    return build_records(dataset, found, strict)
+
+
+def read_ground_truth(gt_file: Path) -> dict[int, list[tuple[int, Person]]]:
+    """Frame -> [(line of the file, person)], lines that do not count left out.
+
+    Raises:
+        DatasetError: a line is malformed; the message gives file and line.
+    """
+    persons: dict[int, list[tuple[int, Person]]] = {}
+    columns = 0
+    for line, content in enumerate(gt_file.read_text(errors="replace").splitlines(), 1):
+        if not content.strip():
+            continue
+        fields = content.split(",")
+        columns = columns or len(fields)
+        try:
+            if len(fields) != columns or not 6 <= columns <= 10:
+                raise ValueError
+            values = [float(field) for field in fields]
+            frame, identity = _whole(values[0]), _whole(values[1])
+            x, y, w, h = values[2:6]
+        except (ValueError, OverflowError):
+            raise DatasetError(
+                f"{gt_file}: line {line}: expected {columns if 6 <= columns <= 10 else '6 to 10'} numbers "
+                f"'frame,id,x,y,w,h,...', found {content.strip()[:80]!r}"
+            ) from None
+        considered = columns < 7 or values[6] != 0
+        if considered and (columns not in _WITH_CLASS or values[7] == _PEDESTRIAN):
+            person = Person((x, y, x + w, y + h), max(identity, UNLABELLED))
+            persons.setdefault(frame, []).append((line, person))
+    return persons
+
+
+def _whole(value: float) -> int:
+    if value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, int] | None:
+    if frames is None:
+        return None
+    whole = len(frames) == 2 and all(isinstance(f, int) and not isinstance(f, bool) for f in frames)
+    if not whole or not 0 <= frames[0] <= frames[1]:
+        raise ConfigError(f"{name}: frames is {frames!r}, expected [first, last], counted as in the ground truth")
+    return frames[0], frames[1]
+
+
+def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
+    """Frame number -> `file_name`, and (height, width) where all frames share it because they are a video's."""
+    if images.is_file():
+        count, height, width = video_shape(images)
+        return {k + 1: video_frame_name(images, k) for k in range(count)}, (height, width)
+    if not images.is_dir():
+        raise DatasetError(f"{dataset}: {images} is missing; expected a folder of images or a video there")
+    files = sorted(file for file in images.iterdir() if file.suffix.lower() in _IMAGE_ENDINGS)
+    if not files:
+        raise DatasetError(f"{dataset}: {images} holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
+    if all(file.stem.isascii() and file.stem.isdigit() for file in files):
+        numbers = [int(file.stem) for file in files]
+    else:
+        numbers = list(range(1, len(files) + 1))
+    names: dict[int, str] = {}
+    for number, file in sorted(zip(numbers, files, strict=True)):
+        if number in names:
+            raise DatasetError(f"{dataset}: {names[number]} and {file} are both frame {number}")
+        names[number] = str(file)
+    return names, None
+
+
+def _check_frames(
+    gt_file: Path, persons: dict[int, list[tuple[int, Person]]], names: dict[int, str], first: int, last: int
+) -> None:
+    """Every frame of the ground truth within first..last must have its image."""
+    for number, of_frame in persons.items():
+        if number not in names and (first <= number <= last or not min(names) <= number <= max(names)):
+            raise DatasetError(
+                f"{gt_file}: line {of_frame[0][0]}: frame {number} is not in the sequence, "
+                f"whose frames are {min(names)} to {max(names)}"
+            )
+
+
+def _load_protocol(dataset: str, load: partial[list[Record]], queries_per_identity: int) -> SearchProtocol:
+    records = load()
+    protocol = SearchProtocol("custom", spread_queries(records, queries_per_identity))
+    return check_queries(dataset, protocol, (record["image_id"] for record in records))

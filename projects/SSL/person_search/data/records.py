@@ -1,0 +1,234 @@
+"""Dataset records: the one place where boxes are cleaned and frames and queries are checked."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from ..errors import DatasetError
+from .protocol import BoxXYXY, Query, SearchProtocol
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = -1
+MIN_SIDE = 1.0  # pixels: what is narrower than one pixel after clipping shows nobody
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Person:
+    """One annotated person as a reader found it.
+
+    Attributes:
+        bbox: (x0, y0, x1, y1) in pixels; may reach out of the frame.
+        person_id: identity; any negative number means unlabelled.
+        segmentation: the person's foreground mask over the frame as COCO run lengths {"size": [h, w], "counts"}.
+    """
+
+    bbox: BoxXYXY
+    person_id: int = UNLABELLED
+    segmentation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as a reader found it; `file_name` is absolute, `image_id` unique in its dataset, sizes in pixels."""
+
+    file_name: str
+    image_id: str
+    height: int
+    width: int
+    persons: Sequence[Person] = ()
+    camera_id: int | None = None
+
+
+@dataclass
+class _Tally:
+    """What cleaning did, for one line in the log."""
+
+    clipped: int = 0
+    dropped: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def report(self, dataset: str) -> None:
+        if self.dropped:
+            logger.warning(
+                "%s: dropped %d boxes that show nothing (for example %s)",
+                dataset, self.dropped, "; ".join(self.examples),
+            )  # fmt: skip
+        if self.clipped:
+            logger.info("%s: clipped %d boxes to their frame", dataset, self.clipped)
+
+
+def clip_box(bbox: BoxXYXY, height: int, width: int) -> BoxXYXY | None:
+    """The part of a box inside its frame.
+
+    Args:
+        bbox: (x0, y0, x1, y1) in pixels.
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+
+    Returns:
+        (x0, y0, x1, y1) within [0, width] x [0, height], or None where a side of that part is shorter than
+        `MIN_SIDE` or a coordinate is not finite.
+    """
+    x0, y0, x1, y1 = map(float, bbox)
+    if not math.isfinite(x0 + y0 + x1 + y1):
+        return None
+    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    return (x0, y0, x1, y1) if x1 - x0 >= MIN_SIDE and y1 - y0 >= MIN_SIDE else None
+
+
+def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -> list[Record]:
+    """Detectron2's records of a dataset, checked, boxes clipped, memory bank rows numbered.
+
+    Boxes are clipped to their frame; one of which less than a pixel is left is dropped and counted in one log line.
+
+    Args:
+        dataset: name, for messages.
+        frames: what the reader found, in the order of the records.
+        strict: a box that would be dropped is an error.
+
+    Returns:
+        One record for each frame: file_name, image_id, height, width, camera_id (where known) and annotations, each
+        with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled), instance_index (0..N-1 in
+        record order) and, where given, segmentation.
+
+    Raises:
+        DatasetError: no frame at all, two frames of one name, a frame without a size, or (strict) an unusable box.
+    """
+    records: list[Record] = []
+    seen: dict[str, str] = {}
+    tally, row = _Tally(), 0
+    for frame in frames:
+        if frame.image_id in seen:
+            raise DatasetError(
+                f"{dataset}: two frames are named {frame.image_id!r} ({seen[frame.image_id]} and {frame.file_name}); "
+                "names must be unique in a dataset"
+            )
+        seen[frame.image_id] = frame.file_name
+        if frame.height < 1 or frame.width < 1:
+            raise DatasetError(f"{dataset}: frame {frame.image_id!r} has the size {frame.width} x {frame.height}")
+        annotations = _annotations(dataset, frame, row, strict, tally)
+        row += len(annotations)
+        record = {
+            "file_name": frame.file_name,
+            "image_id": frame.image_id,
+            "height": frame.height,
+            "width": frame.width,
+            "annotations": annotations,
+        }
+        if frame.camera_id is not None:
+            record["camera_id"] = frame.camera_id
+        records.append(record)
+    if not records:
+        raise DatasetError(f"{dataset}: has no frame")
+    tally.report(dataset)
+    return records
+
+
+def _annotations(dataset: str, frame: Frame, row: int, strict: bool, tally: _Tally) -> list[dict[str, Any]]:
+    """The annotations of one frame, bank rows counted from `row`."""
+    annotations: list[dict[str, Any]] = []
+    for number, person in enumerate(frame.persons):
+        bbox = clip_box(person.bbox, frame.height, frame.width)
+        if bbox is None:
+            where = f"box {number} of {frame.image_id}: {[round(float(v), 2) for v in person.bbox]}"
+            if strict:
+                raise DatasetError(
+                    f"{dataset}: {where} (x0, y0, x1, y1) shows nothing of the frame of "
+                    f"{frame.width} x {frame.height} pixels; mend the annotation or read without strict"
+                )
+            tally.dropped += 1
+            if len(tally.examples) < 3:
+                tally.examples.append(where)
+            continue
+        tally.clipped += bbox != tuple(person.bbox)
+        annotation = {
+            "bbox": list(bbox),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": 0,
+            "iscrowd": 0,
+            "person_id": max(int(person.person_id), UNLABELLED),
+            "instance_index": row + len(annotations),
+        }
+        if person.segmentation is not None:
+            annotation["segmentation"] = person.segmentation
+        annotations.append(annotation)
+    return annotations
+
+
+def check_queries(dataset: str, protocol: SearchProtocol, image_ids: Iterable[str]) -> SearchProtocol:
+    """The protocol itself, once every query is known to lie in a frame of the dataset.
+
+    Raises:
+        DatasetError: there is no query, or a query's frame is not in `image_ids`; the message names it.
+    """
+    known = set(image_ids)
+    if not protocol.queries:
+        raise DatasetError(f"{dataset}: has no query; a query needs a person who appears in two frames or more")
+    for number, query in enumerate(protocol.queries):
+        if query.image_id not in known:
+            raise DatasetError(
+                f"{dataset}: query {number} (person {query.person_id}) lies in the frame {query.image_id!r}, "
+                f"which is not one of the {len(known)} frames of the dataset"
+            )
+    return protocol
+
+
+def spread_queries(records: Sequence[Record], per_identity: int) -> tuple[Query, ...]:
+    """Queries for a dataset that brings none: each identity under each camera, a few times.
+
+    Taken are identities that appear in two frames or more (else there is nothing to find). The frames of an
+    identity under one camera are cut into `per_identity` equal runs, the middle frame of each gives a query; where
+    there are fewer frames each gives one. Of two boxes of one identity in a frame the first counts.
+
+    Args:
+        records: see `build_records`.
+        per_identity: most queries of one identity under one camera, >= 1.
+
+    Returns:
+        Queries ordered by identity, camera, frame.
+    """
+    frames_of: dict[int, dict[str, tuple[int, BoxXYXY]]] = {}
+    for record in records:
+        for annotation in record["annotations"]:
+            if annotation["person_id"] != UNLABELLED:
+                found = (record.get("camera_id", -1), tuple(annotation["bbox"]))
+                frames_of.setdefault(annotation["person_id"], {}).setdefault(record["image_id"], found)
+    queries = []
+    for person_id in sorted(pid for pid, frames in frames_of.items() if len(frames) > 1):
+        cameras: dict[int, list[Query]] = {}
+        for image_id, (camera, bbox) in frames_of[person_id].items():
+            cameras.setdefault(camera, []).append(Query(image_id, bbox, person_id))
+        for camera in sorted(cameras):
+            of_camera = cameras[camera]
+            count = min(per_identity, len(of_camera))
+            queries += [of_camera[(2 * i + 1) * len(of_camera) // (2 * count)] for i in range(count)]
+    return tuple(queries)
+
+
+def require_folder(dataset: str, path: Path, expected: str) -> None:
+    """Raises DatasetError, saying what is expected in `path`, unless it is a folder."""
+    if not path.is_dir():
+        raise DatasetError(_missing(dataset, "folder", path, expected))
+
+
+def require_file(dataset: str, path: Path, expected: str) -> None:
+    """Raises DatasetError, saying what is expected at `path`, unless it is a file."""
+    if not path.is_file():
+        raise DatasetError(_missing(dataset, "file", path, expected))
+
+
+def _missing(dataset: str, kind: str, path: Path, expected: str) -> str:
+    return (
+        f"{dataset}: the {kind} {path} is missing; expected there: {expected}. "
+        "Set DETECTRON2_DATASETS to the folder that holds the datasets (trees: datasets/README.md)"
+    )

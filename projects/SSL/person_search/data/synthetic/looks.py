@@ -1,0 +1,119 @@
+"""How a person looks: stature, skin, hair, clothes, patterns and bag, drawn so that identities share traits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .config import STREAM_FAMILIES, STREAM_LOOKS, SyntheticConfig, random_stream
+
+Colour = tuple[int, int, int]  # RGB, 0..255
+
+# Garment colours, the most different ones first: a configuration uses the first `colours` of them.
+GARMENTS: tuple[Colour, ...] = (
+    (38, 40, 48),  # black
+    (214, 212, 204),  # white
+    (176, 44, 44),  # red
+    (44, 70, 138),  # blue
+    (132, 134, 138),  # grey
+    (62, 116, 68),  # green
+    (206, 166, 58),  # mustard
+    (120, 168, 204),  # light blue
+    (124, 84, 56),  # brown
+    (128, 70, 132),  # purple
+)
+SKINS: tuple[Colour, ...] = ((238, 200, 172), (222, 176, 140), (190, 138, 102), (138, 92, 64), (88, 58, 44))
+HAIRS: tuple[Colour, ...] = ((30, 26, 24), (74, 48, 32), (146, 98, 52), (206, 170, 104), (150, 146, 142))
+PATTERNS = (
+    "plain",
+    "stripes",
+    "logo",
+    "checks",
+    "two_tone",
+    "pinstripes",
+    "chest_band",
+    "dots",
+    "sash",
+    "back_print",
+    "open_jacket",
+)
+HAIR_STYLES = ("short", "long", "bald", "ponytail", "cap", "bun", "beanie")
+BAGS = ("none", "backpack", "shoulder", "hand")
+BOTTOMS = ("trousers", "trousers", "shorts", "skirt", "trousers", "coat")
+_DETAILS = (PATTERNS, HAIR_STYLES, BAGS, BOTTOMS)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One person's appearance; statures in metres, `build` a factor of widths, colours RGB."""
+
+    stature: float
+    build: float
+    skin: Colour
+    hair_colour: Colour
+    hair_style: str
+    top_colour: Colour
+    accent: Colour
+    pattern: str
+    long_sleeves: bool
+    bottom: str
+    bottom_colour: Colour
+    shoes: Colour
+    bag: str
+    bag_colour: Colour
+    headwear: Colour
+
+
+@lru_cache(maxsize=4096)
+def identity_look(config: SyntheticConfig, person_id: int) -> Look:
+    """The look of an identity.
+
+    The identities `family_size * f` .. `family_size * (f + 1) - 1` share the colours of shirt and trousers; pattern,
+    hair, bag and kind of bottom run through permutations drawn for the family, so that its members differ in several
+    details at once, most of which can only be seen from near by.
+    """
+    family, member = divmod(person_id, config.family_size)
+    shared = random_stream(config, STREAM_FAMILIES, family)
+    own = random_stream(config, STREAM_LOOKS, person_id)
+    palette = GARMENTS[: config.colours]
+    top, bottom = (palette[i] for i in shared.choice(len(palette), size=2, replace=False))
+    details = tuple(str(shared.permutation(names)[member % len(names)]) for names in _DETAILS)
+    return _look(own, palette, top, bottom, details)
+
+
+def passer_by_look(config: SyntheticConfig, rng: np.random.Generator) -> Look:
+    """The look of an unlabelled person, from the same palette and details as the identities'."""
+    palette = GARMENTS[: config.colours]
+    top, bottom = (palette[i] for i in rng.choice(len(palette), size=2, replace=False))
+    details = tuple(str(rng.choice(names)) for names in _DETAILS)
+    return _look(rng, palette, top, bottom, details)
+
+
+def _look(
+    rng: np.random.Generator, palette: tuple[Colour, ...], top: Colour, bottom: Colour, details: tuple[str, ...]
+) -> Look:
+    pattern, hair_style, bag, bottom_kind = details
+    others = [colour for colour in GARMENTS if colour != top]
+
+    def pick(colours: tuple[Colour, ...] | list[Colour]) -> Colour:
+        return colours[int(rng.integers(len(colours)))]
+
+    return Look(
+        stature=float(np.clip(rng.normal(1.70, 0.085), 1.53, 1.9)),
+        build=float(rng.uniform(0.88, 1.2)),
+        skin=pick(SKINS),
+        hair_colour=pick(HAIRS),
+        hair_style=hair_style,
+        top_colour=top,
+        accent=pick(others),
+        pattern=pattern,
+        long_sleeves=bool(rng.random() < 0.5) or bottom_kind == "coat",
+        bottom=bottom_kind,
+        bottom_colour=bottom,
+        shoes=pick([(28, 28, 30), (226, 224, 220), (110, 70, 44), pick(palette)]),
+        bag=bag,
+        bag_colour=pick(GARMENTS),
+        headwear=pick(GARMENTS),
+    )

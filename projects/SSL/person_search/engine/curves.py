@@ -1,0 +1,279 @@
+"""Curves of a training, drawn from its metrics.json: losses, and how good the pseudo labels are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import DatasetError
+from ..evaluation.storage import replacing
+
+Series = tuple[np.ndarray, np.ndarray]
+"""Iterations (n,) int64, rising, and the values (n,) float64 logged at them."""
+
+# Blue and vermilion of Okabe and Ito: they differ for colour-blind eyes too.
+_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#666666"
+_LOSS_TITLES = {
+    "loss_rpn_cls": "RPN objectness",
+    "loss_rpn_loc": "RPN boxes",
+    "loss_cls_first": "first head, classes",
+    "loss_box_first": "first head, boxes",
+    "loss_cls_second": "second head, classes",
+    "loss_box_second": "second head, boxes",
+    "loss_scale": "scale-invariant loss",
+    "loss_cluster_instance": "cluster loss, instance bank",
+    "loss_cluster_multi_scale": "cluster loss, multi-scale bank",
+    "loss_multi_label_instance": "multi-label loss, instance bank",
+    "loss_multi_label_multi_scale": "multi-label loss, multi-scale bank",
+}
+_DETECTION_LOSSES = tuple(_LOSS_TITLES)[:6]
+_COLUMNS = 4
+# From this ratio of the largest to the smallest value on, a linear axis would hide the end of the curve.
+_LOG_RATIO = 30.0
+_DPI = 130
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
+    """Reads the metrics.json of a finished, resumed or running training.
+
+    Where iterations start over (a run that was started again in the same folder) the later lines count. A last line
+    that is only half written is left out.
+
+    Args:
+        path: a file with one JSON object a line, each with "iteration", as Detectron2's `JSONWriter` writes it.
+
+    Returns:
+        metric name -> its series; values that are no numbers are left out.
+
+    Raises:
+        DatasetError: the file is missing, empty, or a line other than the last is no such object.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); give the output folder of a training") from error
+    points: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            iteration = int(entry.pop("iteration"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break  # being written just now
+            raise DatasetError(
+                f"{path}, line {number}: expected a JSON object with an iteration ({error!r}); remove the line"
+            ) from error
+        _add(points, iteration, entry)
+    if not points:
+        raise DatasetError(f"{path} holds no metrics yet: a training writes some every SOLVER.LOG_PERIOD iterations")
+    return {
+        name: (np.array(list(values), np.int64), np.array(list(values.values()), np.float64))
+        for name, values in points.items()
+    }
+
+
+def _add(points: dict[str, dict[int, float]], iteration: int, entry: dict[str, object]) -> None:
+    for name, value in entry.items():
+        if not isinstance(value, (int, float)):
+            continue
+        values = points.setdefault(name, {})
+        while values and next(reversed(values)) >= iteration:
+            values.popitem()
+        values[iteration] = float(value)
+
+
+def iterations_per_epoch(metrics: dict[str, Series], clustering_period: int = 1) -> float | None:
+    """Length of an epoch, from the iterations at which the persons were clustered: all are multiples of it.
+
+    Args:
+        metrics: see `read_metrics`.
+        clustering_period: epochs from one clustering to the next (SSL.CLUSTERING.PERIOD).
+
+    Returns:
+        iterations; None before the second clustering.
+    """
+    iterations = metrics.get("pseudo_labels/clusters", (np.zeros(0, np.int64),))[0]
+    # Not the smallest distance: where an epoch is shorter than SOLVER.LOG_PERIOD, some clusterings are not logged.
+    return int(np.gcd.reduce(iterations)) / clustering_period if len(iterations) > 1 else None
+
+
+def learning_rate_steps(metrics: dict[str, Series]) -> list[int]:
+    """Where the learning rate fell to half or less: in each case the iteration after the last one with the old rate.
+
+    Rates are known only at the iterations that were logged, so a step may have come a few iterations later.
+    """
+    iterations, rates = metrics.get("lr", (np.zeros(0, np.int64), np.zeros(0)))
+    return (iterations[:-1][rates[1:] <= 0.5 * rates[:-1]] + 1).tolist()
+
+
+def loss_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figure:
+    """A panel for the total loss, one for the learning rate and one for each loss, learning-rate steps marked.
+
+    An axis is logarithmic where its values span a factor of 30 or more.
+
+    Args:
+        metrics: see `read_metrics`.
+        epoch: iterations of an epoch; None draws over iterations.
+
+    Raises:
+        DatasetError: there is no loss among the metrics.
+    """
+    names = [name for name in _LOSS_TITLES if name in metrics]
+    names += sorted(name for name in metrics if name.startswith("loss_") and name not in names)
+    if not names:
+        raise DatasetError("metrics.json: no loss among the metrics yet; a training logs its first one soon")
+    rows = -(-len(names) // _COLUMNS)
+    figure = Figure(figsize=(13, 3.1 + 2.4 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, _COLUMNS)
+    panels = {}
+    if "total_loss" in metrics:
+        panels["total_loss"] = figure.add_subplot(grid[0, :2])
+    if "lr" in metrics:
+        panels["lr"] = figure.add_subplot(grid[0, 2:])
+    for number, name in enumerate(names):
+        panels[name] = figure.add_subplot(grid[1 + number // _COLUMNS, number % _COLUMNS])
+    steps = learning_rate_steps(metrics)
+    for name, axes in panels.items():
+        _plot(axes, metrics[name], _color(name), epoch, drawstyle="steps-pre" if name == "lr" else "default")
+        _title(axes, {"total_loss": "sum of all losses", "lr": "learning rate", **_LOSS_TITLES}.get(name, ""), name)
+        for step in steps:
+            axes.axvline(step / (epoch or 1), color=_GREY, linestyle=":", linewidth=1)
+        _scale(axes, metrics[name][1])
+    _share_x(figure, epoch)
+    _loss_legend(figure, names, bool(steps))
+    return figure
+
+
+def pseudo_label_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figure | None:
+    """Precision and recall of cluster labels and of multi-labels, the number of clusters, and the threshold t(e).
+
+    Args:
+        metrics: see `read_metrics`. Without known identities the panels of precision and recall are left out.
+        epoch: iterations of an epoch; None draws over iterations.
+
+    Returns:
+        The figure; None where no pseudo labels were logged.
+    """
+    panels = [
+        ("Cluster labels\npairs of persons; precision is 100 % where no pair shares a label", {"cluster_precision": "precision", "cluster_recall": "recall"}, 100),
+        ("Multi-labels\nof other persons; precision is 100 % where none is given", {"multi_label_precision": "precision", "multi_label_recall": "recall"}, 100),
+        ("Clusters and singletons\nof all annotated persons", {"clusters": "clusters", "singletons": "singletons"}, 1),
+        ("Multi-label threshold\nt(e), Eq. 9", {"threshold": "threshold"}, 1),
+    ]
+    panels = [panel for panel in panels if any(f"pseudo_labels/{name}" in metrics for name in panel[1])]
+    if not panels:
+        return None
+    columns = 1 if len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 0.5 + 3.1 * rows), layout="constrained")
+    for number, (title, lines, factor) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for (name, label), color, dashes in zip(lines.items(), (_BLUE, _VERMILION), ("-", "--"), strict=False):
+            iterations, values = metrics.get(f"pseudo_labels/{name}", (np.zeros(0), np.zeros(0)))
+            # The threshold holds for a whole epoch.
+            style = "steps-pre" if name == "threshold" else "default"
+            _plot(axes, (iterations, factor * values), color, epoch, label=label, linestyle=dashes, drawstyle=style)
+        _title(axes, *title.split("\n"))
+        _label_y(axes, factor, len(lines))
+    _share_x(figure, epoch)
+    return figure
+
+
+def draw_curves(
+    metrics_file: str | os.PathLike[str], folder: str | os.PathLike[str], clustering_period: int = 1
+) -> list[Path]:
+    """Draws loss_curves.png and, where pseudo labels were logged, pseudo_labels.png.
+
+    Args:
+        metrics_file: metrics.json of a training.
+        folder: where the pictures go; made where it is missing.
+        clustering_period: epochs from one clustering to the next (SSL.CLUSTERING.PERIOD).
+
+    Returns:
+        paths of the pictures.
+
+    Raises:
+        DatasetError: see `read_metrics` and `loss_figure`, or a picture cannot be written.
+    """
+    metrics = read_metrics(metrics_file)
+    epoch = iterations_per_epoch(metrics, clustering_period)
+    figures = {"loss_curves.png": loss_figure(metrics, epoch), "pseudo_labels.png": pseudo_label_figure(metrics, epoch)}
+    return [save_figure(figure, Path(folder) / name) for name, figure in figures.items() if figure is not None]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, atomically, and returns the path.
+
+    Raises:
+        DatasetError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+    return path
+
+
+def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: str) -> None:
+    iterations, values = series
+    # Single points would be invisible without a marker, many points a blur with one; stairs speak for themselves.
+    marker = "o" if len(values) == 1 or (len(values) <= 40 and style.get("drawstyle") != "steps-pre") else ""
+    axes.plot(iterations / (epoch or 1), values, color=color, linewidth=1.5, marker=marker, markersize=3, **style)
+    axes.grid(True, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _title(axes: Axes, description: str, name: str) -> None:
+    axes.set_title(description or name, fontsize=10, loc="left", pad=16 if description else 6)
+    if description:
+        axes.annotate(name, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.5, color=_GREY)
+
+
+def _color(name: str) -> str:
+    if name in ("total_loss", "lr"):
+        return "black"
+    return _BLUE if name in _DETECTION_LOSSES else _VERMILION
+
+
+def _scale(axes: Axes, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if len(finite) > 1 and finite.min() > 0 and finite.max() / finite.min() >= _LOG_RATIO:
+        axes.set_yscale("log")
+    elif len(finite) and finite.min() >= 0:
+        axes.set_ylim(0, 1.08 * finite.max() or 1)
+
+
+def _share_x(figure: Figure, epoch: float | None) -> None:
+    panels = figure.axes
+    right = max(axes.dataLim.x1 for axes in panels if np.isfinite(axes.dataLim.x1)) or 1
+    for axes in panels:
+        axes.set_xlim(-0.02 * right, 1.02 * right)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=not epoch or right > 3))
+    figure.supxlabel("epoch" if epoch else "iteration", fontsize=10)
+
+
+def _label_y(axes: Axes, factor: int, lines: int) -> None:
+    if factor == 100:
+        axes.set_ylim(-3, 103)
+        axes.set_ylabel("%")
+    if lines > 1:
+        if factor == 1:
+            axes.set_ylim(bottom=0)
+        axes.legend(fontsize=9, frameon=False, loc="best")
+
+
+def _loss_legend(figure: Figure, names: Sequence[str], steps: bool) -> None:
+    handles = [Line2D([], [], color=_BLUE, label="detection")] if any(n in _DETECTION_LOSSES for n in names) else []
+    if any(n not in _DETECTION_LOSSES for n in names):
+        handles.append(Line2D([], [], color=_VERMILION, label="re-identification"))
+    if steps:
+        handles.append(Line2D([], [], color=_GREY, linestyle=":", label="learning-rate step"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)

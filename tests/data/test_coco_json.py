@@ -1,0 +1,279 @@
+"""Own data in COCO's JSON format."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from person_search.data.coco_json import load_coco_json, load_coco_protocol, register_coco_json
+from person_search.errors import ConfigError, DatasetError
+from PIL import Image
+from pycocotools import mask as mask_util
+
+CONTENT = {
+    "categories": [{"id": 3, "name": "person"}, {"id": 8, "name": "dog"}],
+    "images": [
+        {"id": 10, "file_name": "x/a.jpg", "height": 40, "width": 60, "camera_id": 2},
+        {"id": 20, "file_name": "b.jpg", "height": 40, "width": 60, "camera_id": 1},
+        {"id": 30, "file_name": "c.jpg", "height": 40, "width": 60},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 10, "category_id": 3, "bbox": [1, 2, 10, 20], "person_id": 5},
+        {"id": 2, "image_id": 20, "category_id": 3, "bbox": [50, 2, 20, 20], "person_id": 5},
+        {"id": 3, "image_id": 20, "category_id": 8, "bbox": [1, 2, 10, 20]},
+        {"id": 4, "image_id": 20, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": 1},
+        {"id": 5, "image_id": 30, "category_id": 3, "bbox": [1.5, 2, 10, 20], "person_id": None},
+        {"id": 6, "image_id": 10, "category_id": 3, "bbox": [5, 5, 9, 9], "person_id": -2, "segmentation": []},
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes CONTENT, changed, and gives the arguments of the readers."""
+
+    def to_file(change=lambda content: None):
+        content = copy.deepcopy(CONTENT)
+        change(content)
+        (tmp_path / "data.json").write_text(json.dumps(content, indent=1))
+        return tmp_path / "data.json", tmp_path / "images"
+
+    return to_file
+
+
+@pytest.fixture
+def name():
+    yield "coco_test"
+    DatasetCatalog.pop("coco_test", None)
+    MetadataCatalog.pop("coco_test", None)
+
+
+def test_records_follow_the_file(write, name, tmp_path):
+    register_coco_json(name, *write())
+    records = DatasetCatalog.get(name)
+    assert [r["image_id"] for r in records] == ["x/a.jpg", "b.jpg", "c.jpg"]
+    assert records[0]["file_name"] == str(tmp_path / "images" / "x" / "a.jpg")
+    assert [r.get("camera_id") for r in records] == [2, 1, None]
+    assert [[(a["person_id"], a["bbox"], a["instance_index"]) for a in r["annotations"]] for r in records] == [
+        [(5, [1.0, 2.0, 11.0, 22.0], 0), (-1, [5.0, 5.0, 14.0, 14.0], 1)],
+        [(5, [50.0, 2.0, 60.0, 22.0], 2)],
+        [(-1, [1.5, 2.0, 11.5, 22.0], 3)],
+    ]
+    assert not any("segmentation" in a for r in records for a in r["annotations"])
+
+
+def test_chosen_queries(write, name):
+    register_coco_json(name, *write())
+    protocol = MetadataCatalog.get(name).load_protocol()
+    assert protocol.kind == "custom"
+    assert [(q.image_id, q.person_id) for q in protocol.queries] == [("b.jpg", 5), ("x/a.jpg", 5)]
+
+
+def test_the_files_own_queries(write):
+    def change(content):
+        content["queries"] = [2]
+
+    protocol = load_coco_protocol("d", *write(change))
+    assert [(q.image_id, q.bbox, q.person_id) for q in protocol.queries] == [("b.jpg", (50.0, 2.0, 60.0, 22.0), 5)]
+
+
+@pytest.mark.parametrize(
+    "queries, message",
+    [
+        ([1, 99], r"queries\[1\]: 99 is not the id of a person's annotation"),
+        ([3], r"queries\[0\]: 3 is not the id of a person's annotation"),
+        ([[1]], r"queries\[0\]: \[1\] is not the id"),
+        ([6], r"queries\[0\]: the annotation 6 \(frame 'x/a.jpg'\) has no person_id"),
+        ([7], r"queries\[0\]: the annotation 7 \(frame 'c.jpg'\) shows nothing of its frame"),
+        ([], "has no query"),
+        ("all", "'queries' is all, expected list"),
+    ],
+)
+def test_bad_queries_are_named(write, queries, message):
+    def change(content):
+        content["annotations"].append(
+            {"id": 7, "image_id": 30, "category_id": 3, "bbox": [70, 2, 9, 9], "person_id": 5}
+        )
+        content["queries"] = queries
+
+    with pytest.raises(DatasetError, match=message):
+        load_coco_protocol("d", *write(change))
+
+
+def test_real_annotations_of_prw(shared, tmp_path):
+    """The published JSON of PRW's training set is such a file."""
+    folder = shared / "data" / "prw"
+    records = load_coco_json("d", folder / "annotations_json" / "train_pid.json", folder / "frames")
+    assert len(records) == 5704
+    identities = [a["person_id"] for r in records for a in r["annotations"]]
+    assert len(identities) == 18048 and set(identities) == set(range(-1, 483))
+
+
+box = st.tuples(st.integers(0, 50), st.integers(0, 30), st.integers(1, 10), st.integers(1, 10))
+
+
+@given(
+    st.lists(
+        st.tuples(st.none() | st.integers(0, 6), st.lists(st.tuples(box, st.none() | st.integers(-2, 9)), max_size=3)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.randoms(),
+)
+@settings(max_examples=50, deadline=None)
+def test_content_survives_the_file(tmp_path_factory, frames, random):
+    images, annotations, expected = [], [], []
+    for i, (camera, persons) in enumerate(frames):
+        images.append({"id": 100 - i, "file_name": f"{i}.png", "height": 40, "width": 60, "camera_id": camera})
+        for (x, y, w, h), pid in persons:
+            annotations.append({"id": len(annotations), "image_id": 100 - i, "bbox": [x, y, w, h], "person_id": pid})
+        labelled = [([x, y, x + w, y + h], -1 if pid is None else max(pid, -1)) for (x, y, w, h), pid in persons]
+        expected.append((f"{i}.png", camera, sorted(labelled)))
+    random.shuffle(annotations)
+    file = tmp_path_factory.mktemp("coco") / "data.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    records = load_coco_json("d", file, file.parent)
+    found = [
+        (r["image_id"], r.get("camera_id"), sorted((a["bbox"], a["person_id"]) for a in r["annotations"]))
+        for r in records
+    ]
+    assert found == expected
+
+
+def test_masks_of_every_form_become_run_lengths(write):
+    whole = np.zeros((40, 60), np.uint8)
+    whole[5:15, 10:30] = 1
+    packed = mask_util.encode(np.asfortranarray(whole))
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], whole.ravel("F"), [2]])))
+    counts = np.diff([0, *runs]).tolist()
+    forms = [
+        {"size": [40, 60], "counts": packed["counts"].decode()},
+        {"size": [40, 60], "counts": counts},
+        [[10, 5, 30, 5, 30, 15, 10, 15]],
+    ]
+    for form in forms:
+        records = load_coco_json("d", *write(lambda c, form=form: c["annotations"][0].update(segmentation=form)))
+        segmentation = records[0]["annotations"][0]["segmentation"]
+        np.testing.assert_array_equal(mask_util.decode(segmentation), whole)
+        assert "segmentation" not in records[0]["annotations"][1]
+
+
+@pytest.mark.parametrize("form", [{"size": [9, 9], "counts": "x"}, {"counts": "x"}, ["x"], "x", 7])
+def test_bad_masks_are_named(write, form):
+    with pytest.raises(DatasetError, match=r"annotations\[0\]: 'segmentation' is neither"):
+        load_coco_json("d", *write(lambda c: c["annotations"][0].update(segmentation=form)))
+
+
+def test_sizes_may_stand_in_the_image_only(write):
+    def change(content):
+        for image in content["images"]:
+            del image["height"], image["width"]
+
+    json_file, root = write(change)
+    with pytest.raises(DatasetError, match="a.jpg: the image is missing"):
+        load_coco_json("d", json_file, root)
+    for file, size in (("x/a.jpg", (60, 40)), ("b.jpg", (55, 40)), ("c.jpg", (90, 80))):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(root / file)
+    records = load_coco_json("d", json_file, root)
+    assert [(r["width"], r["height"]) for r in records] == [(60, 40), (55, 40), (90, 80)]
+    assert records[1]["annotations"][0]["bbox"][2] == 55.0
+
+
+def test_the_only_category_is_persons_whatever_its_name(write):
+    def change(content):
+        content["categories"] = [{"id": 3, "name": "player"}]
+        content["annotations"] = content["annotations"][:2]
+
+    assert sum(len(r["annotations"]) for r in load_coco_json("d", *write(change))) == 2
+
+
+def spoil(*path, value=None, drop=False):
+    """A change of CONTENT at a path of keys and indices."""
+
+    def change(content):
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        if drop:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (spoil("images", drop=True), "data.json: has no 'images'"),
+        (spoil("annotations", value={}), "data.json: 'annotations' is {}, expected list"),
+        (spoil("images", 1, value=5), r"images\[1\]: expected an object, found a int"),
+        (spoil("images", 1, "id", drop=True), r"images\[1\]: has no 'id'"),
+        (spoil("images", 1, "id", value=10), r"images\[1\]: the id 10 stands for two images"),
+        (spoil("images", 1, "file_name", value=7), r"images\[1\]: 'file_name' is 7, expected str"),
+        (spoil("images", 1, "file_name", value="c.jpg"), "two frames are named 'c.jpg'"),
+        (spoil("images", 1, "height", value="40"), r"images\[1\]: 'height' is 40, expected int"),
+        (spoil("images", 1, "camera_id", value=True), r"images\[1\]: 'camera_id' is True, expected int"),
+        (spoil("annotations", 1, "image_id", value=99), r"annotations\[1\]: image_id 99 is not the id of an image"),
+        (spoil("annotations", 1, "id", value=1), r"annotations\[1\]: the id 1 stands for two annotations"),
+        (spoil("annotations", 1, "bbox", drop=True), r"annotations\[1\]: has no 'bbox'"),
+        (spoil("annotations", 1, "bbox", value=[1, 2, 3]), r"annotations\[1\]: 'bbox' is \[1, 2, 3\], expected \[x, y"),
+        (spoil("annotations", 1, "bbox", 0, value="1"), r"annotations\[1\]: 'bbox' is"),
+        (spoil("annotations", 1, "person_id", value="p5"), r"annotations\[1\]: 'person_id' is p5, expected int"),
+        (spoil("annotations", 1, "category_id", drop=True), r"annotations\[1\]: has no 'category_id'"),
+        (
+            spoil("annotations", 1, "category_id", value=4),
+            r"annotations\[1\]: category_id 4 is not the id of a category",
+        ),
+        (spoil("categories", 0, "name", value="cat"), "no category is named person; there are cat, dog"),
+    ],
+)
+def test_malformed_entries_are_named(write, change, message):
+    with pytest.raises(DatasetError, match=message):
+        load_coco_json("d", *write(change))
+
+
+def test_malformed_json_is_named_with_its_line(write):
+    json_file, root = write()
+    lines = json_file.read_text().splitlines()
+    lines[4] = '   "id": ,'
+    json_file.write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=r"data.json: line 5, column \d+: "):
+        load_coco_json("d", json_file, root)
+    json_file.write_text("[]")
+    with pytest.raises(DatasetError, match="data.json: expected an object with images and annotations, found a list"):
+        load_coco_json("d", json_file, root)
+    json_file.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(DatasetError, match="data.json: is no JSON"):
+        load_coco_json("d", json_file, root)
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(DatasetError, match="d: the file .*no.json is missing.*COCO's JSON format"):
+        load_coco_json("d", tmp_path / "no.json", tmp_path)
+
+
+def test_strict_names_the_bad_box(write, name):
+    def change(content):
+        content["annotations"][1]["bbox"] = [50, 2, 0, 20]
+
+    paths = write(change)
+    assert len(load_coco_json("d", *paths)[1]["annotations"]) == 0
+    register_coco_json(name, *paths, strict=True)
+    with pytest.raises(DatasetError, match="coco_test: box 0 of b.jpg"):
+        DatasetCatalog.get(name)
+
+
+def test_registration_reads_nothing_and_is_repeatable(name, tmp_path):
+    for _ in range(2):
+        register_coco_json(name, tmp_path / "no.json", tmp_path)
+    with pytest.raises(ConfigError, match="'coco_test' is taken"):
+        register_coco_json(name, tmp_path / "other.json", tmp_path)
+    with pytest.raises(ConfigError, match="coco_test: queries_per_identity is 0"):
+        register_coco_json(name, tmp_path / "no.json", tmp_path, queries_per_identity=0)

@@ -1,0 +1,249 @@
+"""Sequences with MOT ground truth: PETS09-S2L1 as it is, and small ones for every rule."""
+
+from __future__ import annotations
+
+import collections
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import given
+from hypothesis import strategies as st
+from person_search.data.images import read_image
+from person_search.data.mot import load_mot, read_ground_truth, register_mot
+from person_search.errors import ConfigError, DatasetError
+from PIL import Image
+
+
+@pytest.fixture
+def pets(shared, tmp_path, monkeypatch):
+    """Video and ground truth; stamps of the video are kept below tmp_path."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    folder = shared / "data" / "pets09_s2l1"
+    return folder / "vtest.avi", folder / "gt.txt"
+
+
+@pytest.fixture
+def name():
+    yield "mot_test"
+    DatasetCatalog.pop("mot_test", None)
+    MetadataCatalog.pop("mot_test", None)
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    """A folder of five frames of 60 x 40 and a function that writes its ground truth."""
+    folder = tmp_path / "img1"
+    folder.mkdir()
+    for number in range(1, 6):
+        Image.new("RGB", (60, 40)).save(folder / f"{number:06}.png")
+
+    def write(*lines):
+        (tmp_path / "gt.txt").write_text("\n".join(lines))
+        return folder, tmp_path / "gt.txt"
+
+    return write
+
+
+def test_all_of_pets(pets, name):
+    register_mot(name, *pets)
+    records = DatasetCatalog.get(name)
+    people = [(k, a) for k, record in enumerate(records) for a in record["annotations"]]
+    # The file has 4,650 lines; 174 of them, far away behind a fence, are flagged as not to be considered.
+    assert (len(records), len(people)) == (795, 4476)
+    assert len({a["person_id"] for _, a in people}) == 19
+    assert all((r["height"], r["width"]) == (576, 768) and "camera_id" not in r for r in records)
+    assert records[122]["file_name"] == f"{pets[0]}#frame=122"
+    assert records[122]["image_id"] == "vtest.avi#frame=122"
+    expected = collections.Counter()
+    for line in pets[1].read_text().splitlines():
+        frame, pid, x, y, w, h, flag = map(float, line.split(",")[:7])
+        expected[int(frame) - 1, int(pid), max(x, 0), max(y, 0), min(x + w, 768), min(y + h, 576)] += int(flag)
+    assert collections.Counter((k, a["person_id"], *a["bbox"]) for k, a in people) == +expected
+
+
+def test_queries_of_pets(pets, name):
+    register_mot(name, *pets, queries_per_identity=5)
+    protocol = MetadataCatalog.get(name).load_protocol()
+    assert protocol.kind == "custom" and not protocol.galleries
+    assert collections.Counter(collections.Counter(q.person_id for q in protocol.queries).values()) == {5: 19}
+
+
+def test_a_span_of_frames_is_counted_as_in_the_ground_truth(pets):
+    video, truth = pets
+    records = load_mot("d", video, truth, frames=(2, 397), camera_id=0)
+    assert (records[0]["file_name"], records[-1]["file_name"]) == (f"{video}#frame=1", f"{video}#frame=396")
+    assert all(record["camera_id"] == 0 for record in records)
+    lines = [line.split(",") for line in truth.read_text().splitlines()]
+    of_second = [int(fields[1]) for fields in lines if fields[0] == "2"]
+    assert [a["person_id"] for a in records[0]["annotations"]] == of_second
+    rows = [a["instance_index"] for record in records for a in record["annotations"]]
+    assert rows == list(range(sum(2 <= int(fields[0]) <= 397 and fields[6] == "1" for fields in lines)))
+
+
+def test_boxes_lie_on_the_moving_people(pets):
+    """Where the boxes of a frame are, its pixels differ from the empty scene; boxes of much later frames lie off."""
+    records = load_mot("d", *pets, frames=(60, 140))
+    frames = range(0, 61, 4)
+    images = [cv2.cvtColor(read_image(records[k]["file_name"]), cv2.COLOR_RGB2GRAY) for k in frames]
+    change = np.abs(np.array(images, float) - np.median(images, axis=0))
+
+    def inside(later):
+        means = []
+        for k, difference in zip(frames, change, strict=True):
+            for x0, y0, x1, y1 in (map(int, a["bbox"]) for a in records[k + later]["annotations"]):
+                quarter = (x1 - x0) // 4
+                means.append(difference[y0:y1, x0 + quarter : x1 - quarter].mean())
+        return np.mean(means)
+
+    assert inside(0) > 3 * change.mean()
+    assert inside(0) > max(inside(12), inside(20))
+
+
+def test_columns_of_every_layout(sequence):
+    six = "1,7,3,4,20,30"
+    cases = {
+        six: [7],
+        f"{six},1": [7],
+        f"{six},0": [],
+        f"{six},1,1": [7],
+        f"{six},1,7": [],
+        f"{six},1,1,0.3": [7],
+        f"{six},1,3,0.3": [],
+        f"{six},0,1,1": [],
+        f"{six},1,-4.1,-7.3,0": [7],
+        f"{six},0,-4.1,-7.3,0": [],
+        f"{six},1,-1,-1,-1": [7],
+        "1,-1,3,4,20,30": [-1],
+    }
+    for line, expected in cases.items():
+        records = load_mot("d", *sequence(line))
+        assert [a["person_id"] for a in records[0]["annotations"]] == expected, line
+        assert len(records) == 5
+
+
+row = st.tuples(
+    st.integers(1, 9), st.integers(-1, 30), *[st.floats(-100, 100, allow_nan=False)] * 4, st.sampled_from([0, 1])
+)
+
+
+@given(st.lists(row, max_size=12), st.sampled_from(["\n", "\r\n"]), st.integers(0, 3))
+def test_lines_survive(tmp_path_factory, rows, end, blank):
+    file = tmp_path_factory.mktemp("gt") / "gt.txt"
+    file.write_bytes(end.join([*(",".join(map(repr, row)) for row in rows), *[""] * blank]).encode())
+    expected = collections.defaultdict(list)
+    for line, (frame, pid, x, y, w, h, flag) in enumerate(rows, 1):
+        if flag:
+            expected[frame].append((line, (x, y, x + w, y + h), pid))
+    found = {frame: [(n, p.bbox, p.person_id) for n, p in of] for frame, of in read_ground_truth(file).items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("1,7,3,4,20", "expected 7 numbers"),
+        ("1,7,3,4,20,30,1,1", "expected 7 numbers"),
+        ("1,7,3,4,wide,30,1", "expected 7 numbers 'frame,id,x,y,w,h,...', found '1,7,3,4,wide,30,1'"),
+        ("1.5,7,3,4,20,30,1", "expected 7 numbers"),
+        ("1,nan,3,4,20,30,1", "expected 7 numbers"),
+        ("inf,7,3,4,20,30,1", "expected 7 numbers"),
+        ("6,7,3,4,20,30,1", "frame 6 is not in the sequence, whose frames are 1 to 5"),
+        ("0,7,3,4,20,30,1", "frame 0 is not in the sequence, whose frames are 1 to 5"),
+    ],
+)
+def test_bad_lines_are_named(sequence, line, message):
+    with pytest.raises(DatasetError, match=f"gt.txt: line 3: {message}"):
+        load_mot("d", *sequence("1,7,3,4,20,30,1", "", line))
+
+
+def test_a_file_of_other_columns_is_named(sequence):
+    with pytest.raises(DatasetError, match="gt.txt: line 1: expected 6 to 10 numbers"):
+        load_mot("d", *sequence("1 7 3 4 20 30"))
+
+
+def test_images_named_by_numbers_are_those_frames(sequence):
+    folder, truth = sequence("4,7,3,4,20,30")
+    (folder / "000002.png").unlink()
+    (folder / "notes.txt").touch()
+    records = load_mot("d", folder, truth)
+    assert [r["image_id"] for r in records] == ["000001.png", "000003.png", "000004.png", "000005.png"]
+    assert [len(r["annotations"]) for r in records] == [0, 0, 1, 0]
+    assert (records[0]["height"], records[0]["width"]) == (40, 60)
+    folder, truth = sequence("2,7,3,4,20,30")
+    with pytest.raises(DatasetError, match="line 1: frame 2 is not in the sequence"):
+        load_mot("d", folder, truth)
+
+
+def test_other_names_are_counted(sequence):
+    folder, truth = sequence("2,7,3,4,20,30")
+    for file in folder.iterdir():
+        file.rename(file.with_name(f"frame_{9 - int(file.stem)}.png"))
+    records = load_mot("d", folder, truth)
+    assert [r["image_id"] for r in records] == [f"frame_{n}.png" for n in range(4, 9)]
+    assert [len(r["annotations"]) for r in records] == [0, 1, 0, 0, 0]
+
+
+def test_two_images_of_one_number_are_named(sequence):
+    folder, truth = sequence("2,7,3,4,20,30")
+    (folder / "3.png").write_bytes((folder / "000003.png").read_bytes())
+    with pytest.raises(DatasetError, match="000003.png and .*3.png are both frame 3"):
+        load_mot("d", folder, truth)
+
+
+def test_frames_outside_the_sequence_are_refused(sequence):
+    with pytest.raises(DatasetError, match=r"d: frames 2 to 9 are asked for, .* has 1 to 5"):
+        load_mot("d", *sequence("2,7,3,4,20,30"), frames=(2, 9))
+
+
+def test_lines_outside_the_span_do_not_count(sequence):
+    records = load_mot("d", *sequence("1,7,3,4,20,30", "3,8,3,4,20,30", "5,9,3,4,20,30"), frames=(2, 4))
+    assert [a["person_id"] for r in records for a in r["annotations"]] == [8]
+
+
+def test_strict_and_dropped_boxes(sequence, caplog, name):
+    paths = sequence("1,7,70,4,20,30", "1,8,50,4,20,30", "2,8,1,1,9,9")
+    records = load_mot("d", *paths)
+    assert [a["bbox"] for a in records[0]["annotations"]] == [[50.0, 4.0, 60.0, 34.0]]
+    assert "dropped 1 boxes" in caplog.text
+    register_mot(name, *paths, strict=True)
+    with pytest.raises(DatasetError, match="mot_test: box 0 of 000001.png"):
+        DatasetCatalog.get(name)
+
+
+def test_missing_parts_are_explained(sequence, tmp_path):
+    folder, truth = sequence("1,7,3,4,20,30")
+    with pytest.raises(DatasetError, match="d: the file .*no.txt is missing.*MOT's text format"):
+        load_mot("d", folder, tmp_path / "no.txt")
+    with pytest.raises(DatasetError, match="d: .*nowhere is missing; expected a folder of images or a video"):
+        load_mot("d", tmp_path / "nowhere", truth)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="d: .*empty holds no image"):
+        load_mot("d", tmp_path / "empty", truth)
+
+
+def test_nobody_twice_means_no_query(sequence, name):
+    register_mot(name, *sequence("1,7,3,4,20,30", "2,8,3,4,20,30", "3,-1,3,4,20,30", "4,-1,3,4,20,30"))
+    with pytest.raises(DatasetError, match="mot_test: has no query"):
+        MetadataCatalog.get(name).load_protocol()
+
+
+def test_registration_reads_nothing_and_is_repeatable(name, tmp_path):
+    register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=[1, 5])
+    register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=(1, 5))
+    with pytest.raises(ConfigError, match="'mot_test' is taken"):
+        register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=(1, 6))
+
+
+@pytest.mark.parametrize("frames", [[1], [1, 2, 3], [3, 2], [-1, 4], [1.0, 4], ["1", "4"], [True, 4]])
+def test_bad_spans_are_named(name, tmp_path, frames):
+    with pytest.raises(ConfigError, match=r"mot_test: frames is .*expected \[first, last\]"):
+        register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=frames)
+
+
+def test_bad_counts_are_named(name, tmp_path):
+    with pytest.raises(ConfigError, match="mot_test: queries_per_identity is 0"):
+        register_mot(name, tmp_path, tmp_path, queries_per_identity=0)
+    with pytest.raises(ConfigError, match="mot_test: camera_id is -1"):
+        register_mot(name, tmp_path, tmp_path, camera_id=-1)

@@ -1,0 +1,137 @@
+"""Checkpoints: whole files, foreign weights, and refusals in one line."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from person_search.engine import PersonSearchCheckpointer
+from person_search.errors import CheckpointError
+
+
+@pytest.fixture
+def model(narrow_cfg: CfgNode):
+    return build_model(narrow_cfg)
+
+
+def test_a_kill_while_writing_leaves_the_previous_checkpoint(model, tmp_path, monkeypatch):
+    checkpointer = PersonSearchCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0")
+    before = (tmp_path / "model_0.pth").read_bytes()
+
+    def killed(data, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model_0")
+    assert (tmp_path / "model_0.pth").read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0.pth")
+
+
+def test_the_tag_follows_a_complete_file(model, tmp_path, monkeypatch):
+    checkpointer = PersonSearchCheckpointer(model, str(tmp_path))
+    order = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(os.path.basename(b)), real(a, b)))
+    checkpointer.save("model_1")
+    assert order == ["model_1.pth", "last_checkpoint"]
+
+
+def test_inference_ignores_banks_of_another_training_set(model, tmp_path):
+    model.objective.allocate(torch.tensor([0, 0, 1]))
+    PersonSearchCheckpointer(model, str(tmp_path)).save("model")
+    model.objective.allocate(torch.zeros(0, dtype=torch.int64))
+    PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "model.pth"))
+    assert model.objective.size == 0
+
+
+def test_resuming_with_banks_of_another_size_is_refused(model, tmp_path):
+    model.objective.allocate(torch.tensor([0, 0, 1]))
+    PersonSearchCheckpointer(model, str(tmp_path)).save("model")
+    model.objective.allocate(torch.tensor([0, 1]))
+    with pytest.raises(CheckpointError, match="has 3 rows, the training set has 2 annotated persons"):
+        PersonSearchCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_fine_tuning_leaves_the_banks_alone(model, tmp_path):
+    model.objective.allocate(torch.tensor([0, 0, 1]))
+    model.objective.instance_bank.features.fill_(0.5)
+    PersonSearchCheckpointer(model, str(tmp_path)).save("model")
+    model.objective.allocate(torch.tensor([0, 1]))
+    PersonSearchCheckpointer(model).resume_or_load(str(tmp_path / "model.pth"), resume=False)
+    assert float(model.objective.instance_bank.features.abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist|do not exist"), (b"", "cannot be read|damaged"), (b"not a checkpoint", "damaged|cannot be read")],
+)
+def test_missing_and_damaged_weights(model, tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        PersonSearchCheckpointer(model).load_for_inference(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_truncated_checkpoint(model, tmp_path):
+    PersonSearchCheckpointer(model, str(tmp_path)).save("model")
+    path = tmp_path / "model.pth"
+    path.write_bytes(path.read_bytes()[: 2 * path.stat().st_size // 3])
+    with pytest.raises(CheckpointError, match="model.pth"):
+        PersonSearchCheckpointer(model).load_for_inference(str(path))
+
+
+def test_evaluation_refuses_nothing_a_backbone_alone_and_another_width(model, narrow_cfg, tmp_path):
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
+        PersonSearchCheckpointer(model).load_for_inference("")
+    backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match="does not hold a trained person search model"):
+        PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "backbone.pth"))
+    PersonSearchCheckpointer(model, str(tmp_path)).save("narrow")
+    wider = narrow_cfg.clone()
+    wider.defrost()
+    wider.MODEL.SECOND_HEAD.EMBEDDING_DIM = 32
+    with pytest.raises(CheckpointError, match="of another shape"):
+        PersonSearchCheckpointer(build_model(wider)).load_for_inference(str(tmp_path / "narrow.pth"))
+    torch.save({"unrelated": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="none of its weights"):
+        PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "other.pth"))
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_fetch(model, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    checkpointer = PersonSearchCheckpointer(model)
+    with pytest.raises(CheckpointError, match="could not download .*resnet50.*Fetch that file"):
+        checkpointer.resume_or_load("torchvision://ResNet50_Weights.IMAGENET1K_V1", resume=False)
+    with pytest.raises(CheckpointError, match="no weights of that name"):
+        checkpointer.resume_or_load("torchvision://ResNet50_Weights.NEVER", resume=False)
+
+
+def test_a_torchvision_resnet_reaches_backbone_and_both_heads(full_width_cfg: CfgNode, tmp_path):
+    source = torchvision.models.resnet50(weights=None).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    torch.save(source.state_dict(), tmp_path / "resnet50.pth")
+    model = build_model(full_width_cfg).eval()
+    PersonSearchCheckpointer(model).resume_or_load(str(tmp_path / "resnet50.pth"), resume=False)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        x = source.maxpool(source.relu(source.bn1(source.conv1(image))))
+        expected4 = source.layer3(source.layer2(source.layer1(x)))
+        expected5 = source.layer4(expected4)
+        got4 = model.backbone(image)["res4"]
+        torch.testing.assert_close(got4, expected4, rtol=1e-3, atol=1e-3 * float(expected4.abs().max()))
+        for res5 in (model.roi_heads.first_res5, model.roi_heads.second_res5):
+            torch.testing.assert_close(res5(got4), expected5, rtol=1e-3, atol=1e-3 * float(expected5.abs().max()))

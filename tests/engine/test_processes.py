@@ -1,0 +1,66 @@
+"""Training in two processes that talk through gloo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from detectron2.utils import comm
+from person_search.engine import PersonSearchTrainer
+
+
+def train(config: str, output: str) -> None:
+    from detectron2.config import get_cfg
+    from person_search import add_ssl_config
+
+    torch.set_num_threads(1)
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_file(config)
+    trainer = PersonSearchTrainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    objective = trainer.person_search_model.objective
+    torch.save(
+        {
+            "instance": objective.instance_bank.features,
+            "multi_scale": objective.multi_scale_bank.features,
+            "labels": objective.cluster_labels,
+            "threshold": objective.threshold,
+            "conv": trainer.person_search_model.backbone.stem.conv1.weight,
+        },
+        f"{output}.{comm.get_world_size()}.{comm.get_rank()}",
+    )
+
+
+@pytest.fixture
+def config_file(narrow_cfg: CfgNode, tmp_path: Path) -> str:
+    os.environ["DETECTRON2_DATASETS"] = str(tmp_path)
+    narrow_cfg.merge_from_list([
+        *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ("synthetic_tiny_test",)),
+        *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "SOLVER.MAX_ITER", 10, "SOLVER.BASE_LR", 1e-3),
+        *("SSL.CLUSTERING.K1", 8, "SSL.CLUSTERING.K2", 3, "SSL.CLUSTERING.MIN_SAMPLES", 2),
+        *("OUTPUT_DIR", str(tmp_path), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2),
+    ])  # fmt: skip
+    (tmp_path / "config.yaml").write_text(narrow_cfg.dump())
+    return str(tmp_path / "config.yaml")
+
+
+def test_two_processes_keep_equal_banks_close_to_those_of_one(config_file, tmp_path):
+    output = str(tmp_path / "state")
+    train(config_file, output)
+    launch(train, 2, dist_url="auto", args=(config_file, output))
+    one, first, second = (torch.load(f"{output}.{name}") for name in ("1.0", "2.0", "2.1"))
+    for key in ("instance", "multi_scale", "labels", "conv"):
+        assert torch.equal(first[key], second[key]), key
+    assert first["threshold"] == second["threshold"] == one["threshold"]
+    # Same frames in the same iterations; batch statistics and the sampling of RoIs differ between one and two.
+    for key in ("instance", "multi_scale"):
+        similarity = (first[key] * one[key]).sum(dim=1)
+        unrelated = (first[key] * one[key].roll(1, dims=0)).sum(dim=1)
+        assert similarity.mean() > 0.9
+        assert similarity.mean() > unrelated.mean() + 0.1

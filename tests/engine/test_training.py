@@ -1,0 +1,228 @@
+"""Training as a whole, on tiny rendered scenes: determinism, resuming, several processes, and what it must not read."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from person_search.data import training_set
+from person_search.engine import PersonSearchTrainer
+from person_search.engine.trainer import forget_metrics_from
+from person_search.errors import CheckpointError, ConfigError, TrainingError
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data sets, which the tiny scenes are generated into at first use."""
+    folder = tmp_path_factory.mktemp("datasets")
+    os.environ["DETECTRON2_DATASETS"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def cfg(narrow_cfg: CfgNode, scenes: Path, tmp_path: Path) -> CfgNode:
+    """Two epochs of eight iterations on the tiny scenes."""
+    narrow_cfg.merge_from_list([
+        *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ("synthetic_tiny_test",)),
+        *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "INPUT.MIN_SIZE_TEST", 144),
+        *("INPUT.MAX_SIZE_TEST", 256, "SOLVER.MAX_EPOCH", 2, "SOLVER.STEP_EPOCHS", (1,), "SOLVER.WARMUP_ITERS", 4),
+        *("SOLVER.CHECKPOINT_EPOCHS", 0, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.LOG_PERIOD", 1),
+        *("SSL.CLUSTERING.K1", 8, "SSL.CLUSTERING.K2", 3, "SSL.CLUSTERING.MIN_SAMPLES", 2),
+        *("OUTPUT_DIR", str(tmp_path / "run"), "SEED", 3),
+    ])  # fmt: skip
+    return narrow_cfg
+
+
+def run(cfg: CfgNode, output: Path, resume: bool = False) -> PersonSearchTrainer:
+    """Trains in this process."""
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(output)
+    output.mkdir(exist_ok=True, parents=True)
+    trainer = PersonSearchTrainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def state_of(trainer: PersonSearchTrainer) -> State:
+    return {k: v.clone() for k, v in trainer.person_search_model.state_dict().items()}
+
+
+def assert_equal(left: State, right: State) -> None:
+    assert left.keys() == right.keys()
+    different = [k for k in left if not torch.equal(left[k], right[k])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
+    """The final state of an unbroken run, trained once for the tests that compare with it."""
+    return {}
+
+
+def reference(cfg: CfgNode, tmp_path: Path, unbroken: dict[str, State]) -> State:
+    if "state" not in unbroken:
+        unbroken["state"] = state_of(run(cfg, tmp_path / "unbroken"))
+    return unbroken["state"]
+
+
+def test_a_seed_fixes_the_run_and_another_seed_changes_it(cfg, tmp_path, unbroken):
+    again = state_of(run(cfg, tmp_path / "again"))
+    assert_equal(reference(cfg, tmp_path, unbroken), again)
+    cfg.SEED = 4
+    other = state_of(run(cfg, tmp_path / "other"))
+    assert not torch.equal(other["backbone.stem.conv1.weight"], again["backbone.stem.conv1.weight"])
+
+
+def test_worker_processes_change_nothing(cfg, tmp_path, unbroken):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    assert_equal(reference(cfg, tmp_path, unbroken), state_of(run(cfg, tmp_path / "workers")))
+
+
+def test_identities_never_reach_training(cfg, tmp_path, unbroken, monkeypatch):
+    expected = reference(cfg, tmp_path, unbroken)
+    read = training_set.registered_records
+
+    def shuffled(name: str):
+        records = read(name)
+        persons = [a["person_id"] for r in records for a in r["annotations"]]
+        random.Random(0).shuffle(persons)
+        for annotation, person in zip((a for r in records for a in r["annotations"]), persons, strict=True):
+            annotation["person_id"] = person
+        return records
+
+    monkeypatch.setattr(training_set, "registered_records", shuffled)
+    trainer = run(cfg, tmp_path / "shuffled")
+    assert (trainer.training_set.person_ids >= 0).any()
+    assert_equal(expected, state_of(trainer))
+
+
+COMMAND = """
+import sys, torch
+from detectron2.config import get_cfg
+from detectron2.utils.logger import setup_logger
+from person_search import add_ssl_config
+from person_search.engine import PersonSearchTrainer
+torch.set_num_threads(int(sys.argv[3]))
+cfg = get_cfg(); add_ssl_config(cfg); cfg.merge_from_file(sys.argv[1])
+trainer = PersonSearchTrainer(cfg); trainer.resume_or_load(sys.argv[2] == "resume"); trainer.train()
+"""
+
+
+@pytest.mark.parametrize("wanted", ["model_0000002.pth", "model_0000011.pth"])
+def test_kill_9_and_resume_gives_the_unbroken_run(cfg, tmp_path, unbroken, wanted):
+    """Killed as soon as a checkpoint stands on disk (in the first and in the second epoch), then resumed."""
+    expected = reference(cfg, tmp_path, unbroken)
+    output = tmp_path / "killed"
+    output.mkdir()
+    cfg.OUTPUT_DIR = str(output)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    command = [sys.executable, "-c", COMMAND, str(tmp_path / "config.yaml"), "start", str(torch.get_num_threads())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 200
+    while not (output / wanted).exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (output / wanted).exists() and not (output / "model_final.pth").exists()
+    trainer = run(cfg, output, resume=True)
+    assert 0 < trainer.start_iter < trainer.max_iter
+    assert_equal(expected, state_of(trainer))
+    iterations = [line.split('"iteration": ')[1].split(",")[0] for line in (output / "metrics.json").open()]
+    assert len(iterations) == len(set(iterations))
+
+
+def test_a_nan_loss_names_the_iteration_and_the_frames(cfg, tmp_path):
+    cfg.SOLVER.BASE_LR = 1e30
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    with pytest.raises(TrainingError, match=r"NaN or infinite at iteration \d+; the last batch was .*\.png, .*\.png"):
+        run(cfg, tmp_path / "nan")
+
+
+def test_resuming_on_other_boxes_is_refused(cfg, tmp_path, monkeypatch):
+    cfg.SOLVER.MAX_ITER = 3
+    run(cfg, tmp_path / "moved")
+    read = training_set.registered_records
+
+    def moved(name: str):
+        records = read(name)
+        records[0]["annotations"][0]["bbox"][0] -= 1
+        return records
+
+    monkeypatch.setattr(training_set, "registered_records", moved)
+    with pytest.raises(CheckpointError, match="was trained on other frames or boxes"):
+        run(cfg, tmp_path / "moved", resume=True)
+
+
+def test_frames_without_persons_train(cfg, tmp_path, monkeypatch):
+    read = training_set.registered_records
+
+    def emptied(name: str):
+        records = read(name)[:4]
+        for record in records[1:]:
+            record["annotations"] = []
+        return records
+
+    monkeypatch.setattr(training_set, "registered_records", emptied)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    trainer = run(cfg, tmp_path / "empty")
+    assert trainer.max_iter == 4
+    assert all(v.isfinite().all() for v in state_of(trainer).values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATALOADER.ASPECT_RATIO_GROUPING", True),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("SSL.MEMORY.LABEL_SOURCE", "both"),
+        ("SOLVER.AMP.ENABLED", True),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(cfg, key, value):
+    if key == "SOLVER.AMP.ENABLED" and torch.cuda.is_available():
+        pytest.skip("mixed precision works where there is a GPU")
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ConfigError, match=key):
+        PersonSearchTrainer(cfg)
+
+
+def test_metrics_of_lost_iterations_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 1, "a": 2}\n{"iteration": 5}\n{"iteration": 6}\n{"itera')
+    forget_metrics_from(str(path), 6)
+    assert path.read_text() == '{"iteration": 1, "a": 2}\n{"iteration": 5}\n'
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("SSL.EXEMPLAR.ENABLED", False),
+        ("SSL.EXEMPLAR.SHARED_BACKBONE", False),
+        ("SSL.EXEMPLAR.SCALES", (), "SSL.EXEMPLAR.MASK_BACKGROUND", False),
+        ("SSL.EXEMPLAR.ORIGINAL", False, "SSL.MEMORY.LABEL_SOURCE", "instance"),
+        ("SSL.CLUSTER_LOSS.WEIGHT", 0.0, "MODEL.ROI_BOX_HEAD.POOLING", "deformable"),
+        ("SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO", 0.1, "SSL.THRESHOLD.ALPHA", 0.0),
+        ("MODEL.SECOND_HEAD.FIRST_HEAD_SCORE", False, "MODEL.SECOND_HEAD.BN_NECK", False),
+    ],
+    ids=lambda o: o[0].split(".", 1)[1],
+)
+def test_every_variant_trains_and_moves_the_embedding(cfg, tmp_path, options):
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 3, *options])
+    trainer = run(cfg, tmp_path / "variant")
+    final = state_of(trainer)
+    assert all(v.isfinite().all() for v in final.values())
+    banks = [k for k in final if "bank" in k]
+    assert len(banks) == (2 if cfg.SSL.EXEMPLAR.ENABLED else 1)
+    assert all(torch.allclose(final[k].norm(dim=1), torch.ones(len(final[k])), atol=1e-4) for k in banks)

@@ -1,0 +1,83 @@
+"""Configuration keys, files and the errors for wrong ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from person_search import add_ssl_config
+from person_search.config import merge_file_and_options
+from person_search.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "configs"
+
+
+def fresh() -> CfgNode:
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_file_merges(path):
+    cfg = fresh()
+    merge_file_and_options(cfg, str(path), [])
+    assert cfg.MODEL.META_ARCHITECTURE == "SSLPersonSearch"
+
+
+def test_values_of_the_paper():
+    cfg = fresh()
+    merge_file_and_options(cfg, str(CONFIGS / "prw.yaml"), [])
+    ssl = cfg.SSL
+    assert ssl.EXEMPLAR.SCALES == ((112, 48), (224, 96), (448, 192)) and ssl.EXEMPLAR.ORIGINAL
+    assert (ssl.SCALE_LOSS.MARGIN, ssl.SCALE_LOSS.GAMMA) == (0.3, 0.05)
+    assert (ssl.MEMORY.MOMENTUM, ssl.MULTI_LABEL_LOSS.DELTA) == (0.8, 5.0)
+    assert (ssl.THRESHOLD.INITIAL, ssl.THRESHOLD.ALPHA, ssl.THRESHOLD.BETA) == (0.6, 0.1, -0.1)
+    clustering = ssl.CLUSTERING
+    assert (clustering.K1, clustering.K2, clustering.EPS, clustering.MIN_SAMPLES) == (30, 6, (0.68, 0.70, 0.72), 4)
+    assert (ssl.CLUSTER_LOSS.TEMPERATURE, ssl.CLUSTER_LOSS.HARD_NEGATIVE_MASS) == (0.05, 0.6)
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (2, 0.001, 0.9, 5e-4)
+    assert (solver.MAX_EPOCH, solver.STEP_EPOCHS, solver.GAMMA) == (26, (16, 22), 0.1)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT) == (900, 1500, "RGB")
+    assert (cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT, cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM) == (10.0, 256)
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=re.escape("SSL.SCALE_LOSS.MARGN; did you mean SSL.SCALE_LOSS.MARGIN")):
+        merge_file_and_options(fresh(), "", ["SSL.SCALE_LOSS.MARGN", "0.2"])
+    file = tmp_path / "wrong.yaml"
+    file.write_text("SSL:\n  MEMORY:\n    MOMENTUMM: 0.5\n")
+    with pytest.raises(ConfigError, match="unknown config key SSL.MEMORY.MOMENTUMM; did you mean SSL.MEMORY.MOMENTUM"):
+        merge_file_and_options(fresh(), str(file), [])
+
+
+def test_a_value_of_another_type_and_a_missing_file_are_refused():
+    with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM"):
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM", "often"])
+    with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
+        merge_file_and_options(fresh(), "nowhere.yaml", [])
+    with pytest.raises(ConfigError, match="command line"):
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM"])
+
+
+def test_every_key_is_read_somewhere():
+    """No option that does nothing: each key's name stands in the package outside config.py."""
+    package = CONFIGS.parent / "person_search"
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name != "config.py")
+
+    def leaves(node: CfgNode, prefix: str) -> list[str]:
+        found = []
+        for name, value in node.items():
+            found += leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+        return found
+
+    cfg = fresh()
+    keys = leaves(cfg.SSL, "SSL.") + leaves(cfg.TEST.PERSON_SEARCH, "TEST.PERSON_SEARCH.")
+    keys += leaves(cfg.MODEL.FIRST_HEAD, "MODEL.FIRST_HEAD.") + leaves(cfg.MODEL.SECOND_HEAD, "MODEL.SECOND_HEAD.")
+    keys += ["MODEL.ROI_BOX_HEAD.POOLING", "SOLVER.MAX_EPOCH", "SOLVER.STEP_EPOCHS", "SOLVER.CHECKPOINT_EPOCHS"]
+    keys += ["SOLVER.CHECKPOINTS_KEPT", "SOLVER.LOG_PERIOD", "TEST.EVAL_EPOCHS", "TEST.EVAL_BEFORE_TRAINING"]
+    unused = [k for k in keys if not re.search(rf"\b{k.rsplit('.', 1)[-1]}\b", code)]
+    assert len(keys) > 40 and not unused

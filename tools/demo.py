@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""The demonstration behind `make demo`: generates the built-in dataset, trains SSL on it and shows what came of it.
+
+Everything lands in output/demo; a second run starts anew there. The figures are those of small synthetic scenes and a
+narrow network: they show that all parts work together, and say nothing about any real dataset.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from person_search.data.catalog import dataset_root
+from person_search.data.synthetic import PRESETS, generate
+from person_search.engine.curves import Series, read_metrics
+from person_search.errors import PersonSearchError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+OUTPUT = Path("output/demo")
+TRAIN = (
+    "train_net.py --config-file projects/SSL/configs/synthetic.yaml --num-gpus 1"
+    f" OUTPUT_DIR {OUTPUT} TEST.EVAL_BEFORE_TRAINING True"
+)
+DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
+# All that a training, its evaluations and the drawing leave in an output folder.
+KNOWN_FILES = (
+    "metrics.json* log.txt* config.yaml last_checkpoint *.pth *.part events.out.tfevents.* inference/*/*.json "
+    "inference/*/*.npz inference/*/.*.tmp pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
+).split()
+FIGURES = {
+    "detection AP": "detection/AP",
+    "detection recall": "detection/recall",
+    "search mAP": "search/mAP",
+    "search top-1": "search/top1",
+}
+LEAST_DETECTION_AP, LEAST_SEARCH_GAIN = 85.0, 2.0
+TO_LOOK_AT = {
+    "pictures/*/search_results.png": "queries and their five best detections, correct and wrong",
+    "pictures/*/search_scenes_*.png": "the best and the worst query in whole frames",
+    "pictures/loss_curves.png": "every loss and the learning rate",
+    "pictures/pseudo_labels.png": "precision and recall of the pseudo labels over the epochs",
+    "metrics.json": "every figure that was logged, one JSON object a line",
+    "inference/*/results.json": "all figures of the evaluation, and how they were made",
+    "inference/*/queries.json": "each query with its ten best detections",
+    "model_final.pth": "the trained model, for --eval-only with MODEL.WEIGHTS",
+}
+
+
+def main() -> int:
+    """Runs the demonstration and returns its exit status: 0, 2 for an error, 130 where it was interrupted."""
+    os.chdir(REPOSITORY)
+    print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures.")
+    print("Up to 6 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
+    seconds: dict[str, float] = {}
+    try:
+        clear_output(OUTPUT)
+        _stage(seconds, "dataset", lambda: print(generate(PRESETS["demo"], dataset_root())))
+        _stage(seconds, "training and evaluations", lambda: run(TRAIN))
+        _stage(seconds, "pictures", lambda: run(DRAW))
+        print(f"\n{report(read_metrics(OUTPUT / 'metrics.json'), seconds)}\n\n{look_at(OUTPUT)}")
+    except PersonSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; `make demo` starts anew", file=sys.stderr)
+        return 130
+    return 0
+
+
+def clear_output(folder: Path) -> None:
+    """Removes what a former run left in its output folder; a folder that holds anything else stays as it is.
+
+    Raises:
+        PersonSearchError: the folder holds a file that no run leaves there, or is a file itself.
+    """
+    found = [folder] if folder.is_file() else [p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()]
+    for path in found:
+        if not any(_matches(path.relative_to(folder).parts, pattern.split("/")) for pattern in KNOWN_FILES):
+            raise PersonSearchError(f"{path} is not from a former run; move it away, as {folder} is emptied first")
+    for path in found:
+        path.unlink()
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    return len(parts) == len(patterns) and all(map(fnmatch, parts, patterns))
+
+
+def _stage(seconds: dict[str, float], name: str, work: Callable[[], None]) -> None:
+    print(f"\n== {len(seconds) + 1} of 3: {name}", flush=True)
+    start = time.monotonic()
+    work()
+    seconds[name] = time.monotonic() - start
+
+
+def run(command: str) -> None:
+    """Prints a command as it can be typed again, and runs it with this interpreter, its output on the screen.
+
+    Raises:
+        PersonSearchError: it failed; it has said why.
+    """
+    root = os.environ.get("DETECTRON2_DATASETS")
+    setting = f"DETECTRON2_DATASETS={shlex.quote(root)} " if root else ""
+    print(f"$ {setting}{shlex.quote(_short(Path(sys.executable)))} {command}", flush=True)
+    status = subprocess.run([sys.executable, *command.split()], check=False).returncode
+    if status:
+        raise PersonSearchError(f"{command.split()[0]} stopped with exit status {status}; its message stands above")
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+
+
+def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:
+    """Tables of the figures before and after training (metrics.json, percent) and of the stages' wall times."""
+    lines = [f"{'':<26}{'untrained':>11}{'trained':>11}"]
+    figures = {key: [_last(metrics, name) for name in (f"untrained/{key}", key)] for key in FIGURES.values()}
+    for name, key in FIGURES.items():
+        lines.append(f"{name:<26}" + "".join(f"{'-' if math.isnan(v) else f'{v:.1f} %':>11}" for v in figures[key]))
+    lines.append(f"\n{'wall time':<26}{'min:s':>11}")
+    for name, time_taken in {**seconds, "all": sum(seconds.values())}.items():
+        lines.append(f"{name:<26}{f'{round(time_taken) // 60}:{round(time_taken) % 60:02}':>11}")
+    ap, (before, after) = figures["detection/AP"][1], figures["search/mAP"]
+    # So written that a missing figure (NaN) does not count as reached.
+    reached = ap >= LEAST_DETECTION_AP and after >= LEAST_SEARCH_GAIN * before and after > 0
+    expected = f"a detection AP of {LEAST_DETECTION_AP:g} %, {LEAST_SEARCH_GAIN:g} times the untrained search mAP"
+    return "\n".join([*lines, f"\nExpected: at least {expected}. {'Reached.' if reached else 'NOT REACHED.'}"])
+
+
+def _last(metrics: Mapping[str, Series], name: str) -> float:
+    return float(metrics[name][1][-1]) if name in metrics else math.nan
+
+
+def look_at(folder: Path) -> str:
+    """The list of what a run has left in its output folder, and how to open TensorBoard."""
+    lines = [f"  {path}: {meaning}" for pattern, meaning in TO_LOOK_AT.items() for path in sorted(folder.glob(pattern))]
+    tensorboard = f"{_short(Path(sys.executable).with_name('tensorboard'))} --logdir {folder}"
+    return "\n".join(["What to look at:", *lines, f"  {tensorboard}: all curves in TensorBoard"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

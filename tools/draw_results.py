@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Draws what a finished or running training, or an evaluation, has left in its output folder.
+
+    python tools/draw_results.py output/prw --scenes 3
+
+Into RUN_DIR/pictures go loss_curves.png and pseudo_labels.png, from metrics.json, and for each test set
+<test set>/search_results.png, from inference/<test set>/queries.json: the five best detections of some queries, from
+the best to the worst. With --scenes, <test set>/search_scenes_1.png ... show whole frames as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from person_search import add_ssl_config
+from person_search.config import merge_file_and_options
+from person_search.data import register_custom
+from person_search.data.training_set import registered_records
+from person_search.engine.curves import draw_curves
+from person_search.errors import DatasetError, PersonSearchError
+from person_search.evaluation.pictures import draw_search_results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 0, or 2 where something could not be drawn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="OUTPUT_DIR of the training or evaluation")
+    parser.add_argument("--queries", metavar="N", type=_count, default=6, help="queries in a sheet (default 6)")
+    parser.add_argument("--scenes", metavar="N", type=_count, default=0, help="queries drawn as scenes (default 0)")
+    args = parser.parse_args(arguments)
+    try:
+        for picture in draw_run(args.run_dir, args.queries, args.scenes):
+            print(picture)
+    except PersonSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw_run(run_dir: Path, queries: int, scenes: int) -> list[Path]:
+    """Draws all that the output folder of a run has the data for.
+
+    Args:
+        run_dir: OUTPUT_DIR of the run.
+        queries: rows of each sheet of search results.
+        scenes: queries of each test set that are drawn as whole scenes.
+
+    Returns:
+        paths of the pictures, in run_dir/pictures.
+
+    Raises:
+        DatasetError: there is nothing to draw, or a file is damaged.
+        ConfigError: the run's config does not fit this version, or names a dataset that is not registered.
+    """
+    cfg = _config_of(run_dir)
+    folder, metrics = run_dir / "pictures", run_dir / "metrics.json"
+    searches = sorted(run_dir.glob("inference/*/queries.json"))
+    drawn = []
+    # An evaluation leaves no metrics.json, and that of a training that has just begun is empty.
+    if not searches or (metrics.is_file() and metrics.stat().st_size):
+        drawn += draw_curves(metrics, folder, cfg.SSL.CLUSTERING.PERIOD)
+    for file in searches:
+        test_set = file.parent.name
+        drawn += draw_search_results(file, registered_records(test_set), folder / test_set, queries, scenes)
+    return drawn
+
+
+def _config_of(run_dir: Path) -> CfgNode:
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise DatasetError(f"{file} is missing: give the OUTPUT_DIR of a training or an evaluation")
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    merge_file_and_options(cfg, str(file), [])
+    register_custom(cfg.DATASETS.CUSTOM)
+    return cfg
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
