@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from typing import Any
 
@@ -19,7 +18,7 @@ from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
-from person_search.engine.logging import quiet_expected_errors, setup_logging
+from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import PersonSearchError
 
 
@@ -49,7 +48,7 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     except PersonSearchError as error:
-        logging.getLogger("person_search").error("%s", error)
+        report(error)
         sys.exit(2)
 
 

@@ -38,6 +38,7 @@ def _config(*options: object) -> CfgNode:
 def narrow_cfg() -> CfgNode:
     """A tiny model of the real architecture: a ResNet-50 of an eighth of the width, 16-dimensional embeddings."""
     return _config(
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.SECOND_HEAD.EMBEDDING_DIM", 16),
         *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4, "SSL.EXEMPLAR.SCALES", ((24, 12), (48, 24))),

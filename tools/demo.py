@@ -34,12 +34,7 @@ KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth *.part events.out.tfevents.* inference/*/*.json "
     "inference/*/*.npz inference/*/.*.tmp pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
 ).split()
-FIGURES = {
-    "detection AP": "detection/AP",
-    "detection recall": "detection/recall",
-    "search mAP": "search/mAP",
-    "search top-1": "search/top1",
-}
+FIGURES = ("detection/AP", "detection/recall", "search/mAP", "search/top1")
 LEAST_DETECTION_AP, LEAST_SEARCH_GAIN = 85.0, 2.0
 TO_LOOK_AT = {
     "pictures/*/search_results.png": "queries and their five best detections, correct and wrong",
@@ -107,30 +102,28 @@ def run(command: str) -> None:
     """
     root = os.environ.get("DETECTRON2_DATASETS")
     setting = f"DETECTRON2_DATASETS={shlex.quote(root)} " if root else ""
-    print(f"$ {setting}{shlex.quote(_short(Path(sys.executable)))} {command}", flush=True)
+    print(f"$ {setting}{shlex.quote(os.path.relpath(sys.executable))} {command}", flush=True)
     status = subprocess.run([sys.executable, *command.split()], check=False).returncode
     if status:
         raise PersonSearchError(f"{command.split()[0]} stopped with exit status {status}; its message stands above")
 
 
-def _short(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
-
-
 def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:
     """Tables of the figures before and after training (metrics.json, percent) and of the stages' wall times."""
     lines = [f"{'':<26}{'untrained':>11}{'trained':>11}"]
-    figures = {key: [_last(metrics, name) for name in (f"untrained/{key}", key)] for key in FIGURES.values()}
-    for name, key in FIGURES.items():
-        lines.append(f"{name:<26}" + "".join(f"{'-' if math.isnan(v) else f'{v:.1f} %':>11}" for v in figures[key]))
+    figures = {key: [_last(metrics, name) for name in (f"untrained/{key}", key)] for key in FIGURES}
+    for key, values in figures.items():
+        cells = ("-" if math.isnan(value) else f"{value:.1f} %" for value in values)
+        lines.append(f"{key.replace('/', ' '):<26}" + "".join(f"{cell:>11}" for cell in cells))
     lines.append(f"\n{'wall time':<26}{'min:s':>11}")
     for name, time_taken in {**seconds, "all": sum(seconds.values())}.items():
         lines.append(f"{name:<26}{f'{round(time_taken) // 60}:{round(time_taken) % 60:02}':>11}")
     ap, (before, after) = figures["detection/AP"][1], figures["search/mAP"]
     # So written that a missing figure (NaN) does not count as reached.
     reached = ap >= LEAST_DETECTION_AP and after >= LEAST_SEARCH_GAIN * before and after > 0
-    expected = f"a detection AP of {LEAST_DETECTION_AP:g} %, {LEAST_SEARCH_GAIN:g} times the untrained search mAP"
-    return "\n".join([*lines, f"\nExpected: at least {expected}. {'Reached.' if reached else 'NOT REACHED.'}"])
+    expected = f"detection AP {LEAST_DETECTION_AP:g} %, search mAP {LEAST_SEARCH_GAIN:g} times the untrained one's"
+    lines.append(f"\nExpected at least: {expected}. {'Reached.' if reached else 'NOT REACHED: see the table.'}")
+    return "\n".join(lines)
 
 
 def _last(metrics: Mapping[str, Series], name: str) -> float:
@@ -140,7 +133,7 @@ def _last(metrics: Mapping[str, Series], name: str) -> float:
 def look_at(folder: Path) -> str:
     """The list of what a run has left in its output folder, and how to open TensorBoard."""
     lines = [f"  {path}: {meaning}" for pattern, meaning in TO_LOOK_AT.items() for path in sorted(folder.glob(pattern))]
-    tensorboard = f"{_short(Path(sys.executable).with_name('tensorboard'))} --logdir {folder}"
+    tensorboard = f"{os.path.relpath(Path(sys.executable).with_name('tensorboard'))} --logdir {folder}"
     return "\n".join(["What to look at:", *lines, f"  {tensorboard}: all curves in TensorBoard"])
 
 

@@ -27,7 +27,7 @@ OTHER = {
     "max_person_height": 200.0,
     "unlabelled_fraction": 0.1,
     "crowding": 0.2,
-    "min_visible": 0.35,
+    "min_visible": 0.4,
     "queries_per_identity": 2,
     "colours": 5,
     "family_size": 4,

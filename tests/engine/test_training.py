@@ -130,11 +130,12 @@ def test_kill_9_and_resume_gives_the_unbroken_run(cfg, tmp_path, unbroken, wante
     command = [sys.executable, "-c", COMMAND, str(tmp_path / "config.yaml"), "start", str(torch.get_num_threads())]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 200
-    while not (output / wanted).exists() and process.poll() is None and time.time() < deadline:
+    tag = output / "last_checkpoint"
+    while process.poll() is None and time.time() < deadline and not (tag.exists() and tag.read_text() >= wanted):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (output / wanted).exists() and not (output / "model_final.pth").exists()
+    assert tag.exists() and not (output / "model_final.pth").exists()
     trainer = run(cfg, output, resume=True)
     assert 0 < trainer.start_iter < trainer.max_iter
     assert_equal(expected, state_of(trainer))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,6 +40,31 @@ _COLUMNS = 4
 # From this ratio of the largest to the smallest value on, a linear axis would hide the end of the curve.
 _LOG_RATIO = 30.0
 _DPI = 130
+
+
+class _Panel(NamedTuple):
+    title: str
+    note: str
+    names: tuple[str, ...]
+    percent: bool
+
+
+_PANELS = (
+    _Panel(
+        "Cluster labels",
+        "pairs of persons; precision is 100 % where no pair shares a label",
+        ("cluster_precision", "cluster_recall"),
+        True,
+    ),
+    _Panel(
+        "Multi-labels",
+        "of other persons; precision is 100 % where none is given",
+        ("multi_label_precision", "multi_label_recall"),
+        True,
+    ),
+    _Panel("Clusters and singletons", "of all annotated persons", ("clusters", "singletons"), False),
+    _Panel("Multi-label threshold", "t(e), Eq. 9", ("threshold",), False),
+)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
@@ -162,27 +188,14 @@ def pseudo_label_figure(metrics: dict[str, Series], epoch: float | None = None) 
     Returns:
         The figure; None where no pseudo labels were logged.
     """
-    panels = [
-        ("Cluster labels\npairs of persons; precision is 100 % where no pair shares a label", {"cluster_precision": "precision", "cluster_recall": "recall"}, 100),
-        ("Multi-labels\nof other persons; precision is 100 % where none is given", {"multi_label_precision": "precision", "multi_label_recall": "recall"}, 100),
-        ("Clusters and singletons\nof all annotated persons", {"clusters": "clusters", "singletons": "singletons"}, 1),
-        ("Multi-label threshold\nt(e), Eq. 9", {"threshold": "threshold"}, 1),
-    ]
-    panels = [panel for panel in panels if any(f"pseudo_labels/{name}" in metrics for name in panel[1])]
+    panels = [panel for panel in _PANELS if any(f"pseudo_labels/{name}" in metrics for name in panel.names)]
     if not panels:
         return None
-    columns = 1 if len(panels) == 1 else 2
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns, 0.5 + 3.1 * rows), layout="constrained")
-    for number, (title, lines, factor) in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for (name, label), color, dashes in zip(lines.items(), (_BLUE, _VERMILION), ("-", "--"), strict=False):
-            iterations, values = metrics.get(f"pseudo_labels/{name}", (np.zeros(0), np.zeros(0)))
-            # The threshold holds for a whole epoch.
-            style = "steps-pre" if name == "threshold" else "default"
-            _plot(axes, (iterations, factor * values), color, epoch, label=label, linestyle=dashes, drawstyle=style)
-        _title(axes, *title.split("\n"))
-        _label_y(axes, factor, len(lines))
+    figure = Figure(figsize=(5.2 * columns, 0.5 + 3.2 * rows), layout="constrained")
+    for number, panel in enumerate(panels, 1):
+        _draw_panel(figure.add_subplot(rows, columns, number), panel, metrics, epoch)
     _share_x(figure, epoch)
     return figure
 
@@ -231,10 +244,10 @@ def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: 
     axes.tick_params(labelsize=8)
 
 
-def _title(axes: Axes, description: str, name: str) -> None:
-    axes.set_title(description or name, fontsize=10, loc="left", pad=16 if description else 6)
-    if description:
-        axes.annotate(name, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.5, color=_GREY)
+def _title(axes: Axes, title: str, note: str) -> None:
+    axes.set_title(title or note, fontsize=10, loc="left", pad=16 if title else 6)
+    if title:
+        axes.annotate(note, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.5, color=_GREY)
 
 
 def _color(name: str) -> str:
@@ -260,13 +273,20 @@ def _share_x(figure: Figure, epoch: float | None) -> None:
     figure.supxlabel("epoch" if epoch else "iteration", fontsize=10)
 
 
-def _label_y(axes: Axes, factor: int, lines: int) -> None:
-    if factor == 100:
+def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: float | None) -> None:
+    for name, color, dashes in zip(panel.names, (_BLUE, _VERMILION), ("-", "--"), strict=False):
+        iterations, values = metrics.get(f"pseudo_labels/{name}", (np.zeros(0), np.zeros(0)))
+        # The threshold holds for a whole epoch.
+        style = {"linestyle": dashes, "drawstyle": "steps-pre" if name == "threshold" else "default"}
+        factor = 100 if panel.percent else 1
+        _plot(axes, (iterations, factor * values), color, epoch, label=name.rpartition("_")[2], **style)
+    _title(axes, panel.title, panel.note)
+    if panel.percent:
         axes.set_ylim(-3, 103)
         axes.set_ylabel("%")
-    if lines > 1:
-        if factor == 1:
-            axes.set_ylim(bottom=0)
+    elif len(panel.names) > 1:
+        axes.set_ylim(bottom=0)
+    if len(panel.names) > 1:
         axes.legend(fontsize=9, frameon=False, loc="best")
 
 

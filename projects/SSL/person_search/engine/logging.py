@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -19,8 +20,15 @@ def quiet_expected_errors() -> None:
     """Keeps Detectron2's training loop from printing the traceback of an error that is reported in one line."""
     for name in ("detectron2.engine.train_loop", "detectron2.engine.hooks"):
         logging.getLogger(name).addFilter(_is_unexpected)
-    if not logging.getLogger("person_search").handlers:
-        setup_logger(distributed_rank=comm.get_rank(), name="person_search", abbrev_name="ssl")
+
+
+def report(error: PersonSearchError) -> None:
+    """Prints an error in one line, and logs it where logging is set up."""
+    logger = logging.getLogger("person_search")
+    if logger.handlers:
+        logger.error("%s", error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:

@@ -1,0 +1,16 @@
+"""Pseudo labels: pure functions of arrays, which know nothing of configs, hooks or Detectron2."""
+
+from .diagnostics import multi_label_precision_recall, pair_precision_recall
+from .jaccard import jaccard_distance
+from .multi_label import dynamic_threshold, predict_multi_labels
+from .self_paced import SelfPacedDBSCAN, invalid_rows
+
+__all__ = [
+    "SelfPacedDBSCAN",
+    "dynamic_threshold",
+    "invalid_rows",
+    "jaccard_distance",
+    "multi_label_precision_recall",
+    "pair_precision_recall",
+    "predict_multi_labels",
+]

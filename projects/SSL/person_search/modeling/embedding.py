@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .synced_norm import SyncedBatchNorm1d
+
 
 class PooledFeatures(NamedTuple):
     """What the embedding reads of each RoI or crop.
@@ -40,7 +42,7 @@ class NormAwareEmbedding(nn.Module):
         self.dim = dim
         self.res4_projector = _projector(res4_channels, dim // 2)
         self.res5_projector = _projector(res5_channels, dim - dim // 2)
-        self.rescaler = nn.BatchNorm1d(1)
+        self.rescaler = SyncedBatchNorm1d(1)
 
     def forward(self, pooled: PooledFeatures) -> tuple[Tensor, Tensor]:
         """
@@ -61,7 +63,7 @@ class NormAwareEmbedding(nn.Module):
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:
-    linear, norm = nn.Linear(channels, dim), nn.BatchNorm1d(dim)
+    linear, norm = nn.Linear(channels, dim), SyncedBatchNorm1d(dim)
     for layer in (linear, norm):
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)

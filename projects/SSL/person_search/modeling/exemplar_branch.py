@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .embedding import PooledFeatures
+from .padded_batch import (
+    ValidArea,
+    group_by_size,
+    looks_at_other_pixels,
+    on_canvas,
+    padded_with_zeros,
+    pool_maximum,
+)
 
 
 def crop_persons(image: Tensor, boxes: Tensor, masks: Tensor | None) -> list[Tensor]:
@@ -102,9 +110,9 @@ class ExemplarBranch(nn.Module):
             crops = self._crops(images, targets)
             if not crops:
                 return self._without_persons(images, backbone, res5)
-            by_scale = [self._pool(resize_crops(crops, size), backbone, res5) for size in self.scales]
+            by_scale = [pool_crops(resize_crops(crops, size), backbone, res5) for size in self.scales]
             if self.original:
-                by_scale.append(PooledFeatures.cat([self._pool(c[None], backbone, res5) for c in crops]))
+                by_scale.append(pool_originals(crops, backbone, res5))
         return PooledFeatures(
             *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
         )
@@ -117,15 +125,41 @@ class ExemplarBranch(nn.Module):
             crops += crop_persons(image[:, :height, :width], target.gt_boxes.tensor, masks)
         return crops
 
-    @staticmethod
-    def _pool(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
-        features = backbone(crops)["res4"]
-        return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
-
     def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """No rows, but joined to the graph: with several processes each must use every parameter in each iteration."""
-        dummy = self._pool(images[:1, :, :32, :32], backbone, res5)
+        dummy = pool_crops(images[:1, :, :32, :32], backbone, res5)
         return PooledFeatures(dummy.res4[:0], dummy.res5[:0])
+
+
+def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+    """Features of crops (P, C, h, w) of one size."""
+    features = backbone(crops)["res4"]
+    return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
+
+
+def pool_originals(crops: Sequence[Tensor], backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+    """Features of crops at their own sizes, in few passes; each as if it had passed alone.
+
+    Args:
+        crops: P tensors (C, h, w).
+        backbone, res5: see `ExemplarBranch.forward`.
+    """
+    sizes = [(c.shape[1], c.shape[2]) for c in crops]
+    alone = looks_at_other_pixels([backbone, res5])
+    groups = [[i] for i in range(len(crops))] if alone else group_by_size(sizes)
+    parts = []
+    for group in groups:
+        if len(group) == 1:
+            parts.append(pool_crops(crops[group[0]][None], backbone, res5))
+            continue
+        canvas = on_canvas([crops[i] for i in group])
+        valid = ValidArea([sizes[i] for i in group], canvas)
+        with padded_with_zeros([backbone, res5], valid):
+            features = backbone(canvas)["res4"]
+            parts.append(PooledFeatures(pool_maximum(features, valid), pool_maximum(res5(features), valid)))
+    order = torch.tensor([i for group in groups for i in group], device=crops[0].device).argsort()
+    joined = PooledFeatures.cat(parts)
+    return PooledFeatures(joined.res4[order], joined.res5[order])
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         proposals, losses = self.proposal_generator(images, features, targets)
         if self.vis_period > 0:
             self._visualize(batched_inputs, proposals)
-        exemplars = self._exemplars(images.tensor, targets)
+        exemplars = None if self.exemplar_branch is None else lambda: self._exemplars(images.tensor, targets)
         embeddings, detector_losses = self.roi_heads.forward_train(images, features, proposals, targets, exemplars)
         return {**losses, **detector_losses, **self.objective(embeddings)}
 

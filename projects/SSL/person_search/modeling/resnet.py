@@ -1,10 +1,17 @@
-"""ResNet stages behind the shared backbone: the copies of res5 that the heads apply to RoI features."""
+"""ResNet parts that Detectron2 does not offer: slim backbones, and the copies of res5 that the heads apply to RoIs."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import nn
+
+from ..errors import ConfigError
+
+# Blocks of res2 to res5 by depth; up to 34 of two 3x3 convolutions, above of three (bottlenecks).
+_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def res5_channels(cfg: CfgNode) -> int:
@@ -13,18 +20,49 @@ def res5_channels(cfg: CfgNode) -> int:
 
 
 def build_res5(cfg: CfgNode) -> nn.Sequential:
-    """A res5 of its own, (R, C4, h, w) -> (R, C5, h/2, w/2), for a bottleneck ResNet (depth 50, 101 or 152)."""
+    """A res5 of its own for the ResNet that MODEL.RESNETS describes, (R, C4, h, w) -> (R, C5, h/2, w/2)."""
+    return nn.Sequential(*_build_stage(cfg, 5, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 4))
+
+
+@BACKBONE_REGISTRY.register()
+def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Stem to res4 of a ResNet of depth 10, 18 or 34 and of any width, for training from nothing.
+
+    Detectron2's own builder fixes the width of depths 18 and 34, for ImageNet weights, and has no depth 10.
+
+    Raises:
+        ConfigError: another depth or output is asked for.
+    """
     resnets = cfg.MODEL.RESNETS
-    out_channels = res5_channels(cfg)
-    blocks = ResNet.make_stage(
-        BottleneckBlock,
-        3,
-        stride_per_block=[2, 1, 1],
-        in_channels=out_channels // 2,
-        bottleneck_channels=resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 8,
-        out_channels=out_channels,
-        num_groups=resnets.NUM_GROUPS,
+    if resnets.DEPTH not in (10, 18, 34) or list(resnets.OUT_FEATURES) != ["res4"]:
+        raise ConfigError(
+            f"build_slim_resnet_backbone: MODEL.RESNETS.DEPTH {resnets.DEPTH} with outputs {resnets.OUT_FEATURES}, "
+            "expected 10, 18 or 34 with ['res4']"
+        )
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
+    stages, channels = [], resnets.STEM_OUT_CHANNELS
+    for stage in (2, 3, 4):
+        stages.append(_build_stage(cfg, stage, channels))
+        channels = resnets.RES2_OUT_CHANNELS * 2 ** (stage - 2)
+    return ResNet(stem, stages, out_features=["res4"], freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+def _build_stage(cfg: CfgNode, stage: int, in_channels: int) -> list[nn.Module]:
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH not in _BLOCKS:
+        raise ConfigError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}, expected one of {', '.join(map(str, _BLOCKS))}")
+    blocks = _BLOCKS[resnets.DEPTH][stage - 2]
+    bottleneck = {
+        "bottleneck_channels": resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2 ** (stage - 2),
+        "num_groups": resnets.NUM_GROUPS,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+    }
+    return ResNet.make_stage(
+        BottleneckBlock if resnets.DEPTH >= 50 else BasicBlock,
+        blocks,
+        stride_per_block=[1 if stage == 2 else 2] + [1] * (blocks - 1),
+        in_channels=in_channels,
+        out_channels=resnets.RES2_OUT_CHANNELS * 2 ** (stage - 2),
         norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
+        **(bottleneck if resnets.DEPTH >= 50 else {}),
     )
-    return nn.Sequential(*blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from .embedding import NormAwareEmbedding, PooledFeatures
 from .pooling import DeformableRoIPooler
 from .resnet import build_res5, res5_channels
+from .synced_norm import SyncedBatchNorm1d
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class BoxRegressor(nn.Module):
     def __init__(self, channels: int, bn_neck: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, 4)
-        self.norm = nn.BatchNorm1d(4) if bn_neck else nn.Identity()
+        self.norm = SyncedBatchNorm1d(4) if bn_neck else nn.Identity()
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
         if bn_neck:
@@ -160,7 +162,7 @@ class PersonSearchROIHeads(ROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
-        exemplars: PooledFeatures | None,
+        exemplars: Callable[[], PooledFeatures] | None,
     ) -> tuple[TrainingEmbeddings, dict[str, Tensor]]:
         """Detection losses of both heads, and the features that the re-id losses read.
 
@@ -169,8 +171,9 @@ class PersonSearchROIHeads(ROIHeads):
             features: the backbone's output.
             proposals: the RPN's, one Instances an image.
             targets: ground truth with `gt_boxes`, `gt_classes` and `gt_instance_index`.
-            exemplars: pooled features of P * S exemplars, person by person, or None. One call of the embedding
-                takes RoIs and exemplars together, so that one set of batch statistics normalises both.
+            exemplars: gives the pooled features of P * S exemplars, person by person; None without them. It is called
+                when the second head's res5 has seen the RoIs, whose batch statistics it then no longer changes. One
+                call of the embedding takes RoIs and exemplars together, so that the same statistics normalise both.
 
         Returns:
             the features, and {"loss_cls_first", "loss_box_first", "loss_cls_second", "loss_box_second"}.
@@ -182,7 +185,7 @@ class PersonSearchROIHeads(ROIHeads):
         sampled = self._sample("second_head", refined, targets)
         boxes = [Boxes.cat([s.proposal_boxes, t.gt_boxes]) for s, t in zip(sampled, targets, strict=True)]
         pooled = self._pool_second(feature, boxes)
-        parts = [pooled] if exemplars is None else [pooled, exemplars]
+        parts = [pooled] if exemplars is None else [pooled, exemplars()]
         embeddings, logits = self.embedding(PooledFeatures.cat(parts))
 
         counts = [n for s, t in zip(sampled, targets, strict=True) for n in (len(s), len(t))]

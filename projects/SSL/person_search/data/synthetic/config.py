@@ -65,11 +65,11 @@ class SyntheticConfig:
     test_identities: int = 20
     min_persons: int = 3
     max_persons: int = 5
-    min_person_height: float = 40.0
+    min_person_height: float = 39.0
     max_person_height: float = 244.0
     unlabelled_fraction: float = 0.15
-    crowding: float = 0.25
-    min_visible: float = 0.4
+    crowding: float = 0.15
+    min_visible: float = 0.5
     queries_per_identity: int = 3
     colours: int = 8
     family_size: int = 3

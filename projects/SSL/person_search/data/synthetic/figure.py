@@ -14,7 +14,10 @@ from .pose import Pose, joints, view
 _FINE_HEIGHT = 260  # every person is drawn at least this tall, in canvas pixels, and then reduced
 # Outline of the trunk from the neck down: (share of its length, share of the half width).
 _TRUNK = np.array(
-    [(-0.05, 0.3), (-0.02, 0.5), (0.03, 0.86), (0.08, 1.0), (0.2, 1.0), (0.4, 0.93), (0.65, 0.82), (0.9, 0.9), (1, 0.93)]
+    [
+        *((-0.05, 0.3), (-0.02, 0.5), (0.03, 0.86), (0.08, 1.0), (0.2, 1.0)),
+        *((0.4, 0.93), (0.65, 0.82), (0.9, 0.9), (1.0, 0.93)),
+    ]
 )
 
 

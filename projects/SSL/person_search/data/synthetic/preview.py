@@ -60,7 +60,10 @@ def contact_sheet(folder: str | Path, split: str = "train", frames: int = 6, ide
         DatasetError: the folder cannot be read.
     """
     records = load_synthetic(folder, split)
-    chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(frames, len(records))).astype(int)]
+    shown, cameras = min(frames, len(records)), len({record["camera_id"] for record in records})
+    # Cameras take turns in the records, and so they shall here.
+    rounds = [i * len(records) // shown // cameras * cameras + i % cameras for i in range(shown)]
+    chosen = [records[min(i, len(records) - 1)] for i in rounds]
     tiles = [_annotated(record) for record in chosen]
     while len(tiles) % 2:
         tiles.append(np.zeros_like(tiles[0]))

@@ -1,0 +1,259 @@
+"""Detectron2's evaluator for person search: collects what the model returns, then searches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ..data.protocol import SearchProtocol
+from ..errors import ConfigError, DatasetError, PersonSearchError, TrainingError
+from .context_matching import ContextMatching
+from .detection import DetectionResult, evaluate_detection
+from .metrics import SearchOptions, evaluate_galleries
+from .problem import SearchProblem
+from .protocols import CUHK_SYSU_SIZES, QUERY_FEATURES, ImageOutput, build_problem, check_choice, given_boxes_by_image
+from .report import describe_protocol
+from .reranking import Reranking
+from .results import SearchResult, finite_or_none, query_rows
+from .storage import write_json
+
+logger = logging.getLogger(__name__)
+
+
+class PersonSearchEvaluator(DatasetEvaluator):
+    """Search and detection figures of one test set, in percent.
+
+    `evaluate` returns (Detectron2's result format) "search" with mAP, top1, top5 and top10 of the main gallery: PRW,
+    all cameras; CUHK-SYSU, 100 frames, else the smallest; custom sets, every frame but the query's own. Further
+    galleries are "search_cross_camera" and "search_gallery_<size>", and "detection" has AP and recall. With an output
+    folder it writes results.json (the figures, how they were made, counts) and queries.json (the main gallery, query
+    by query).
+
+    The model's inputs need "given_boxes": those of `given_boxes`. All ranks have to call `evaluate`; the first one
+    gathers, evaluates and writes, the others return {}.
+
+    Attributes:
+        problem: the collected arrays after `evaluate`, on the first rank; None before.
+        results: gallery name -> `SearchResult` after `evaluate`, on the first rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        records: Sequence[Mapping[str, Any]],
+        protocol: SearchProtocol,
+        output_dir: str | None = None,
+        query_feature: str = "ground_truth",
+        gallery: str = "detections",
+        score_weighted: bool = True,
+        score_threshold: float = 0.5,
+        cross_camera: bool | None = None,
+        cbgm: ContextMatching | None = None,
+        reranking: Reranking | None = None,
+    ) -> None:
+        """See `build_problem` and `SearchOptions` for the options.
+
+        Raises:
+            DatasetError: the protocol has no query, or one in a frame that is not among the records.
+            ConfigError: an option has a value that cannot work.
+        """
+        if not protocol.queries:
+            raise DatasetError(f"{dataset_name}: the search protocol has no query, so there is nothing to search")
+        check_choice("query_feature", query_feature, QUERY_FEATURES)
+        self.given_boxes_by_image = given_boxes_by_image(records, protocol, gallery)
+        self.problem: SearchProblem | None = None
+        self.results: dict[str, SearchResult] = {}
+        self._dataset_name, self._records, self._protocol = dataset_name, records, protocol
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
+        self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
+        self._outputs: dict[str, ImageOutput] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> PersonSearchEvaluator:
+        """The evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset.
+
+        Raises:
+            ConfigError: a key has a value that cannot work.
+            DatasetError: the dataset has no queries.
+        """
+        keys = cfg.TEST.PERSON_SEARCH
+        records, protocol = _load(dataset_name)
+        return cls(
+            dataset_name=dataset_name,
+            records=records,
+            protocol=protocol,
+            output_dir=output_dir,
+            query_feature=keys.QUERY_FEATURE,
+            gallery=keys.GALLERY,
+            score_weighted=keys.SCORE_WEIGHTED,
+            score_threshold=keys.SCORE_THRESHOLD,
+            cbgm=ContextMatching(keys.CBGM.K1, keys.CBGM.K2, keys.CBGM.get("QUERY_NMS", 1.0))
+            if keys.CBGM.ENABLED
+            else None,
+            reranking=Reranking(keys.RERANKING.K1, keys.RERANKING.K2, keys.RERANKING.LAMBDA)
+            if keys.RERANKING.ENABLED
+            else None,
+        )
+
+    @classmethod
+    def given_boxes(cls, cfg: CfgNode, dataset_name: str) -> dict[str, np.ndarray]:
+        """The boxes to give to the model with each frame of a registered dataset (see `given_boxes_by_image`)."""
+        return given_boxes_by_image(*_load(dataset_name), cfg.TEST.PERSON_SEARCH.GALLERY)
+
+    def reset(self) -> None:
+        """Forgets what was collected."""
+        self._outputs = {}
+        self.problem, self.results = None, {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Collects the outputs of some frames.
+
+        Args:
+            inputs: each with "image_id".
+            outputs: each with "instances" (pred_boxes in pixels of the original frame, scores, embeddings (n, d)) and
+                "given_embeddings" (R, d), which may be missing where no boxes were given.
+
+        Raises:
+            TrainingError: a box, score or embedding is not finite.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            feature = _array(instances.embeddings)
+            given = output.get("given_embeddings")
+            collected = ImageOutput(
+                box=_array(instances.pred_boxes.tensor),
+                score=_array(instances.scores),
+                feature=feature,
+                given_feature=np.zeros((0, feature.shape[1]), np.float32) if given is None else _array(given),
+            )
+            if not all(np.isfinite(array).all() for array in vars(collected).values()):
+                raise TrainingError(
+                    f"frame {image['image_id']}: the model returned boxes, scores or embeddings that are not finite; "
+                    "its weights have diverged, use an earlier checkpoint"
+                )
+            self._outputs[image["image_id"]] = collected
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Gathers over the ranks, searches and writes; see the class.
+
+        Raises:
+            DatasetError: frames were not evaluated, or no query has a match in the main gallery.
+            ConfigError: the options do not fit the protocol.
+        """
+        gathered = comm.gather(self._outputs)
+        figures, failure = OrderedDict(), None
+        if comm.is_main_process():
+            self._outputs = {name: output for part in gathered for name, output in part.items()}
+            try:
+                figures = self._evaluate()
+            except PersonSearchError as error:
+                failure = error
+        # A rank that went on alone would wait for the others until the collective times out.
+        failures = [error for error in comm.all_gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
+        return figures
+
+    def _evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        threshold = self._options.score_threshold
+        problem = build_problem(
+            self._records, self._protocol, self._outputs, score_threshold=threshold, **self._choices
+        )
+        slow = self._options.context_matching is not None or self._options.reranking is not None
+        self.results = evaluate_galleries(problem, self._options, progress=slow)
+        self.problem = problem
+        detection = evaluate_detection(problem, threshold) if self._choices["gallery"] == "detections" else None
+        main = problem.gallery_name()
+        if not self.results[main].num_evaluated:
+            raise DatasetError(
+                f"{self._dataset_name}: none of the {len(problem.query_frame)} queries has a match in its gallery "
+                f"({main}); a person has to appear in at least two frames"
+            )
+        names = {name: self._result_names(name, main) for name in self.results}
+        figures: OrderedDict[str, dict[str, float]] = OrderedDict()
+        left_out = self._missing_sizes()
+        for name in sorted(self.results, key=lambda name: name != main):
+            if self.results[name].num_evaluated:
+                figures.update((key, self.results[name].figures(scale=100.0)) for key in names[name])
+            else:
+                left_out[name] = "no query has a match in this gallery"
+        if detection is not None:
+            figures["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
+            if not math.isnan(detection.recall_labelled):
+                figures["detection"]["recall_labelled"] = 100 * detection.recall_labelled
+        self._report(figures, names, left_out, detection)
+        return figures
+
+    def _result_names(self, gallery: str, main: str) -> list[str]:
+        listed = [f"search_gallery_{gallery}"] if self._protocol.galleries else []
+        if gallery == main:
+            return ["search", *listed]
+        return listed or [f"search_{gallery}"]
+
+    def _missing_sizes(self) -> dict[str, str]:
+        if self._protocol.kind != "cuhk_sysu":
+            return {}
+        missing = [size for size in CUHK_SYSU_SIZES if size not in self._protocol.galleries]
+        return {size: f"TestG{size}.mat is not there" for size in missing}
+
+    def _report(
+        self,
+        figures: Mapping[str, Mapping[str, float]],
+        names: Mapping[str, Sequence[str]],
+        left_out: Mapping[str, str],
+        detection: DetectionResult | None,
+    ) -> None:
+        problem, result = self.problem, self.results[self.problem.gallery_name()]
+        protocol = describe_protocol(self._protocol.kind, names, self._choices, self._options)
+        logger.info("%s: %s", self._dataset_name, "; ".join(f"{key}: {value}" for key, value in protocol.items()))
+        for name, reason in left_out.items():
+            logger.warning("%s: no figures for gallery %s: %s", self._dataset_name, name, reason)
+        if self._output_dir is None:
+            return
+        counts = {
+            "frames": len(problem.frame_name),
+            "detections": len(problem.det_frame),
+            "annotated_boxes": len(problem.gt_frame),
+            "queries": len(problem.query_frame),
+            "queries_without_match": len(problem.query_frame) - result.num_evaluated,
+            "queries_without_feature": int((~problem.query_feature.any(axis=1)).sum()),
+        }
+        if detection is not None:
+            counts["detections_above_threshold"] = detection.num_detections
+        content = {
+            "dataset": self._dataset_name,
+            "figures": {key: {k: finite_or_none(v) for k, v in row.items()} for key, row in figures.items()},
+            "unit": "percent",
+            "protocol": protocol,
+            "left_out": dict(left_out),
+            "counts": counts,
+        }
+        write_json(self._output_dir / "queries.json", query_rows(problem, result))
+        write_json(self._output_dir / "results.json", content)
+
+
+def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
+    if dataset_name not in DatasetCatalog.list():
+        raise ConfigError(f"DATASETS.TEST: {dataset_name!r} is not a registered dataset")
+    load_protocol = MetadataCatalog.get(dataset_name).get("load_protocol", None)
+    if load_protocol is None:
+        raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
+    return DatasetCatalog.get(dataset_name), load_protocol()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    # A copy: a view would keep the larger tensor alive from which the model cut it.
+    return np.array(tensor.detach().to("cpu", torch.float32))

@@ -1,0 +1,72 @@
+"""Ranks without sorting everything: the figures need the ranks of few values among many."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Up to one threshold in so many values, a pass of comparisons for each is cheaper than a sort.
+_VALUES_A_PASS = 512
+# Elements of a group of which only the greatest is looked at when the highest values are sought.
+_GROUP = 64
+
+
+def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many of the values are at least each threshold.
+
+    Args:
+        values: (n,) of the same dtype as the thresholds.
+        thresholds: (T,).
+
+    Returns:
+        (T,) int64.
+    """
+    candidates = values if len(thresholds) <= 4 else values.compress(values >= thresholds.min())
+    if len(thresholds) <= 1 + len(candidates) // _VALUES_A_PASS:
+        return np.array([np.count_nonzero(candidates >= threshold) for threshold in thresholds], np.int64)
+    candidates = np.sort(candidates)
+    return len(candidates) - candidates.searchsorted(thresholds, "left")
+
+
+def count_at_least_in_group(group: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each value, how many of its group (itself included) are at least as high.
+
+    Args:
+        group: (n,) integer.
+        values: (n,).
+
+    Returns:
+        (n,) int64.
+    """
+    order = np.lexsort((-values, group))
+    group, values = group[order], values[order]
+    # Where values are equal, all of them count for each: up to the last one.
+    is_last = np.ones(len(values), bool)
+    is_last[:-1] = (np.diff(values) != 0) | (np.diff(group) != 0)
+    last = np.flatnonzero(is_last)[np.cumsum(is_last) - is_last]
+    count = np.empty(len(order), np.int64)
+    count[order] = last + 1 - np.searchsorted(group, group)
+    return count
+
+
+def highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Positions, in rising order, of the `count` highest values and of all that equal the lowest of these.
+
+    Args:
+        values: (n,); -inf never counts.
+        count: >= 1.
+
+    Returns:
+        (m,) int64, m >= min(count, number of finite values).
+    """
+    groups = len(values) // _GROUP
+    if groups < count:
+        bound = -np.inf if len(values) <= count else np.partition(values, -count)[-count]
+    else:
+        # Of `count` groups the greatest is at least the bound: so are then `count` values.
+        greatest = values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+        bound = np.partition(greatest, -count)[-count]
+    candidates = np.flatnonzero(values >= bound)
+    if len(candidates) > count:
+        best = values[candidates]
+        candidates = candidates[best >= np.partition(best, -count)[-count]]
+    return candidates[values[candidates] > -np.inf]

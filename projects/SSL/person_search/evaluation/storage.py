@@ -1,0 +1,163 @@
+"""Search problems and results as files. A file is written beside its place and moved there when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DatasetError
+from .galleries import Galleries
+from .problem import UNLABELLED, SearchProblem, own_frame_galleries, with_galleries
+
+# Array of a problem -> key in the file.
+_KEYS = {
+    "det_frame": "det_frame",
+    "det_box": "det_box",
+    "det_score": "det_score",
+    "det_feature": "det_feature",
+    "frame_name": "frame_name",
+    "gt_frame": "gt_frame",
+    "gt_box": "gt_box",
+    "gt_person_id": "gt_pid",
+    "query_frame": "query_frame",
+    "query_box": "query_box",
+    "query_person_id": "query_pid",
+    "query_feature": "query_feature",
+}
+_GALLERY_FIELDS = tuple(field.name for field in fields(Galleries) if field.name != "other_cameras_only")
+
+_OPTIONAL = ("frame_offset", "frame", "excluded_frame")
+
+
+def save_problem(problem: SearchProblem, path: str | os.PathLike[str]) -> None:
+    """Writes `problem` as an npz file, atomically; `load_problem` reads it back.
+
+    Raises:
+        DatasetError: the file cannot be written.
+    """
+    arrays = {key: np.asarray(getattr(problem, name)) for name, key in _KEYS.items()}
+    if problem.frame_camera is not None:
+        arrays["frame_camera"] = problem.frame_camera
+    arrays["galleries"] = np.array(list(problem.galleries), dtype=np.str_)
+    arrays["main_gallery"] = np.array(problem.main_gallery, dtype=np.str_)
+    for name, galleries in problem.galleries.items():
+        arrays[f"gallery.{name}.other_cameras_only"] = np.array(galleries.other_cameras_only)
+        for part in _GALLERY_FIELDS:
+            if getattr(galleries, part) is not None:
+                arrays[f"gallery.{name}.{part}"] = getattr(galleries, part)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
+    """Reads a search problem from an npz file.
+
+    Two more layouts than that of `save_problem` are known: the same without galleries, which then are all frames but
+    the query's own ("all_cameras", and "cross_camera" where there is `frame_camera`), and CUHK-SYSU's, with
+    `image_name`, `det_image` and `query_name` in place of `frame_name`, `det_frame` and `query_frame` and without
+    annotations, whose galleries have to be added (`with_galleries`).
+
+    Raises:
+        DatasetError: the file is missing, not an npz file, lacks an array or holds one that does not fit.
+    """
+    arrays = _read_arrays(Path(path))
+    if "image_name" in arrays:
+        arrays = _from_cuhk_layout(arrays, path)
+    missing = [key for key in _KEYS.values() if key not in arrays]
+    if missing:
+        raise DatasetError(f"{path}: array {missing[0]} is missing; there are {', '.join(sorted(arrays)) or 'none'}")
+    values = {name: arrays[key] for name, key in _KEYS.items()}
+    values["frame_name"] = tuple(values["frame_name"].tolist())
+    for name in ("det_frame", "gt_frame", "query_frame", "gt_person_id", "query_person_id"):
+        values[name] = values[name].astype(np.int64, copy=False)
+    try:
+        problem = SearchProblem(**values, frame_camera=arrays.get("frame_camera"))
+        if "galleries" in arrays:
+            return with_galleries(problem, _read_galleries(arrays), str(arrays.get("main_gallery", "")))
+        return _with_own_frame_galleries(problem)
+    except KeyError as error:
+        raise DatasetError(f"{path}: array {error.args[0]} is missing") from error
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes `content` as JSON, atomically.
+
+    Raises:
+        DatasetError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
+
+    Raises:
+        DatasetError: folder or file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DatasetError(f"cannot write {path}: {error.strerror}; check folder, rights and free space") from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist; expected a search problem (npz)") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise DatasetError(f"{path} is not a search problem (npz without pickled objects): {error}") from error
+
+
+def _read_galleries(arrays: Mapping[str, np.ndarray]) -> dict[str, Galleries]:
+    return {
+        name: Galleries(
+            **{part: arrays.get(f"gallery.{name}.{part}") for part in _OPTIONAL},
+            **{part: arrays[f"gallery.{name}.{part}"] for part in _GALLERY_FIELDS if part not in _OPTIONAL},
+            other_cameras_only=bool(arrays[f"gallery.{name}.other_cameras_only"]),
+        )
+        for name in arrays["galleries"].tolist()
+    }
+
+
+def _with_own_frame_galleries(problem: SearchProblem) -> SearchProblem:
+    if not len(problem.gt_frame):
+        return problem
+    galleries = {"all_cameras": own_frame_galleries(problem, cross_camera=False)}
+    if problem.frame_camera is not None:
+        galleries["cross_camera"] = own_frame_galleries(problem, cross_camera=True)
+    return with_galleries(problem, galleries)
+
+
+def _from_cuhk_layout(arrays: dict[str, np.ndarray], path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    arrays = dict(arrays)
+    try:
+        frame_name, query_name = arrays.pop("image_name"), arrays.pop("query_name").tolist()
+        frame_of = {name: frame for frame, name in enumerate(frame_name.tolist())}
+        query_frame = np.array([frame_of[name] for name in query_name], np.int64)
+        arrays["det_frame"] = arrays.pop("det_image")
+    except KeyError as error:
+        raise DatasetError(f"{path}: {error.args[0]} is missing among the arrays or in image_name") from error
+    nobody = {"gt_frame": np.zeros(0, np.int64), "gt_box": np.zeros((0, 4)), "gt_pid": np.zeros(0, np.int64)}
+    query_pid = np.full(len(query_frame), UNLABELLED)
+    return {"query_pid": query_pid, **nobody, **arrays, "frame_name": frame_name, "query_frame": query_frame}

@@ -1,0 +1,78 @@
+"""How well pseudo labels agree with known identities. Diagnostics only: nothing here may reach training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+
+def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[float, float]:
+    """Precision and recall of cluster labels over pairs of rows whose identity is known.
+
+    A pair is claimed where both rows share a label, and true where both share an identity. The pairs are counted from
+    group sizes, never listed.
+
+    Args:
+        labels: (N,) int, cluster label of each row.
+        person_ids: (N,) int, identity of each row, negative where unknown. Rows of unknown identity are left out.
+
+    Returns:
+        (precision, recall), fractions. Precision is 1 where no pair is claimed, recall is 1 where no pair is true.
+
+    Raises:
+        ValueError: the two arrays differ in shape.
+    """
+    labels, person_ids = _as_numpy(labels), _as_numpy(person_ids)
+    if labels.shape != person_ids.shape or labels.ndim != 1:
+        raise ValueError(f"labels {labels.shape} and person_ids {person_ids.shape} must have one shape (N,)")
+    known = person_ids >= 0
+    labels, person_ids = labels[known], person_ids[known]
+    both = np.stack([labels, person_ids], axis=1)
+    correct = _pairs_within(both)
+    return _ratio(correct, _pairs_within(labels)), _ratio(correct, _pairs_within(person_ids))
+
+
+def multi_label_precision_recall(
+    multi_labels: ArrayLike, rows: ArrayLike, person_ids: ArrayLike
+) -> tuple[float, float]:
+    """Precision and recall of predicted multi-labels over (row, other bank row) pairs whose identities are known.
+
+    Args:
+        multi_labels: (q, N) bool, see `predict_multi_labels`. Each row's label for itself is not counted.
+        rows: (q,) int, the bank rows that were labelled.
+        person_ids: (N,) int, identity of each bank row, negative where unknown.
+
+    Returns:
+        (precision, recall), fractions. Precision is 1 where nothing is claimed, recall is 1 where nothing is true.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    multi_labels, rows, person_ids = _as_numpy(multi_labels), _as_numpy(rows), _as_numpy(person_ids)
+    if multi_labels.shape != (len(rows), len(person_ids)):
+        raise ValueError(
+            f"multi_labels has shape {multi_labels.shape}, expected ({len(rows)}, {len(person_ids)}) for "
+            f"{len(rows)} rows and {len(person_ids)} person_ids"
+        )
+    query, column = np.nonzero(multi_labels)
+    own = person_ids[rows]
+    counted = (column != rows[query]) & (own[query] >= 0) & (person_ids[column] >= 0)
+    query, column = query[counted], column[counted]
+    correct = int((own[query] == person_ids[column]).sum())
+    persons, sizes = np.unique(person_ids[person_ids >= 0], return_counts=True)
+    true = int((sizes[np.searchsorted(persons, own[own >= 0])] - 1).sum())
+    return _ratio(correct, len(query)), _ratio(correct, true)
+
+
+def _pairs_within(groups: NDArray) -> int:
+    sizes = np.unique(groups, axis=0, return_counts=True)[1].astype(np.int64)
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+def _as_numpy(values: ArrayLike) -> NDArray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

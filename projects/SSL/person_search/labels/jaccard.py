@@ -1,0 +1,255 @@
+"""Jaccard distance of k-reciprocal codes as a sparse matrix: no (N, N) array ever exists.
+
+The codes are distributions, so the distance of two rows follows from the mass s that they share (the sum over columns of
+the smaller value): d = 1 - s / (2 - s). Only pairs that share a column are met, each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+from tqdm import tqdm
+
+from .k_reciprocal import SparseRows, concatenated_ranges, encode
+from .neighbors import nearest_neighbors
+from .parallel import Scratch, Workers
+
+# Pairs of rows that may be stored; about 4 GB are needed for so many.
+MAX_PAIRS = 100_000_000
+# Pairs of entries handled at once: small enough for a CPU's cache, large enough to keep a GPU busy.
+_PAIRS_CPU = 1 << 18
+_PAIRS_GPU = 1 << 24
+# Elements of the (rows, N) accumulator of one block of rows.
+_ACCUMULATOR_ELEMENTS = 1 << 22
+# Share of the needed mass that the first pass may leave uncounted (see `_shared_masses`).
+_UNCOUNTED_SHARE = 0.7
+# Room for rounding wherever a partial sum decides that a pair cannot matter.
+_SLACK = 1e-5
+
+
+def jaccard_distance(
+    features: Tensor | NDArray,
+    k1: int = 30,
+    k2: int = 6,
+    *,
+    max_distance: float = 1.0,
+    search: str = "exact",
+    progress: bool = False,
+) -> sparse.csr_matrix:
+    """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, as SpCL computes it; DESIGN section 2).
+
+    Args:
+        features: (N, d) float, a tensor on any device or an array; usually of unit length.
+        k1: neighbours of the k-reciprocal encoding, the row itself counted.
+        k2: neighbours of the local query expansion, the row itself counted; 1 leaves it out.
+        max_distance: largest distance that is wanted. Everything farther is left out, which saves most of the work.
+        search: "exact" or "faiss", see `nearest_neighbors`.
+        progress: show progress bars on stderr.
+
+    Returns:
+        (N, N) symmetric CSR matrix of float32 with sorted indices. Stored are the distances below 1 and up to
+        `max_distance`, zeros (the diagonal, identical rows) included; what is not stored is farther.
+
+    Raises:
+        ValueError: features that are not (N, d) or not finite, k1 or k2 < 1, max_distance outside (0, 1], or more than
+            MAX_PAIRS pairs to store.
+    """
+    features = as_features(features)
+    ranks = nearest_neighbors(features, k1, search, progress)
+    return distance_from_ranks(features, ranks, k1, k2, max_distance, progress)
+
+
+def as_features(features: Tensor | NDArray) -> Tensor:
+    """Returns features (N, d) as a detached float32 tensor on the device they are on.
+
+    Raises:
+        ValueError: another shape, or a value that is NaN or infinite; the message names the first such row.
+    """
+    features = torch.as_tensor(features).detach().to(torch.float32)
+    if features.dim() != 2:
+        raise ValueError(f"features have shape {tuple(features.shape)}, expected (N, d)")
+    broken = (~features.isfinite().all(1)).nonzero()[:, 0]
+    if len(broken):
+        raise ValueError(
+            f"{len(broken)} of {len(features)} feature rows hold NaN or infinite values, the first is row "
+            f"{int(broken[0])}: find out why the network produced them before clustering"
+        )
+    return features
+
+
+@torch.no_grad()
+def distance_from_ranks(
+    features: Tensor, ranks: Tensor, k1: int, k2: int, max_distance: float = 1.0, progress: bool = False
+) -> sparse.csr_matrix:
+    """`jaccard_distance` for neighbours that are known already: ranks (N, min(k1, N)) int64, each row itself first."""
+    if k2 < 1:
+        raise ValueError(f"k2 is {k2}: local query expansion counts the row itself, give k2 >= 1")
+    if not 0 < max_distance <= 1:
+        raise ValueError(f"max_distance is {max_distance}: Jaccard distances lie in 0..1, give a value in (0, 1]")
+    # d <= max_distance <=> shared mass >= needed
+    needed = 2 * (1 - max_distance) / (2 - max_distance)
+    with Workers(features.device) as workers:
+        codes = encode(features, ranks, k1, k2, workers)
+        first, second, mass = _shared_masses(codes, needed, workers, progress)
+    matrix = _symmetric(len(features), first, second, mass)
+    matrix.data = np.maximum(1 - matrix.data / (2 - matrix.data), 0)
+    matrix.setdiag(0)
+    kept = (matrix.data <= np.float32(max_distance)) & (matrix.data < 1)
+    return matrix if kept.all() else _keep(matrix, kept)
+
+
+def _symmetric(count: int, first: Tensor, second: Tensor, mass: Tensor) -> sparse.csr_matrix:
+    """CSR matrix of the masses of pairs first < second (ordered), of their mirror images and, on the diagonal, of 1."""
+    pointer = np.zeros(count + 1, dtype=np.int32)
+    np.cumsum(np.bincount(first.cpu().numpy(), minlength=count), out=pointer[1:])
+    upper = sparse.csr_matrix((mass.cpu().numpy(), second.cpu().numpy(), pointer), shape=(count, count))
+    matrix = upper + upper.T.tocsr() + sparse.identity(count, dtype=np.float32, format="csr")
+    matrix.sort_indices()
+    return matrix
+
+
+def _keep(matrix: sparse.csr_matrix, kept: NDArray) -> sparse.csr_matrix:
+    """The chosen entries of a CSR matrix, explicit zeros included."""
+    before = np.concatenate([[0], np.cumsum(kept)]).astype(matrix.indptr.dtype)
+    arrays = (matrix.data[kept], matrix.indices[kept], before[matrix.indptr])
+    return sparse.csr_matrix(arrays, shape=matrix.shape)
+
+
+def _shared_masses(
+    codes: SparseRows, needed: float, workers: Workers, progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs first < second (int32, ordered) that share at least about `needed` mass, and the mass, above 0.
+
+    Where mass is needed, most work is spared by a prefix filter. Columns are ordered from the rarest to the commonest,
+    and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two rows,
+    all shared columns outside both remainders lie in the remainder of the one that was cut first, so a pair whose
+    remainders share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
+    shares, are so never looked at; the few pairs left are added up in full.
+    """
+    codes = _rarest_columns_first(codes)
+    uncounted = _UNCOUNTED_SHARE * needed
+    prefix = _cut_tails(codes, uncounted) if uncounted > 0 else codes
+    parts, pairs = [(codes.row[:0].int(), codes.row[:0].int(), codes.value[:0])], 0
+    for part in _candidates(prefix, max(needed - uncounted - _SLACK, 0), workers, progress):
+        pairs += len(part[0])
+        if pairs > MAX_PAIRS:
+            raise ValueError(
+                f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that they have to be stored: most rows "
+                "are identical (the features have collapsed), or max_distance is too large for so many rows"
+            )
+        parts.append(part)
+    first, second, mass = (torch.cat(part) for part in zip(*parts))
+    if uncounted > 0:
+        mass = _full_masses(codes, first, second, workers)
+    return first, second, mass
+
+
+def _rarest_columns_first(codes: SparseRows) -> SparseRows:
+    """The codes with renamed columns: 0 is the one with the fewest entries."""
+    place = torch.empty(codes.count, dtype=torch.int64, device=codes.row.device)
+    frequency = torch.bincount(codes.column, minlength=codes.count)
+    place[frequency.argsort(stable=True)] = torch.arange(codes.count, device=place.device)
+    keys, order = (codes.row * codes.count + place[codes.column]).sort()
+    return SparseRows(codes.count, codes.row, keys - codes.row * codes.count, codes.value[order])
+
+
+def _cut_tails(codes: SparseRows, mass: float) -> SparseRows:
+    """Drops from the end of each row the entries that together hold less than `mass`."""
+    # Sums run over all rows, so they need double precision; the mass before a row is subtracted again.
+    after = codes.value.double().flip(0).cumsum(0).flip(0)
+    after = torch.cat([after, after.new_zeros(1)])
+    tail = after[:-1] - after[codes.pointer[1:]][codes.row]
+    kept = tail >= mass
+    return SparseRows(codes.count, codes.row[kept], codes.column[kept], codes.value[kept])
+
+
+class _InvertedIndex:
+    """The entries of a sparse matrix by column: the partners of an entry are those after it, whose rows are larger."""
+
+    def __init__(self, codes: SparseRows):
+        by_column = codes.column.argsort(stable=True)
+        place = torch.empty_like(by_column)
+        place[by_column] = torch.arange(len(by_column), device=by_column.device)
+        ends = torch.bincount(codes.column, minlength=codes.count).cumsum(0)
+        # 32-bit numbers halve the memory traffic of the innermost loop.
+        self.rows = codes.row[by_column].int()
+        self.values = codes.value[by_column]
+        self.first = (place + 1).int()
+        self.length = (ends[codes.column] - place - 1).int()
+
+
+def _candidates(
+    codes: SparseRows, least: float, workers: Workers, progress: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields (first, second, mass) of the pairs first < second with a shared mass above `least`, by blocks."""
+    count, device = codes.count, codes.row.device
+    index = _InvertedIndex(codes)
+    pointer = codes.pointer.cpu()
+    done = torch.cat([pointer.new_zeros(1), index.length.cpu().cumsum(0)])[pointer]
+    scratch = Scratch()
+
+    def work(rows: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        start, stop = rows
+        entries = slice(int(pointer[start]), int(pointer[stop]))
+        total = int(done[stop] - done[start])
+        length = index.length[entries]
+        entry = torch.repeat_interleave(length, output_size=total)
+        partner = concatenated_ranges(index.first[entries], length, total)
+        # Rows before `start` cannot be partners, so the accumulator needs no columns for them.
+        width = count - start
+        target = ((codes.row[entries] - start) * width - start).index_select(0, entry)
+        target += index.rows.index_select(0, partner)
+        own = codes.value[entries].index_select(0, entry)
+        mass = scratch.zeros((stop - start) * width, device)
+        mass.scatter_add_(0, target, torch.minimum(index.values.index_select(0, partner), own))
+        found = (mass > least).nonzero()[:, 0]
+        return (found // width + start).int(), (found % width + start).int(), mass[found]
+
+    blocks = list(_blocks(done, count, device))
+    with tqdm(total=count, desc="Jaccard distance", unit="row", disable=not progress) as bar:
+        for (start, stop), part in zip(blocks, workers.map(work, blocks)):
+            yield part
+            bar.update(stop - start)
+
+
+def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Cuts rows into (start, stop) of bounded work; done (rows + 1,) is the work before each row, width one row's part
+    of an accumulator."""
+    most = _PAIRS_CPU if device.type == "cpu" else _PAIRS_GPU
+    rows = max(1, _ACCUMULATOR_ELEMENTS // max(width, 1))
+    start, count = 0, len(done) - 1
+    while start < count:
+        stop = int(torch.searchsorted(done, done[start] + most, right=True)) - 1
+        stop = min(max(stop, start + 1), start + rows, count)
+        yield start, stop
+        start = stop
+
+
+def _full_masses(codes: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
+    """Shared mass of each pair of rows, (P,) float32, summed by rising column. `first` must rise."""
+    count, device = codes.count, codes.row.device
+    pointer, column = codes.pointer, codes.column.int()
+    length = pointer.diff().index_select(0, second)
+    ends = torch.searchsorted(first, torch.arange(count + 1, dtype=first.dtype, device=device)).cpu()
+    work_before = torch.cat([ends.new_zeros(1), length.cpu().cumsum(0)])[ends]
+    scratch = Scratch()
+
+    def work(rows: tuple[int, int]) -> Tensor:
+        start, stop = rows
+        pairs = slice(int(ends[start]), int(ends[stop]))
+        entries = slice(int(pointer[start]), int(pointer[stop]))
+        total = int(work_before[stop] - work_before[start])
+        dense = scratch.zeros((stop - start) * count, device)
+        dense[(codes.row[entries] - start) * count + column[entries]] = codes.value[entries]
+        entry = concatenated_ranges(pointer.index_select(0, second[pairs]), length[pairs], total)
+        pair = torch.repeat_interleave(length[pairs], output_size=total)
+        place = ((first[pairs].long() - start) * count).index_select(0, pair) + column.index_select(0, entry)
+        shared = torch.minimum(dense.index_select(0, place), codes.value.index_select(0, entry))
+        return torch.zeros(pairs.stop - pairs.start, device=device).index_add_(0, pair, shared)
+
+    return torch.cat(list(workers.map(work, _blocks(work_before, count, device))))

@@ -1,0 +1,148 @@
+"""K-reciprocal encoding: every row becomes a sparse distribution over the rows that it shares neighbours with.
+
+Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding" (CVPR 2017), in the variant of SpCL (Ge et
+al., NeurIPS 2020): k1 counts the row itself, and weights come from the squared Euclidean distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .parallel import Scratch, Workers
+
+# Elements of the largest temporary array of one block of rows.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A sparse square matrix: one entry for each element of row, column and value, ordered by row, then by column.
+
+    Attributes:
+        count: number of rows, and of columns.
+        row, column: (E,) int64.
+        value: (E,) float32, not negative.
+    """
+
+    count: int
+    row: Tensor
+    column: Tensor
+    value: Tensor
+
+    @property
+    def pointer(self) -> Tensor:
+        """(count + 1,) int64: the entries of row i are pointer[i] .. pointer[i + 1] - 1."""
+        ends = torch.bincount(self.row, minlength=self.count).cumsum(0)
+        return torch.cat([ends.new_zeros(1), ends])
+
+
+def encode(features: Tensor, ranks: Tensor, k1: int, k2: int, workers: Workers) -> SparseRows:
+    """Encodes every row by its k-reciprocal neighbours.
+
+    Args:
+        features: (N, d) float32.
+        ranks: (N, min(k1, N)) int64, nearest rows of each row, itself first (see `nearest_neighbors`).
+        k1: neighbours that take part, the row itself counted.
+        k2: the code of a row becomes the mean code of its k2 nearest rows, itself counted (local query expansion).
+            1 leaves the codes as they are.
+        workers: what blocks of rows run on.
+
+    Returns:
+        The codes on the device of `features`. Each row sums to 1.
+    """
+    count = len(features)
+    keys = _expanded_sets(ranks, k1, workers)
+    row, column = keys // max(count, 1), keys % max(count, 1)
+    weight = _gaussian_weights(features, row, column, workers)
+    total = torch.zeros(count, device=features.device).index_add_(0, row, weight)
+    codes = SparseRows(count, row, column, weight / total[row])
+    return _mean_of_neighbors(codes, ranks[:, :k2], workers) if k2 > 1 else codes
+
+
+def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
+    """Reciprocal sets with their expansion, as sorted unique keys (E,) = row * N + member.
+
+    A row's set R(i, k1) takes in the half-size set R(c, k1 / 2) of each member c that shares more than two thirds of it.
+    """
+    count, k = ranks.shape
+    # The reference counts k1 with the row itself but half of k1 without it, and rounds half to even.
+    half = min(round(k1 / 2) + 1, k)
+    full_sets, half_sets = _is_reciprocal(ranks, k, workers), _is_reciprocal(ranks, half, workers)
+    nearest = ranks[:, :half].contiguous()
+    size = max(1, min(count, _BLOCK_ELEMENTS // max(count, 1)))
+    scratch = Scratch()
+
+    def work(start: int) -> Tensor:
+        block, place = full_sets[start : start + size].nonzero(as_tuple=True)
+        member = ranks[block + start, place]
+        is_member = scratch.zeros(size * count, ranks.device)
+        is_member[block * count + member] = 1
+        # The half-size set of every member, as (P, half) rows and which of them belong to it.
+        candidate, belongs = nearest.index_select(0, member), half_sets.index_select(0, member)
+        shared = is_member.index_select(0, (candidate + (block * count)[:, None]).flatten()).view_as(candidate)
+        belongs &= (3 * (shared * belongs).sum(1) > 2 * belongs.sum(1))[:, None]
+        source, place = belongs.nonzero(as_tuple=True)
+        found = torch.cat([block * count + member, block[source] * count + candidate[source, place]])
+        return torch.unique(found) + start * count
+
+    return torch.cat([ranks.new_zeros(0), *workers.map(work, range(0, count, size))])
+
+
+def _is_reciprocal(ranks: Tensor, size: int, workers: Workers) -> Tensor:
+    """(N, size) bool: whether a row is also among the first `size` neighbours of each of its own first `size`."""
+    nearest = ranks[:, :size].int()
+    own = torch.arange(len(ranks), dtype=torch.int32, device=ranks.device)
+
+    def work(rows: Tensor) -> Tensor:
+        back = nearest.index_select(0, nearest.index_select(0, rows).flatten())
+        return (back.view(len(rows), size, size) == rows[:, None, None]).any(-1)
+
+    blocks = own.split(max(1, _BLOCK_ELEMENTS // max(size * size, 1)))
+    return torch.cat(list(workers.map(work, blocks)))
+
+
+def _gaussian_weights(features: Tensor, row: Tensor, column: Tensor, workers: Workers) -> Tensor:
+    """exp(-|x_row - x_column|^2) of each pair, (E,) float32."""
+    squared = features.square().sum(1)
+
+    def work(pairs: tuple[Tensor, Tensor]) -> Tensor:
+        i, j = pairs
+        products = torch.linalg.vecdot(features.index_select(0, i), features.index_select(0, j))
+        return torch.exp(2 * products - squared.index_select(0, i) - squared.index_select(0, j))
+
+    size = max(1, _BLOCK_ELEMENTS // 4 // max(features.shape[1], 1))
+    return torch.cat(list(workers.map(work, zip(row.split(size), column.split(size)))))
+
+
+def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -> SparseRows:
+    """Mean code of each row's neighbours (N, k): sums entries that fall on one (row, column)."""
+    count, k = neighbors.shape
+    pointer = codes.pointer
+    lengths = pointer.diff()
+
+    def work(rows: Tensor) -> tuple[Tensor, Tensor]:
+        sources = neighbors.index_select(0, rows).flatten()
+        length = lengths.index_select(0, sources)
+        entry = concatenated_ranges(pointer.index_select(0, sources), length)
+        key = torch.repeat_interleave(rows.repeat_interleave(k) * count, length) + codes.column.index_select(0, entry)
+        key, order = key.sort(stable=True)
+        key, group = torch.unique_consecutive(key, return_inverse=True)
+        value = codes.value.index_select(0, entry.index_select(0, order))
+        return key, torch.zeros(len(key), device=key.device).index_add_(0, group, value) / k
+
+    blocks = torch.arange(count, device=neighbors.device).split(max(1, _BLOCK_ELEMENTS // 64 // max(k, 1)))
+    key, value = (torch.cat(part) for part in zip(*workers.map(work, blocks)))
+    return SparseRows(count, key // max(count, 1), key % max(count, 1), value)
+
+
+def concatenated_ranges(start: Tensor, length: Tensor, total: int | None = None) -> Tensor:
+    """The integers start[0] .. start[0] + length[0] - 1, then those of start[1], and so on: (sum of length,).
+
+    The result has the type of `start`. `total`, the sum of length, spares a device synchronisation where it is known.
+    """
+    before = length.cumsum(0) - length
+    shift = torch.repeat_interleave((start - before).to(start.dtype), length, output_size=total)
+    return shift.add_(torch.arange(len(shift), dtype=start.dtype, device=shift.device))

@@ -1,0 +1,218 @@
+"""Search of the nearest rows of a feature matrix, exact or approximate, in tiles: no (N, N) array ever exists."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .parallel import Workers
+
+SEARCHES = ("exact", "faiss")
+
+# Largest tile of similarities, rows x columns. On the CPU 16 MiB: near the full speed of the matrix product and still in
+# a large cache. On a GPU 1 GiB.
+_TILE_CPU = (1024, 4096)
+_TILE_GPU = (8192, 32768)
+# Rows of the fallback search at once.
+_FALLBACK_ROWS = 1024
+# Columns whose largest similarity is taken first; divides the rows of a full tile.
+_GROUP = 8
+# One group looked into costs about as much as selecting among this many similarities.
+_WORTH_SELECTING = 64
+# Above this deviation of a squared norm from 1, ranking by inner product is no longer ranking by distance.
+_UNIT_TOLERANCE = 1e-5
+# Share of the inverted lists that the approximate search visits, and the least number of them.
+_PROBED_SHARE = 0.04
+_PROBED_LEAST = 16
+
+
+def nearest_neighbors(features: Tensor, k: int, search: str = "exact", progress: bool = False) -> Tensor:
+    """Lists for every row the rows nearest to it in Euclidean distance, itself first.
+
+    Args:
+        features: (N, d) float32, finite, on any device. Unit length is not required.
+        k: wanted number of neighbours, the row itself counted.
+        search: "exact" compares all pairs. "faiss" visits only a part of the rows (an inverted file), on the CPU.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        (N, min(k, N)) int64 row numbers by rising distance, on the device of `features`. Column 0 is the row itself,
+        also where other rows are identical to it; the order among equal distances is not specified.
+
+    Raises:
+        ValueError: k < 1 or an unknown search.
+        ImportError: search "faiss" without the package faiss.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}: a row needs at least itself as neighbour, give k >= 1")
+    if search not in SEARCHES:
+        raise ValueError(f"search is {search!r}: expected one of {', '.join(SEARCHES)}")
+    k = min(k, len(features))
+    if len(features) == 0:
+        return torch.zeros((0, 0), dtype=torch.int64, device=features.device)
+    if search == "faiss":
+        return _search_inverted_file(features, k)
+    return _search_exact(features, k, progress)
+
+
+def half_squared_norms(features: Tensor) -> Tensor | None:
+    """Returns |x|^2 / 2 of every row, (N,) float32, or None where all rows have unit length and it would be constant."""
+    squared = features.square().sum(1)
+    if len(squared) == 0 or bool((squared - 1).abs().max() <= _UNIT_TOLERANCE):
+        return None
+    return squared / 2
+
+
+# What a tile tells about its rows: the row, similarity and column of single pairs, (n,) each, ordered by row.
+_Pairs = tuple[Tensor, Tensor, Tensor]
+
+
+class _BestSoFar:
+    """The k most similar columns met so far for each row, most similar first."""
+
+    def __init__(self, rows: int, k: int, device: torch.device):
+        self.k = k
+        self.similarity = torch.full((rows, k), -math.inf, device=device)
+        self.index = torch.zeros((rows, k), dtype=torch.int64, device=device)
+
+    def merge(self, row: Tensor, value: Tensor, column: Tensor) -> None:
+        """Takes in pairs, ordered by row."""
+        if len(row) == 0:
+            return
+        rows, group, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+        place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[group]
+        values = value.new_full((len(rows), int(counts.max())), -math.inf)
+        columns = torch.zeros_like(values, dtype=torch.int64)
+        values[group, place] = value
+        columns[group, place] = column
+        values = torch.cat([self.similarity[rows], values], dim=1)
+        columns = torch.cat([self.index[rows], columns], dim=1)
+        self.similarity[rows], chosen = values.topk(self.k, dim=1)
+        self.index[rows] = columns.gather(1, chosen)
+
+    def select(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
+        """The pairs of a tile that may belong to the k best of their rows.
+
+        Once a row has met many columns, few others exceed its k-th best. Maxima over groups of columns cost a fraction
+        of a selection, and only groups whose maximum exceeds that bound are looked into.
+
+        Args:
+            start, first_column: row and column of the tile's corner.
+            tile: (r, c) similarities.
+        """
+        count, width = tile.shape
+        bound = self.similarity[start : start + count, -1]
+        hits = tile.view(count, _GROUP, -1).amax(1) > bound[:, None] if width % _GROUP == 0 else None
+        if hits is None or int(hits.count_nonzero()) > tile.numel() // _WORTH_SELECTING:
+            value, column = tile.topk(min(self.k, width), dim=1, sorted=False)
+            row = torch.arange(count, device=tile.device).repeat_interleave(column.shape[1])
+            return row + start, value.flatten(), column.flatten() + first_column
+        row, group = hits.nonzero(as_tuple=True)
+        column = group[:, None] + hits.shape[1] * torch.arange(_GROUP, device=tile.device)
+        value = tile[row[:, None], column]
+        hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
+        return row[hit] + start, value[hit, member], column[hit, member] + first_column
+
+    def select_mirrored(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
+        """As `select`, for a transposed tile: tile[j, i] belongs to row start + i and column first_column + j."""
+        bound = self.similarity[start : start + tile.shape[1], -1]
+        hits = tile.view(-1, _GROUP, tile.shape[1]).amax(1) > bound
+        if int(hits.count_nonzero()) > tile.numel() // _WORTH_SELECTING:
+            return self.select(start, tile.T.contiguous(), first_column)
+        row, group = hits.T.nonzero(as_tuple=True)
+        column = group[:, None] * _GROUP + torch.arange(_GROUP, device=tile.device)
+        value = tile[column, row[:, None]]
+        hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
+        return row[hit] + start, value[hit, member], column[hit, member] + first_column
+
+
+def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
+    """All pairs, each inner product computed once: a tile above the diagonal serves its rows and its columns.
+
+    The tiles of one panel of rows are independent but for those rows, whose pairs are merged afterwards and in order:
+    the result depends neither on the number of threads nor on their timing.
+    """
+    count, device = len(features), features.device
+    tile_rows, tile_columns = _TILE_CPU if device.type == "cpu" else _TILE_GPU
+    half = half_squared_norms(features)
+    best = _BestSoFar(count, k, device)
+
+    def work(corners: tuple[int, int, int]) -> _Pairs:
+        start, left, right = corners
+        stop = min(start + tile_rows, count)
+        tile = features[start:stop] @ features[left:right].T
+        if left < stop:
+            tile[left - start :].diagonal().fill_(math.inf)
+        below = max(stop, left)
+        if below < right:
+            mirrored = tile[:, below - left :]
+            best.merge(*best.select_mirrored(below, mirrored if half is None else mirrored - half[start:stop, None], start))
+        return best.select(start, tile if half is None else tile - half[left:right], left)
+
+    with Workers(device) as workers:
+        for start in tqdm(range(0, count, tile_rows), desc="nearest neighbours", disable=not progress):
+            # Narrow enough to be shared evenly among the workers.
+            width = math.ceil((count - start) / (4 * workers.count) / tile_rows) * tile_rows
+            tiles = [(start, left, right) for left, right in _columns(start, count, min(width, tile_columns))]
+            pairs = [torch.cat(part) for part in zip(*workers.map(work, tiles))]
+            order = pairs[0].argsort(stable=True)
+            best.merge(*(part[order] for part in pairs))
+    return best.index
+
+
+def _columns(start: int, count: int, width: int) -> list[tuple[int, int]]:
+    """Cuts start .. count into (left, right) of one width; what is left over from full groups is cut off at the end."""
+    whole = count - (count - start) % _GROUP
+    edges = [*range(start, whole, width), whole, count]
+    return [(left, right) for left, right in zip(edges, edges[1:]) if left < right]
+
+
+def _search_inverted_file(features: Tensor, k: int) -> Tensor:
+    """Approximate search: rows are filed under their nearest centroid, only the nearest files are looked through."""
+    faiss = _import_faiss()
+    data = features.cpu().contiguous().numpy()
+    count, dimension = data.shape
+    lists = max(1, min(int(4 * math.sqrt(count)), count // 39))
+    quantizer = faiss.IndexFlatL2(dimension)
+    index = faiss.IndexIVFFlat(quantizer, dimension, lists)
+    index.cp.niter = 10
+    index.cp.max_points_per_centroid = 64
+    index.train(data)
+    index.add(data)
+    index.nprobe = min(lists, max(_PROBED_LEAST, round(_PROBED_SHARE * lists)))
+    found = torch.from_numpy(index.search(data, k)[1])
+    incomplete = (found < 0).any(1).nonzero()[:, 0]
+    found = _put_self_first(found)
+    for part in incomplete.split(_FALLBACK_ROWS):
+        found[part] = _search_rows(features.cpu(), part, k)
+    return found.to(features.device)
+
+
+def _put_self_first(found: Tensor) -> Tensor:
+    """Moves each row's own number to column 0; where it is missing it replaces the farthest neighbour."""
+    count, k = found.shape
+    own = torch.arange(count)[:, None]
+    is_own = found == own
+    is_own[:, -1] |= ~is_own.any(1)
+    found = torch.where(is_own, own, found)
+    order = torch.arange(1, k + 1).expand(count, k).masked_fill(is_own, 0).argsort(dim=1)
+    return found.gather(1, order)
+
+
+def _search_rows(features: Tensor, rows: Tensor, k: int) -> Tensor:
+    """Exact search for a few rows, (r,) int64, whose probed lists held fewer than k rows."""
+    similarity = features[rows] @ features.T - features.square().sum(1) / 2
+    similarity[torch.arange(len(rows)), rows] = math.inf
+    return similarity.topk(k, dim=1).indices
+
+
+def _import_faiss() -> ModuleType:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise ImportError('search "faiss" needs the package faiss-cpu: install it or use search "exact"') from error

@@ -1,0 +1,95 @@
+"""The benchmark program: golden figures on its line, little memory, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from person_search.evaluation.storage import load_problem
+from scipy.io import savemat
+
+
+@pytest.fixture(scope="module")
+def benchmark(repository):
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        program = [sys.executable, str(repository / "benchmarks" / "search_evaluation.py")]
+        return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize("file, case, flags", [
+    ("search_prw.npz", "all_cameras", []),
+    ("search_prw.npz", "cross_camera", ["--cross-camera"]),
+    ("search_prw.npz", "all_cameras_cbgm_k1_30_k2_4", ["--cbgm", 30, 4]),
+    ("search_prw.npz", "detection", ["--detection"]),
+    ("search_cuhk_g100.npz", "gallery_100", ["--protocol", "data/cuhk_sysu/TestG100.mat"]),
+])  # fmt: skip
+def test_golden_figures(benchmark, shared, file, case, flags):
+    flags = [shared / flag if str(flag).startswith("data/") else flag for flag in flags]
+    done = benchmark(shared / "golden" / file, *flags)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    line = json.loads(line)
+    expected = json.loads((shared / "golden" / "expected.json").read_text())[file][case]
+    assert {name: line[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert line["seconds"] > 0
+
+
+def test_a_simulated_problem_of_prw_s_size_fits_in_300_mb(benchmark, tmp_path):
+    line = json.loads(benchmark("--simulate", "prw", "--save", tmp_path / "prw.npz").stdout)
+    assert (line["frames"], line["detections"], line["queries"], line["simulated"]) == (6112, 32000, 2057, True)
+    assert line["peak_mb"] < 300
+    assert len(load_problem(tmp_path / "prw.npz").query_frame) == 2057
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "give either PROBLEM.npz or --simulate"),
+    (["absent.npz"], "absent.npz does not exist"),
+    (["{golden}/search_cuhk_g100.npz"], "no gallery"),
+    (["{golden}/search_prw.npz", "--cbgm", 0, 4], "k1 = 0"),
+    (["{golden}/search_cuhk_g100.npz", "--protocol", "absent/TestG50.mat"], "absent/TestG50.mat: the file is missing"),
+])  # fmt: skip
+def test_errors_are_one_line(benchmark, shared, arguments, message):
+    done = benchmark(*(str(argument).format(golden=shared / "golden") for argument in arguments))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def structs(**columns) -> np.ndarray:
+    """A MATLAB struct array with the given columns."""
+    rows = list(zip(*columns.values(), strict=True))
+    array = np.empty((1, len(rows)), [(name, object) for name in columns])
+    for place, row in enumerate(rows):
+        array[0, place] = row
+    return array
+
+
+def write_protocol(path, queries) -> None:
+    box, absent = np.array([[1, 2, 30, 60]], np.uint16), np.zeros((1, 0))
+    galleries = [structs(imname=["b.jpg", "c.jpg"], idlocate=[box, absent]) for _ in queries]
+    rows = [structs(imname=[name], idlocate=[box]) for name in queries]
+    savemat(path, {path.stem: structs(Query=rows, Gallery=galleries)})
+
+
+def test_protocol_files_name_the_galleries(benchmark, tmp_path):
+    feature = np.eye(2, dtype=np.float32)
+    np.savez(
+        tmp_path / "problem.npz", image_name=["a.jpg", "b.jpg", "c.jpg"], query_name=["a.jpg"],
+        query_feature=feature[:1], query_box=np.ones((1, 4)), det_image=[1, 2], det_box=np.float32([[1, 2, 31, 62]] * 2),
+        det_score=np.float32([0.9, 0.9]), det_feature=feature,
+    )  # fmt: skip
+    for size in (2, 50):
+        write_protocol(tmp_path / f"TestG{size}.mat", ["a.jpg"])
+    write_protocol(tmp_path / "TestG3.mat", ["c.jpg"])
+    done = benchmark(tmp_path / "problem.npz", "--protocol", tmp_path / "TestG2.mat", tmp_path / "TestG50.mat")
+    line = json.loads(done.stdout)
+    assert (line["gallery"], line["mAP"], list(line["galleries"])) == ("2", 1.0, ["2", "50"])
+    done = benchmark(tmp_path / "problem.npz", "--protocol", tmp_path / "TestG3.mat")
+    assert "TestG3.mat: query 0 is of frame c.jpg, in the problem it is of a.jpg" in done.stderr

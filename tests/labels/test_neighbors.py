@@ -1,0 +1,98 @@
+"""Neighbour search against sorting all distances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from person_search.labels import neighbors
+from person_search.labels.neighbors import nearest_neighbors
+
+
+def unit_rows(count: int, dimension: int, seed: int = 0) -> torch.Tensor:
+    features = torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(features, dim=1)
+
+
+def assert_nearest(found: torch.Tensor, features: torch.Tensor, k: int) -> None:
+    """The found rows are k different ones, the row itself first, at the k smallest distances (rounding may swap two)."""
+    count = len(features)
+    k = min(k, count)
+    assert found.shape == (count, k) and found.dtype == torch.int64
+    assert torch.equal(found[:, 0], torch.arange(count))
+    assert (found.sort(dim=1).values.diff(dim=1) > 0).all()
+    distance = torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.allclose(distance.gather(1, found), distance.sort(dim=1).values[:, :k], atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 7, 40, 200, 517])
+def test_exact_search_equals_sorting(count: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Small tiles: several panels, tiles of other widths at the end, and both ways to select from a tile.
+    monkeypatch.setattr(neighbors, "_TILE_CPU", (32, 64))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for features in (unit_rows(count, 24), 3 * unit_rows(count, 24) * torch.rand(count, 1)):
+            for k in (1, 5, 30):
+                assert_nearest(nearest_neighbors(features, k), features, k)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_exact_search_with_the_real_tile_sizes() -> None:
+    features = unit_rows(2500, 16)
+    assert_nearest(nearest_neighbors(features, 10), features, 10)
+
+
+def test_bounds_stay_right_where_near_rows_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows ever nearer to the first: nearly every later tile holds better columns than all before it."""
+    monkeypatch.setattr(neighbors, "_TILE_CPU", (16, 32))
+    angle = torch.linspace(1.5, 0.01, 400, dtype=torch.float64)
+    angle[0] = 0
+    features = torch.stack([angle.cos(), angle.sin()], dim=1).float()
+    assert_nearest(nearest_neighbors(features, 4), features, 4)
+
+
+@pytest.mark.parametrize("search", ["exact", "faiss"])
+def test_identical_rows_come_after_the_row_itself(search: str) -> None:
+    features = unit_rows(1, 8).expand(100, 8).contiguous()
+    found = nearest_neighbors(features, 5, search)
+    assert torch.equal(found[:, 0], torch.arange(100))
+    assert all(len(set(row)) == 5 for row in found.tolist())
+
+
+def test_faiss_finds_most_neighbours() -> None:
+    centres = unit_rows(60, 32)
+    features = torch.nn.functional.normalize(centres.repeat(50, 1) + 0.15 * unit_rows(3000, 32, seed=1), dim=1)
+    exact, found = nearest_neighbors(features, 20), nearest_neighbors(features, 20, "faiss")
+    assert torch.equal(found[:, 0], torch.arange(3000))
+    recall = (found[:, :, None] == exact[:, None, :]).any(-1).float().mean()
+    assert recall > 0.9
+
+
+def test_faiss_completes_rows_whose_lists_are_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_PROBED_LEAST", 1)
+    monkeypatch.setattr(neighbors, "_PROBED_SHARE", 0.0)
+    features = unit_rows(1000, 8)
+    # A list holds some 40 rows, so every row has to be searched exactly.
+    assert_nearest(nearest_neighbors(features, 200, "faiss"), features, 200)
+
+
+def test_no_rows() -> None:
+    assert nearest_neighbors(torch.zeros(0, 8), 5).shape == (0, 0)
+
+
+def test_rejects_unusable_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        nearest_neighbors(unit_rows(5, 8), 0)
+    with pytest.raises(ValueError, match="search is 'annoy': expected one of exact, faiss"):
+        nearest_neighbors(unit_rows(5, 8), 2, "annoy")
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(neighbors.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match="faiss-cpu"):
+        nearest_neighbors(unit_rows(5, 8), 2, "faiss")
