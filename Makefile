@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 UV := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --allow-unsafe \
 	--no-emit-index-url --quiet

@@ -44,7 +44,7 @@ def config_file(narrow_cfg: CfgNode, tmp_path: Path) -> str:
     os.environ["DETECTRON2_DATASETS"] = str(tmp_path)
     narrow_cfg.merge_from_list([
         *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ("synthetic_tiny_test",)),
-        *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "SOLVER.MAX_ITER", 8, "SOLVER.BASE_LR", 1e-3),
+        *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "SOLVER.MAX_ITER", 8, "SOLVER.BASE_LR", 1e-4),
         # Statistics over both processes everywhere: those of one image and of two are far apart in so narrow a network.
         *("MODEL.RESNETS.NORM", "naiveSyncBN", "SSL.MEMORY.INIT_BN_BATCHES", 100),
         *("SSL.CLUSTERING.K1", 8, "SSL.CLUSTERING.K2", 3, "SSL.CLUSTERING.MIN_SAMPLES", 2),

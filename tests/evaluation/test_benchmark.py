@@ -82,8 +82,8 @@ def test_protocol_files_name_the_galleries(benchmark, tmp_path):
     feature = np.eye(2, dtype=np.float32)
     np.savez(
         tmp_path / "problem.npz", image_name=["a.jpg", "b.jpg", "c.jpg"], query_name=["a.jpg"],
-        query_feature=feature[:1], query_box=np.ones((1, 4)), det_image=[1, 2], det_box=np.float32([[1, 2, 31, 62]] * 2),
-        det_score=np.float32([0.9, 0.9]), det_feature=feature,
+        query_feature=feature[:1], query_box=np.ones((1, 4)), det_image=[1, 2],
+        det_box=np.float32([[1, 2, 31, 62]] * 2), det_score=np.float32([0.9, 0.9]), det_feature=feature,
     )  # fmt: skip
     for size in (2, 50):
         write_protocol(tmp_path / f"TestG{size}.mat", ["a.jpg"])

@@ -35,6 +35,12 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.INPUT.FORMAT = "RGB"
     # JSON files of foreground masks, one for each of DATASETS.TRAIN; empty: $DETECTRON2_DATASETS/masks/<dataset>.json.
     cfg.INPUT.PERSON_MASKS = []
+    # How images are resized: "pillow" (Detectron2's way, which filters what gets smaller) or "torchvision" (plain
+    # bilinear interpolation of floats, sizes rounded down: what SeqNet was trained and measured with).
+    cfg.INPUT.RESIZE = "pillow"
+    # Heights and widths of a batch are padded to multiples of this (SeqNet: 32); 0: to what the backbone asks for, a
+    # ResNet to the size of the largest image.
+    cfg.INPUT.SIZE_DIVISIBILITY = 0
     # Grouping by aspect ratio makes a batch depend on those before it, so that a run could not resume exactly.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 
@@ -43,6 +49,8 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "SSLPersonSearch"
     cfg.MODEL.ROI_HEADS.NAME = "PersonSearchROIHeads"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    # Sides in pixels that a proposal must exceed: Detectron2's key and value, but open to fractions (SeqNet: 0.001).
+    cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0.0
 
     # First head (Faster R-CNN); its refined boxes are the second head's proposals (SeqNet).
     cfg.MODEL.FIRST_HEAD = CfgNode()
@@ -153,6 +161,8 @@ def _add_schedule_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINTS_KEPT = 2
     # Iterations from one line of metrics to the next.
     cfg.SOLVER.LOG_PERIOD = 20
+    # "SGD" (the paper) or "AdamW", which learns sooner where there are no pre-trained weights.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # Clips the norm of all gradients together. Detectron2's own types clip each parameter alone.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
 
@@ -174,6 +184,9 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False
     cfg.TEST.PERSON_SEARCH.CBGM.K1 = 30
     cfg.TEST.PERSON_SEARCH.CBGM.K2 = 4
+    # Detections that overlap the query box by more than this IoU show the query itself and are no context (SeqNet's
+    # model drops them by its NMS); 1 keeps them.
+    cfg.TEST.PERSON_SEARCH.CBGM.QUERY_NMS = 0.5
     # k-reciprocal re-ranking.
     cfg.TEST.PERSON_SEARCH.RERANKING = CfgNode()
     cfg.TEST.PERSON_SEARCH.RERANKING.ENABLED = False

@@ -186,7 +186,10 @@ def _galleries(arrays: Arrays) -> tuple[Gallery, ...]:
         frames = [images[entry] for entry in entries[start:end].tolist()]
         places = (arrays["hit"][first:last] - start).tolist()
         boxes = [_corners(box) for box in arrays["hit_box"][first:last].tolist()]
-        galleries.append(Gallery(tuple(frames), {frames[p]: box for p, box in zip(places, boxes, strict=True)}))
+        shown: dict[str, BoxXYXY] = {}
+        for place, box in zip(places, boxes, strict=True):
+            shown.setdefault(frames[place], box)  # a frame that is listed twice keeps its first box
+        galleries.append(Gallery(tuple(frames), shown))
     return tuple(galleries)
 
 

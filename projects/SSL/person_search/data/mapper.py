@@ -15,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from ..errors import ConfigError, DatasetError
 from .images import read_image
 from .masks import box_window, decode_columns
+from .resize import InterpolatedResize
 
 MIN_BOX_SIDE = 1e-5  # pixels, as in Detectron2: what is smaller lies outside a cropped image
 
@@ -27,7 +28,8 @@ class PersonSearchMapper:
     """The mapper of this project, for training, for filling the memory banks and for evaluation.
 
     Takes a dataset record and returns a dict with
-        image: uint8 tensor (3, H, W), resized (and flipped in training), channels in the order of `image_format`;
+        image: tensor (3, H, W) from 0 to 255, resized (and flipped in training), channels in the order of
+            `image_format`; uint8, or float32 where INPUT.RESIZE is "torchvision";
         height, width: size of the image before it was resized;
         image_id, file_name, and camera_id where the record has one;
         instances (training and bank filling): Instances of size (H, W) with gt_boxes, gt_classes (int64, all 0),
@@ -78,6 +80,10 @@ class PersonSearchMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The constructor's arguments from a config: Detectron2's keys of INPUT and SSL.EXEMPLAR."""
         augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if cfg.INPUT.RESIZE == "torchvision":
+            augmentations[0] = InterpolatedResize.like(augmentations[0])
+        elif cfg.INPUT.RESIZE != "pillow":
+            raise ConfigError(f"INPUT.RESIZE is {cfg.INPUT.RESIZE!r}; expected 'pillow' or 'torchvision'")
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {

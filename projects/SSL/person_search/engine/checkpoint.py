@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from ..errors import CheckpointError
 from .weights import (
     TORCHVISION_PREFIX,
+    complete_exemplar_backbone,
     convert_torchvision_resnet,
     download_torchvision,
     is_torchvision_resnet,
@@ -123,11 +124,14 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         elif self._resuming:
             self._check_training_state(state)
         else:
-            checkpoint["model"] = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
+            weights = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
+            checkpoint["model"] = complete_exemplar_backbone(weights, self.model.state_dict())
         loaded = set(checkpoint["model"]) & set(self.model.state_dict())
         self._incompatible = super()._load_model(checkpoint)
         if not loaded:
-            raise CheckpointError("none of its weights has a name of this model")
+            raise CheckpointError(
+                "none of its weights has a name of this model; SeqNet's are converted by tools/convert_weights.py first"
+            )
         return self._incompatible
 
     def _check_training_state(self, state: dict[str, Any]) -> None:

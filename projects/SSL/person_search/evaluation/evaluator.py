@@ -100,7 +100,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             gallery=keys.GALLERY,
             score_weighted=keys.SCORE_WEIGHTED,
             score_threshold=keys.SCORE_THRESHOLD,
-            cbgm=ContextMatching(keys.CBGM.K1, keys.CBGM.K2, keys.CBGM.get("QUERY_NMS", 1.0))
+            cbgm=ContextMatching(keys.CBGM.K1, keys.CBGM.K2, keys.CBGM.QUERY_NMS)
             if keys.CBGM.ENABLED
             else None,
             reranking=Reranking(keys.RERANKING.K1, keys.RERANKING.K2, keys.RERANKING.LAMBDA)

@@ -1,5 +1,6 @@
 """The model: meta-architecture, heads, exemplar branch, memory banks and losses. Importing it registers them."""
 
+from .anchors import RoundedAnchorGenerator
 from .embedding import NormAwareEmbedding, PooledFeatures
 from .exemplar_branch import ExemplarBranch
 from .losses import cluster_contrastive_loss, multi_label_loss, scale_invariant_loss
@@ -16,6 +17,7 @@ __all__ = [
     "NormAwareEmbedding",
     "PersonSearchROIHeads",
     "PooledFeatures",
+    "RoundedAnchorGenerator",
     "SSLObjective",
     "SSLPersonSearch",
     "TrainingEmbeddings",

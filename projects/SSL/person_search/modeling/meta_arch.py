@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from .exemplar_branch import ExemplarBranch
@@ -25,16 +25,26 @@ class SSLPersonSearch(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, exemplar_branch: ExemplarBranch | None, objective: SSLObjective, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        exemplar_branch: ExemplarBranch | None,
+        objective: SSLObjective,
+        size_divisibility: int = 0,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             exemplar_branch: makes the multi-scale exemplars in training; None without them.
             objective: memory banks and re-id losses.
+            size_divisibility: heights and widths of batches are padded to multiples of it; 0: of what the backbone
+                asks for, which for a ResNet is no padding beyond the largest image.
             kwargs: arguments of `GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
         self.exemplar_branch = exemplar_branch
         self.objective = objective
+        self.size_divisibility = size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -42,6 +52,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         kwargs = super().from_config(cfg)
         kwargs["exemplar_branch"] = _build_exemplar_branch(cfg, kwargs["backbone"], kwargs["roi_heads"])
         kwargs["objective"] = SSLObjective(cfg)
+        kwargs["size_divisibility"] = cfg.INPUT.SIZE_DIVISIBILITY
         return kwargs
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -57,6 +68,15 @@ class SSLPersonSearch(GeneralizedRCNN):
         exemplars = None if self.exemplar_branch is None else lambda: self._exemplars(images.tensor, targets)
         embeddings, detector_losses = self.roi_heads.forward_train(images, features, proposals, targets, exemplars)
         return {**losses, **detector_losses, **self.objective(embeddings)}
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalises the images and pads them to one size with zeros, which are the mean colour."""
+        images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
+        return ImageList.from_tensors(
+            [(x - self.pixel_mean) / self.pixel_std for x in images],
+            self.size_divisibility or self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
 
     def inference(
         self,

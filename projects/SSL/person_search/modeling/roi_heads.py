@@ -349,6 +349,7 @@ def _training_embeddings(
 
 def _suppress(instances: Instances, score_thresh: float, nms_thresh: float, most: int) -> Instances:
     """Drops low scores and empty boxes, then overlapping boxes; at most `most` stay, by falling score."""
-    instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty()]
+    # Thinner than a hundredth of a pixel is what clipping leaves of boxes outside the image (SeqNet's value).
+    instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty(0.01)]
     boxes, scores = instances.pred_boxes.tensor, instances.scores
     return instances[batched_nms(boxes, scores, torch.zeros_like(scores), nms_thresh)[:most]]

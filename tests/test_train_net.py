@@ -1,0 +1,122 @@
+"""The entry point: the two commands of the README, and one clear line for every kind of bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+
+COMMON = [
+    *("DATASETS.TRAIN", "('synthetic_tiny_train',)", "DATASETS.TEST", "('synthetic_tiny_test',)"),
+    *("INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "256", "INPUT.MIN_SIZE_TEST", "144"),
+    *("INPUT.MAX_SIZE_TEST", "256", "SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu"),
+    *("SSL.CLUSTERING.K1", "8", "SSL.CLUSTERING.K2", "3", "SSL.MEMORY.INIT_BN_BATCHES", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def train_net(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", repository / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True)
+def dataset_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+
+
+def call(train_net: ModuleType, repository: Path, output: Path, *words: str, options: tuple[str, ...] = ()):
+    config = str(repository / "projects" / "SSL" / "configs" / "synthetic.yaml")
+    arguments = ["--config-file", config, *words, *COMMON, "OUTPUT_DIR", str(output), *options]
+    return train_net.main(default_argument_parser().parse_args(arguments))
+
+
+def refused(capfd: pytest.CaptureFixture[str], train_net, repository, output, *words, options=()) -> str:
+    """The one line with which a call ends; no traceback may be printed."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        call(train_net, repository, output, *words, options=options)
+    printed = "".join(capfd.readouterr())
+    assert exit_info.value.code == 2 and "Traceback" not in printed
+    return printed.strip().splitlines()[-1]
+
+
+def test_trains_then_evaluates_from_the_checkpoint(train_net, repository, tmp_path):
+    output = tmp_path / "run"
+    call(train_net, repository, output, options=("TEST.EVAL_BEFORE_TRAINING", "True"))
+    lines = [json.loads(line) for line in (output / "metrics.json").open()]
+    logged = {key for line in lines for key in line}
+    assert {"loss_scale", "pseudo_labels/clusters", "search/mAP", "untrained/search/mAP", "detection/AP"} <= logged
+    results = call(train_net, repository, output, "--eval-only", options=("MODEL.WEIGHTS", str(output / "model_final.pth")))
+    final = next(line for line in reversed(lines) if "search/mAP" in line)
+    assert results["search"]["mAP"] == pytest.approx(final["search/mAP"], abs=1e-6)
+    assert results["detection"]["AP"] == pytest.approx(final["detection/AP"], abs=1e-6)
+    folder = output / "inference" / "synthetic_tiny_test"
+    queries = json.loads((folder / "queries.json").read_text())
+    assert queries and (folder / "results.json").exists()
+
+
+def test_evaluates_the_last_checkpoint_with_resume(train_net, repository, tmp_path):
+    output = tmp_path / "run"
+    call(train_net, repository, output)
+    results = call(train_net, repository, output, "--eval-only", "--resume")
+    assert set(results) >= {"search", "detection"}
+
+
+def test_an_unknown_key(capfd, train_net, repository, tmp_path):
+    line = refused(capfd, train_net, repository, tmp_path, options=("SSL.MEMORY.MOMENTUMM", "0.5"))
+    assert line.endswith("unknown config key SSL.MEMORY.MOMENTUMM; did you mean SSL.MEMORY.MOMENTUM?")
+
+
+def test_a_data_set_that_is_not_registered_or_not_there(capfd, train_net, repository, tmp_path):
+    line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TRAIN", "('prw_trian',)"))
+    assert "data set prw_trian is not registered" in line and "prw_train" in line
+    line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TRAIN", "('prw_train',)"))
+    assert "PRW" in line and "DETECTRON2_DATASETS" in line
+
+
+def test_weights_that_are_missing_or_of_a_backbone_alone(capfd, train_net, repository, tmp_path):
+    line = refused(capfd, train_net, repository, tmp_path, "--eval-only")
+    assert "MODEL.WEIGHTS is empty" in line
+    line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=("MODEL.WEIGHTS", "nowhere.pth"))
+    assert "nowhere.pth do not exist" in line
+    torch.save({"backbone.stem.conv1.weight": torch.zeros(16, 3, 7, 7)}, tmp_path / "backbone.pth")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "backbone.pth"))
+    line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=weights)
+    assert "does not hold a trained person search model" in line
+
+
+def test_an_unreadable_image_stops_the_evaluation_and_is_skipped_in_training(
+    capfd, train_net, repository, tmp_path, scenes, narrow_cfg: CfgNode
+):
+    call(train_net, repository, tmp_path / "run")
+    (folder,) = (p for p in scenes.glob("synthetic-tiny-*") if p.is_dir() and not p.name.endswith(".partial"))
+    broken = [sorted((folder / split).glob("*.png"))[1] for split in ("train", "test")]
+    whole = [path.read_bytes() for path in broken]
+    try:
+        for path, content in zip(broken, whole, strict=True):
+            path.write_bytes(content[: len(content) // 2])
+        weights = ("MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth"))
+        line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=weights)
+        assert str(broken[1]) in line
+        line = refused(capfd, train_net, repository, tmp_path / "again", options=("SOLVER.MAX_ITER", "9"))
+        assert str(broken[1]) in line  # the evaluation at the end; the training went through
+        assert (tmp_path / "again" / "model_final.pth").exists()
+        log = (tmp_path / "again" / "log.txt").read_text()
+        assert f"skipped: {broken[0]}" in log and "Skipped 1 unreadable images" in log
+    finally:
+        for path, content in zip(broken, whole, strict=True):
+            path.write_bytes(content)

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Converts weights of SeqNet's public code, or torchvision's ResNet-50, into this project's, and ours into SeqNet's.
+
+    python tools/convert_weights.py seqnet_prw.pth seqnet_prw_ssl.pth
+    python tools/convert_weights.py resnet50-0676ba61.pth resnet50_ssl.pth
+    python tools/convert_weights.py model_final.pth model_final_seqnet.pth --to-seqnet
+
+What IN holds is found out from its names, or said by --from. OUT is a checkpoint {"model": weights}: give it as
+MODEL.WEIGHTS, or with --to-seqnet as SeqNet's --ckpt. docs/weights.md has the tables of names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from person_search.engine.seqnet_weights import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
+from person_search.engine.weights import convert_torchvision_resnet50, is_torchvision_resnet
+from person_search.errors import CheckpointError, PersonSearchError
+from torch import Tensor
+
+CONVERSIONS = {"seqnet": convert_seqnet, "torchvision": convert_torchvision_resnet50, "ours": convert_to_seqnet}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads a state dict, bare or under the key "model" of a checkpoint.
+
+    Args:
+        path: a file written by torch.save. Nothing of it is executed: it may hold tensors and plain values alone.
+
+    Returns:
+        the state dict, and the names of what else the checkpoint holds.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = "damaged, or holds more than tensors and plain values"
+        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: it is {reason}") from error
+    state: Any = loaded
+    others: list[str] = []
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
+        state, others = loaded["model"], sorted(str(key) for key in loaded if key != "model")
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f'{path} holds no state dict: expected names and tensors, bare or under "model"')
+    return dict(state), others
+
+
+def detect_source(state: Mapping[str, Tensor]) -> str:
+    """Which code base a state dict is from: "seqnet", "torchvision" or "ours".
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    for source, matches in (("seqnet", is_seqnet), ("torchvision", is_torchvision_resnet), ("ours", is_person_search)):
+        if matches(state):
+            return source
+    raise CheckpointError(
+        f"these weights are neither SeqNet's, nor torchvision's ResNet-50, nor this project's: {len(state)} names, the "
+        f"first is {next(iter(state))}"
+    )
+
+
+def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:
+    """Writes {"model": state}, whole or not at all.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"model": state}, file)
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would lock out the others who share the folder
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise CheckpointError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def convert(source_path: Path, target_path: Path, source: str | None = None, to_seqnet: bool = False) -> None:
+    """Converts a file, and says on stderr what it did not use.
+
+    Args:
+        source_path, target_path: IN and OUT.
+        source: "seqnet", "torchvision" or "ours"; None: found out from the names.
+        to_seqnet: write SeqNet's names; only from ours.
+
+    Raises:
+        CheckpointError: IN is none of these, is incomplete, is already what was asked for, or OUT is no good place.
+    """
+    if target_path.exists() and source_path.exists() and target_path.samefile(source_path):
+        raise CheckpointError(f"{target_path} is both IN and OUT: give OUT another name")
+    state, others = read_weights(source_path)
+    try:
+        source = source or detect_source(state)
+        if source == "ours" and not to_seqnet:
+            raise CheckpointError("it holds this project's weights already: --to-seqnet turns them into SeqNet's")
+        if source != "ours" and to_seqnet:
+            raise CheckpointError(f"it holds {source} weights, but --to-seqnet takes this project's alone")
+        converted, unused = CONVERSIONS[source](state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source_path}: {error}") from error
+    write_checkpoint(converted, target_path)
+    for name in unused:
+        print(f"not used: {name} {tuple(state[name].shape)}", file=sys.stderr)
+    if others:
+        print(f"not used: beside the weights, {', '.join(others)}", file=sys.stderr)
+    print(f"{target_path}: {len(converted)} weights from {len(state)} of {source_path} ({source})", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source_path", metavar="IN", type=Path, help="checkpoint, or bare state dict")
+    parser.add_argument("target_path", metavar="OUT", type=Path, help="checkpoint to write")
+    parser.add_argument("--from", dest="source", choices=list(CONVERSIONS), help="what IN holds (default: found out)")
+    parser.add_argument("--to-seqnet", action="store_true", help="turn this project's weights into SeqNet's")
+    try:
+        convert(**vars(parser.parse_args(arguments)))
+    except PersonSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
