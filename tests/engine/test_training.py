@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -227,3 +228,23 @@ def test_every_variant_trains_and_moves_the_embedding(cfg, tmp_path, options):
     banks = [k for k in final if "bank" in k]
     assert len(banks) == (2 if cfg.SSL.EXEMPLAR.ENABLED else 1)
     assert all(torch.allclose(final[k].norm(dim=1), torch.ones(len(final[k])), atol=1e-4) for k in banks)
+
+
+def test_training_learns_to_detect(cfg, tmp_path):
+    """Sixty iterations from nothing: the losses of both RPN terms and of the first head fall by far."""
+    cfg.merge_from_list([
+        *("MODEL.BACKBONE.NAME", "build_slim_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 2e-3),
+        *("SOLVER.MAX_ITER", 60, "SOLVER.WARMUP_ITERS", 5, "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64, 96]]),
+        *("SSL.MULTI_LABEL_LOSS.WEIGHT", 0.1),
+    ])  # fmt: skip
+    run(cfg, tmp_path / "learns")
+    lines = [json.loads(line) for line in (tmp_path / "learns" / "metrics.json").open()]
+
+    def mean(name: str, part: slice) -> float:
+        values = [line[name] for line in lines if name in line][part]
+        assert len(values) == 8
+        return sum(values) / len(values)
+
+    assert mean("loss_rpn_cls", slice(-8, None)) < 0.6 * mean("loss_rpn_cls", slice(0, 8))
+    assert mean("loss_cls_first", slice(-8, None)) < mean("loss_cls_first", slice(0, 8))

@@ -68,7 +68,7 @@ def all_frames_but_own(
 ) -> Galleries:
     """Galleries of PRW and of custom sets: every frame but the query's own; the annotations are the ground truth.
 
-    Of two boxes of one person in a frame the first counts (DESIGN: traps; SeqNet's `eval_search_prw`).
+    Of two boxes of one person in a frame the first counts (SeqNet's `eval_search_prw`).
 
     Args:
         query_frame: (Q,) integer.

@@ -41,7 +41,7 @@ def jaccard_distance(
     search: str = "exact",
     progress: bool = False,
 ) -> sparse.csr_matrix:
-    """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, as SpCL computes it; DESIGN section 2).
+    """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, as SpCL computes it).
 
     Args:
         features: (N, d) float, a tensor on any device or an array; usually of unit length.

@@ -1,4 +1,4 @@
-"""Dynamic multi-labels: which memory bank rows show the same person as a row of the batch (DESIGN section 2)."""
+"""Dynamic multi-labels: which memory bank rows show the same person as a row of the batch (paper Eq. 7-10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clusters to believe: the same-image rule and the self-paced reliability criterion (DESIGN section 2)."""
+"""Which clusters to believe: the same-image rule and the self-paced reliability criterion (SpCL, CGPS)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def invalid_rows(features: Tensor | NDArray) -> NDArray[np.int64]:
 
 
 class SelfPacedDBSCAN:
-    """Cluster labels with the self-paced reliability criterion (DESIGN section 2, "Cluster labels"; SpCL, CGPS).
+    """Cluster labels with the self-paced reliability criterion (SpCL, CGPS).
 
     Each fit computes the k-reciprocal Jaccard distance once, clusters it at every eps, applies the same-image rule
     after each, and lets rows keep their cluster of the middle eps only where the tighter and the looser one confirm it.

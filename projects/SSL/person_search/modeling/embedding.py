@@ -29,7 +29,7 @@ class PooledFeatures(NamedTuple):
 
 
 class NormAwareEmbedding(nn.Module):
-    """Projects res4 and res5 features (Linear + BN each), joins them, and splits norm from direction (DESIGN: NAE)."""
+    """Projects res4 and res5 features (Linear + BN each), joins them, and splits norm from direction (NAE)."""
 
     def __init__(self, res4_channels: int, res5_channels: int, dim: int = 256) -> None:
         """

@@ -106,7 +106,7 @@ def cluster_contrastive_loss(
     temperature: float,
     hard_negative_mass: float,
 ) -> Tensor:
-    """Softmax over clusters in which only the hardest negative clusters count (CGPS; DESIGN: L_cluster of the paper).
+    """Softmax over clusters in which only the hardest negative clusters count (CGPS; L_cluster of the paper).
 
     The logit of a cluster is the mean similarity to its members' rows over `temperature`. Of the negative clusters,
     sorted by their share of the negatives' softmax mass, those up to and with the one where the cumulative share is
