@@ -219,7 +219,7 @@ def test_the_table(demo):
     assert table["detection AP"] == ["0.0 %", "91.0 %"]
     assert table["detection recall"] == ["1.0 %", "95.5 %"]
     assert table["search mAP"] == ["10.0 %", "25.0 %"]
-    assert table["search top1"] == ["12.5 %", "60.0 %"]
+    assert table["search top-1"] == ["12.5 %", "60.0 %"]
     assert table["dataset"] == ["0:08"]
     assert table["training and evaluations"] == ["3:20"]
     assert table["all"] == ["4:29"]

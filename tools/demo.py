@@ -114,7 +114,7 @@ def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:
     figures = {key: [_last(metrics, name) for name in (f"untrained/{key}", key)] for key in FIGURES}
     for key, values in figures.items():
         cells = ("-" if math.isnan(value) else f"{value:.1f} %" for value in values)
-        lines.append(f"{key.replace('/', ' '):<26}" + "".join(f"{cell:>11}" for cell in cells))
+        lines.append(f"{key.replace('/', ' ').replace('top1', 'top-1'):<26}" + "".join(f"{cell:>11}" for cell in cells))
     lines.append(f"\n{'wall time':<26}{'min:s':>11}")
     for name, time_taken in {**seconds, "all": sum(seconds.values())}.items():
         lines.append(f"{name:<26}{f'{round(time_taken) // 60}:{round(time_taken) % 60:02}':>11}")

@@ -73,7 +73,7 @@ def test_faiss_finds_most_neighbours() -> None:
 
 
 def test_faiss_completes_rows_whose_lists_are_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_PROBED_LEAST", 1)
+    monkeypatch.setattr(neighbors, "_APPROXIMATE_FROM", 0)
     monkeypatch.setattr(neighbors, "_PROBED_SHARE", 0.0)
     features = unit_rows(1000, 8)
     # A list holds some 40 rows, so every row has to be searched exactly.

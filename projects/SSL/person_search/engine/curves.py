@@ -285,7 +285,8 @@ def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: fl
         axes.set_ylim(-3, 103)
         axes.set_ylabel("%")
     elif len(panel.names) > 1:
-        axes.set_ylim(bottom=0)
+        # A little below 0, so that the axis does not cover the line of few clusters.
+        axes.set_ylim(bottom=-0.03 * axes.dataLim.y1)
     if len(panel.names) > 1:
         axes.legend(fontsize=9, frameon=False, loc="best")
 
