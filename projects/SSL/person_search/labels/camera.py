@@ -34,6 +34,6 @@ def centre_cameras(features: Tensor, cameras: NDArray) -> Tensor:
     total = features.new_zeros((int(index.max()) + 1, features.shape[1])).index_add_(0, index, features)
     rows = torch.bincount(index)[:, None]
     offset = (total - rows * overall) / (rows + _PRIOR_ROWS)
-    moved = torch.where(mask[:, None], features - offset[index], features)
+    moved = features - offset[index]
     norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
-    return torch.where(norm > 1e-6, moved / norm.clamp(min=1e-6), features)
+    return torch.where(mask[:, None] & (norm > 1e-6), moved / norm.clamp(min=1e-6), features)
