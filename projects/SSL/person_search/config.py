@@ -108,12 +108,25 @@ def _add_label_keys(cfg: CfgNode) -> None:
     cfg.SSL.CLUSTERING = CfgNode()
     # Epochs from one clustering to the next.
     cfg.SSL.CLUSTERING.PERIOD = 1
+    # What is clustered: the "bank" rows as LABEL_SOURCE joins them (paper, Eq. 6), or features that the current network
+    # is made to "extract" from all boxes before each clustering (as SpCL's successors do). Eq. 5 alone writes the banks.
+    cfg.SSL.CLUSTERING.FEATURES = "bank"
+    # How neighbours are found: "exact" on the model's device, or "faiss", approximate, for some 100,000 boxes and more.
+    cfg.SSL.CLUSTERING.SEARCH = "exact"
+    # Move the mean feature of every camera to the mean of all before distances are taken. The paper uses no cameras.
+    cfg.SSL.CLUSTERING.CAMERA_AWARE = False
     # Neighbours of the k-reciprocal encoding and of its local query expansion.
     cfg.SSL.CLUSTERING.K1 = 30
     cfg.SSL.CLUSTERING.K2 = 6
-    # DBSCAN radii: the middle one gives the clusters, the others judge how reliable each is.
+    # What clusters the distances: "dbscan" (paper), or "hdbscan", which may also split what a radius joins. Both read
+    # EPS and MIN_SAMPLES.
+    cfg.SSL.CLUSTERING.ALGORITHM = "dbscan"
+    # Radii: the middle one gives the clusters, the others judge how reliable each is. A single one judges nothing.
     cfg.SSL.CLUSTERING.EPS = (0.68, 0.70, 0.72)
     cfg.SSL.CLUSTERING.MIN_SAMPLES = 4
+    # Persons of one image are different people: of a cluster's members in one image only the one nearest to the
+    # cluster's centre stays (CGPS, whose clustering the paper takes over).
+    cfg.SSL.CLUSTERING.SAME_IMAGE_RULE = True
     # Quantile of the clusters' independence scores that is frozen as the threshold at the first clustering.
     cfg.SSL.CLUSTERING.INDEPENDENCE_QUANTILE = 0.9
 

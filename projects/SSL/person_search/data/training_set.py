@@ -33,6 +33,12 @@ class TrainingSet:
         """N, number of annotated persons."""
         return len(self.row_image)
 
+    @property
+    def row_camera(self) -> np.ndarray:
+        """(N,) int64, the camera that saw each row's person, -1 where unknown. Cameras of two data sets differ."""
+        cameras = [-1 if r.get("camera_id") is None else r["camera_id"] for r in self.records]
+        return np.asarray(cameras, np.int64)[self.row_image]
+
     def frame_of(self, row: int) -> str:
         """File name of the frame that shows a row's person."""
         return self.records[int(self.row_image[row])]["file_name"]
@@ -66,14 +72,23 @@ def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filt
     for i, name in enumerate(names):
         part = copy.deepcopy(registered_records(name))
         attach_masks(part, name, [mask_files[i]] if mask_files else [])
-        for record in part if len(names) > 1 else ():
-            record["image_id"] = f"{name}/{record['image_id']}"
+        if len(names) > 1:
+            _set_apart(part, name, records)
         records += part
     if filter_empty:
         records = [r for r in records if r["annotations"]]
     if not records:
         raise DatasetError(f"{', '.join(names)}: no frame with an annotated person to train on")
     return number_rows(records)
+
+
+def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any]]) -> None:
+    """Makes the image names and camera numbers of one data set differ from those of others, in place."""
+    offset = 1 + max((r.get("camera_id") or 0 for r in others), default=-1)
+    for record in part:
+        record["image_id"] = f"{name}/{record['image_id']}"
+        if record.get("camera_id") is not None:
+            record["camera_id"] += offset
 
 
 def number_rows(records: list[dict[str, Any]]) -> TrainingSet:

@@ -1,4 +1,4 @@
-"""Fills the memory banks from a network: one pass over the annotated persons of the training set."""
+"""Features of all annotated persons from a network in one pass, to fill the memory banks or to cluster."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
-from torch import nn
+from torch import Tensor, nn
 
 from ..modeling import SSLPersonSearch
 
@@ -37,13 +38,40 @@ def fill_banks(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]], 
                 if sum(len(x["instances"]) for x in batch) > 1:
                     model.embed_persons(batch)
         _share_statistics(model.roi_heads.embedding)
-    parts = _extract(model, batches)
-    for rows, instances, multi_scale in itertools.chain.from_iterable(comm.all_gather(parts)):
-        device = model.device
-        model.objective.instance_bank.fill(rows.to(device), instances.to(device))
-        if multi_scale is not None:
-            model.objective.multi_scale_bank.fill(rows.to(device), multi_scale.to(device))
     model.train(training)
+    features = extract_features(model, batches)
+    for bank, rows in zip((model.objective.instance_bank, model.objective.multi_scale_bank), features, strict=True):
+        if bank is not None:
+            bank.fill(torch.arange(len(rows), device=rows.device), rows)
+
+
+@torch.no_grad()
+def extract_features(
+    model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]
+) -> tuple[Tensor, Tensor | None]:
+    """f_i and f^h of every annotated person as the network in evaluation mode gives them; the banks stay as they are.
+
+    Args:
+        model: not wrapped; its banks are allocated.
+        batches: this process's share of the training set, with ground truth.
+
+    Returns:
+        Main-branch features (N, d), and exemplar features (N, d) averaged over the scales (None without the exemplar
+        branch), equal on every process and on the device of the model. Rows have unit length; those of persons that no
+        batch showed, since their image cannot be read, are zero.
+    """
+    training = model.training
+    model.eval()
+    parts = list(itertools.chain.from_iterable(comm.all_gather(_extract(model, batches))))
+    model.train(training)
+    size = (model.objective.size, model.objective.dim)
+    features = [torch.zeros(size), torch.zeros(size) if model.objective.multi_scale else None]
+    for rows, *found in parts:
+        for target, values in zip(features, found, strict=True):
+            if target is not None:
+                target[rows] = F.normalize(values, dim=1)
+    instances, multi_scale = (None if t is None else t.to(model.device) for t in features)
+    return instances, multi_scale
 
 
 def _extract(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
@@ -53,7 +81,7 @@ def _extract(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) ->
     for done, batch in enumerate(batches, 1):
         parts.append(tuple(None if t is None else t.cpu() for t in model.embed_persons(batch)))
         left = (time.perf_counter() - start) / done * max(total - done, 0)
-        message = f"Filling the memory banks: {done} of {total or '?'} batches, {left:.0f} s left"
+        message = f"Features of all persons: {done} of {total or '?'} batches, {left:.0f} s left"
         log_every_n_seconds(logging.INFO, message, n=10, name=__name__)
     return parts
 

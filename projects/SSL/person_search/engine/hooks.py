@@ -17,7 +17,13 @@ from detectron2.utils import comm
 
 from ..data.training_set import TrainingSet
 from ..errors import TrainingError
-from ..labels import SelfPacedDBSCAN, dynamic_threshold, multi_label_precision_recall, pair_precision_recall
+from ..labels import (
+    SelfPacedDBSCAN,
+    dynamic_threshold,
+    invalid_rows,
+    multi_label_precision_recall,
+    pair_precision_recall,
+)
 from ..modeling import SSLObjective
 
 logger = logging.getLogger(__name__)
@@ -87,9 +93,9 @@ class ThresholdSchedule(HookBase):
 
 
 class ClusterLabels(HookBase):
-    """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows anew.
+    """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows, or features of now, anew.
 
-    The main process clusters and sends the labels to the others, which wait without the collectives' usual time limit.
+    All processes check and, where that is asked for, extract the features. The main process clusters and sends the labels to the others, which wait without the collectives' usual time limit.
     Where identities are known, precision and recall of the pseudo labels are logged; nothing else reads them.
     """
 
@@ -97,7 +103,14 @@ class ClusterLabels(HookBase):
     JUDGED_ROWS = 1000
 
     def __init__(
-        self, objective: SSLObjective, clusterer: SelfPacedDBSCAN, training_set: TrainingSet, iterations: int
+        self,
+        objective: SSLObjective,
+        clusterer: SelfPacedDBSCAN,
+        training_set: TrainingSet,
+        iterations: int,
+        *,
+        cameras: np.ndarray | None = None,
+        extract: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -105,9 +118,12 @@ class ClusterLabels(HookBase):
             clusterer: keeps its frozen threshold as its state.
             training_set: names frames in messages and knows identities for the diagnostics.
             iterations: from one clustering to the next.
+            cameras: (N,) int64, the camera of each bank row (-1: unknown), for a camera-aware clustering.
+            extract: called by every process, gives the features (N, d) to cluster; None: the bank rows.
         """
         self._objective, self._clusterer = objective, clusterer
         self._training_set, self._iterations = training_set, iterations
+        self._cameras, self._extract = cameras, extract
         self._group: Any = None
 
     def before_train(self) -> None:
@@ -122,8 +138,9 @@ class ClusterLabels(HookBase):
     def _cluster(self) -> None:
         objective = self._objective
         labels = torch.zeros(objective.size, dtype=torch.int64)
+        features = self._features()
         if comm.is_main_process():
-            labels = torch.as_tensor(self._fit())
+            labels = torch.as_tensor(self._fit(features))
         if self._group is not None:
             dist.broadcast(labels, 0, group=self._group)
         objective.cluster_labels.copy_(labels)
@@ -132,16 +149,34 @@ class ClusterLabels(HookBase):
         self._log(clusters=clusters, singletons=singletons)
         logger.info("Pseudo labels: %d clusters and %d singletons of %d persons", clusters, singletons, len(labels))
 
-    def _fit(self) -> np.ndarray:
-        features = self._objective.label_features()
-        broken = (~features.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    def _features(self) -> torch.Tensor:
+        """What is clustered, (N, d); rows that cannot be are reported by the frames that show their persons."""
+        features = self._objective.label_features() if self._extract is None else self._extract()
+        invalid = torch.from_numpy(invalid_rows(features)).to(features.device)
+        finite = features[invalid].isfinite().all(dim=1)
+        broken, zero = invalid[~finite].tolist(), invalid[finite].tolist()
         if broken:
-            frames = ", ".join(sorted({self._training_set.frame_of(row) for row in broken})[:5])
             raise TrainingError(
-                f"{len(broken)} memory bank rows are NaN or infinite at iteration {self.trainer.iter}; their persons "
-                f"are in {frames}. Lower SOLVER.BASE_LR, or resume from an earlier checkpoint"
+                f"{len(broken)} features of persons are NaN or infinite at iteration {self.trainer.iter}; they are in "
+                f"{self._frames_of(broken)}. Lower SOLVER.BASE_LR, or resume from an earlier checkpoint"
             )
-        return self._clusterer.fit(features, self._objective.image_ids)
+        if zero:
+            logger.warning(
+                "%d of %d features are zero and cannot be clustered: their persons, in %s, become singletons. Either "
+                "these images cannot be read, or the network maps them to nothing",
+                len(zero), len(features), self._frames_of(zero),
+            )  # fmt: skip
+        return features
+
+    def _frames_of(self, rows: list[int]) -> str:
+        frames = sorted({self._training_set.frame_of(row) for row in rows})
+        return ", ".join(frames[:5]) + (f" and {len(frames) - 5} more frames" if len(frames) > 5 else "")
+
+    def _fit(self, features: torch.Tensor) -> np.ndarray:
+        try:
+            return self._clusterer.fit(features, self._objective.image_ids, self._cameras)
+        except ValueError as error:
+            raise TrainingError(f"the clustering before iteration {self.trainer.iter} failed: {error}") from error
 
     def _judge(self) -> None:
         persons = self._training_set.person_ids

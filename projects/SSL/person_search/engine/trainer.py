@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from ..data.mapper import PersonSearchMapper
 from ..data.training_set import TrainingSet, load_training_set, registered_records
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
-from ..labels import SelfPacedDBSCAN
-from .bank_filling import fill_banks
+from .bank_filling import extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
+from .clustering import build_clusterer, check_clustering, cluster_cameras
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -136,6 +136,8 @@ class PersonSearchTrainer(DefaultTrainer):
                 build_clusterer(cfg),
                 self.training_set,
                 self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD,
+                cameras=cluster_cameras(cfg, self.training_set),
+                extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
             ),
             ThresholdSchedule(objective, self.iterations_per_epoch, threshold.INITIAL, threshold.ALPHA, threshold.BETA),
             UpdateBanks(objective),
@@ -157,11 +159,16 @@ class PersonSearchTrainer(DefaultTrainer):
             TensorboardXWriter(folder, purge_step=self.start_iter),
         ]
 
+    def _build_bank_loader(self) -> Iterable[list[dict[str, Any]]]:
+        mapper = PersonSearchMapper(self.cfg, False, with_instances=True)
+        return build_bank_loader(self.training_set.records, mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+
     def _fill_banks(self) -> None:
-        cfg = self.cfg
-        mapper = PersonSearchMapper(cfg, False, with_instances=True)
-        loader = build_bank_loader(self.training_set.records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-        fill_banks(self.person_search_model, loader, cfg.SSL.MEMORY.INIT_BN_BATCHES)
+        fill_banks(self.person_search_model, self._build_bank_loader(), self.cfg.SSL.MEMORY.INIT_BN_BATCHES)
+
+    def _extract_features(self) -> torch.Tensor:
+        model = self.person_search_model
+        return model.objective.source_features(*extract_features(model, self._build_bank_loader()))
 
     # ------------------------------------------------------------------ running
 
@@ -259,18 +266,7 @@ def check_config(cfg: CfgNode) -> None:
     exemplar = cfg.SSL.EXEMPLAR
     if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
-
-
-def build_clusterer(cfg: CfgNode) -> SelfPacedDBSCAN:
-    """The clusterer that SSL.CLUSTERING describes."""
-    clustering = cfg.SSL.CLUSTERING
-    return SelfPacedDBSCAN(
-        eps=tuple(clustering.EPS),
-        min_samples=clustering.MIN_SAMPLES,
-        k1=clustering.K1,
-        k2=clustering.K2,
-        quantile=clustering.INDEPENDENCE_QUANTILE,
-    )
+    check_clustering(cfg)
 
 
 def forget_metrics_from(path: str, iteration: int) -> None:

@@ -103,7 +103,7 @@ class SelfPacedDBSCAN:
 
         Args:
             features: (N, d) float, tensor on any device or array. Rows are scaled to unit length. All-zero rows (bank
-                rows never seen) become singletons.
+                rows never seen) become singletons; `invalid_rows` lists them.
             image_ids: (N,) integers or strings, the image of each row.
             camera_ids: (N,) integers, the camera of each row, negative where unknown. If given, distances are taken
                 between features whose cameras' means are aligned (see `centre_cameras`).
@@ -120,8 +120,6 @@ class SelfPacedDBSCAN:
         self.timings = {}
         labels = np.full(len(features), -1, dtype=np.int64)
         zero = invalid_rows(features)
-        if len(zero):
-            logger.warning("%d of %d feature rows are zero and become singletons", len(zero), len(features))
         valid = np.setdiff1d(np.arange(len(features)), zero)
         if len(valid):
             cameras = None if camera_ids is None else _as_array(camera_ids, len(features), "camera_ids")[valid]

@@ -114,10 +114,14 @@ class SSLObjective(nn.Module):
 
     def label_features(self) -> Tensor:
         """(N, d) M of Eq. 6, its rows of unit length (zero where never seen): what pseudo labels are predicted from."""
-        features = self.instance_bank.features
-        if self.multi_scale_bank is not None and self.label_source == "mean":
-            features = features + self.multi_scale_bank.features
-        return F.normalize(features, dim=1)
+        multi_scale = None if self.multi_scale_bank is None else self.multi_scale_bank.features
+        return self.source_features(self.instance_bank.features, multi_scale)
+
+    def source_features(self, instances: Tensor, multi_scale: Tensor | None) -> Tensor:
+        """(N, d) M of Eq. 6 for given features (N, d) of the main branch and of the exemplars, see `label_features`."""
+        if multi_scale is not None and self.label_source == "mean":
+            instances = instances + multi_scale
+        return F.normalize(instances, dim=1)
 
     @torch.no_grad()
     def apply_pending(self) -> None:
