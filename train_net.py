@@ -53,12 +53,15 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluates MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST."""
+    """Evaluates MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST.
+
+    Features are kept: evaluating the same weights with another protocol does not run the network again.
+    """
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
     last = checkpointer.get_checkpoint_file() if resume else ""
     checkpointer.load_for_inference(last or cfg.MODEL.WEIGHTS)
-    return PersonSearchTrainer.test(cfg, model)
+    return PersonSearchTrainer.test(cfg, model, keep_features=True)
 
 
 if __name__ == "__main__":

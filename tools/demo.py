@@ -32,7 +32,8 @@ DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
 # All that a training, its evaluations and the drawing leave in an output folder.
 KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth *.part events.out.tfevents.* inference/*/*.json "
-    "inference/*/*.npz inference/*/.*.tmp pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
+    "inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp pictures/*.png pictures/.*.tmp "
+    "pictures/*/*.png pictures/*/.*.tmp"
 ).split()
 FIGURES = ("detection/AP", "detection/recall", "search/mAP", "search/top1")
 LEAST_DETECTION_AP, LEAST_SEARCH_GAIN = 85.0, 2.0

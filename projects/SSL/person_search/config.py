@@ -192,6 +192,11 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.SCORE_WEIGHTED = True
     # Detections below this score are not searched.
     cfg.TEST.PERSON_SEARCH.SCORE_THRESHOLD = 0.5
+    # `--eval-only` keeps what the network returns for each frame, so that other protocols need no network and an
+    # interrupted run goes on where it was (docs/evaluation.md). FOLDER "": OUTPUT_DIR/inference/features.
+    cfg.TEST.PERSON_SEARCH.FEATURE_STORE = CfgNode()
+    cfg.TEST.PERSON_SEARCH.FEATURE_STORE.ENABLED = True
+    cfg.TEST.PERSON_SEARCH.FEATURE_STORE.FOLDER = ""
     # Context bipartite graph matching (SeqNet).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
@@ -37,6 +40,7 @@ from .hooks import (
 )
 from .optimizer import build_optimizer
 from .schedule import iterations_per_epoch, resolve_schedule
+from .testing import evaluate_dataset, feature_store
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +110,49 @@ class PersonSearchTrainer(DefaultTrainer):
         return LastBatch(loader)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The frames of a test set, with the boxes whose embedding the evaluation wants."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict[str, Any]] | None = None) -> Any:
+        """The frames of a test set (or those of `records`), with the boxes whose embedding the evaluation wants."""
         mapper = PersonSearchMapper(cfg, False, given_boxes=PersonSearchEvaluator.given_boxes(cfg, dataset_name))
-        return build_test_loader(registered_records(dataset_name), mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        records = registered_records(dataset_name) if records is None else records
+        return build_test_loader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> PersonSearchEvaluator:
         """Evaluator of one test set; its files go to OUTPUT_DIR/inference/<name>."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return PersonSearchEvaluator.from_config(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+        keep_features: bool = False,
+    ) -> dict[str, Any]:
+        """Evaluates on DATASETS.TEST, as `DefaultTrainer.test` does.
+
+        Args:
+            cfg: a configuration with the project's keys.
+            model: the network with its weights.
+            evaluators: others than those of `build_evaluator`; they get the outputs from Detectron2's own loop.
+            keep_features: use the feature store of TEST.PERSON_SEARCH.FEATURE_STORE. Not for evaluations during
+                training: each would leave features of weights that are soon gone.
+
+        Returns:
+            the figures, by dataset where there are several.
+        """
+        if evaluators is not None:
+            return super().test(cfg, model, evaluators)
+        results: dict[str, Any] = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            store = feature_store(cfg, model, name) if keep_features else None
+            load = functools.partial(cls.build_test_loader, cfg, name)
+            results[name] = evaluate_dataset(model, name, cls.build_evaluator(cfg, name), load, store)
+            if comm.is_main_process():
+                logger.info("Figures of %s:", name)
+                print_csv_format(results[name])
+        return results if len(results) != 1 else next(iter(results.values()))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Those of SSL first, so that a checkpoint holds banks that are up to date; then Detectron2's."""

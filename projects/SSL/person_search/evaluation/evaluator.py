@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.protocol import SearchProtocol
-from ..errors import ConfigError, DatasetError, PersonSearchError, TrainingError
+from ..errors import ConfigError, DatasetError, PersonSearchError
 from .context_matching import ContextMatching
 from .detection import DetectionResult, evaluate_detection
+from .extraction import image_output
 from .metrics import SearchOptions, evaluate_galleries
 from .problem import SearchProblem
-from .protocols import CUHK_SYSU_SIZES, QUERY_FEATURES, ImageOutput, build_problem, check_choice, given_boxes_by_image
+from .protocols import (
+    CUHK_SYSU_SIZES,
+    GALLERY_KINDS,
+    QUERY_FEATURES,
+    ImageOutput,
+    build_problem,
+    check_choice,
+    given_boxes_by_image,
+)
 from .report import describe_protocol
 from .reranking import Reranking
 from .results import SearchResult, finite_or_none, query_rows
@@ -72,7 +80,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
         if not protocol.queries:
             raise DatasetError(f"{dataset_name}: the search protocol has no query, so there is nothing to search")
         check_choice("query_feature", query_feature, QUERY_FEATURES)
-        self.given_boxes_by_image = given_boxes_by_image(records, protocol, gallery)
+        check_choice("gallery", gallery, GALLERY_KINDS)
+        self.given_boxes_by_image = given_boxes_by_image(records, protocol, "ground_truth")
         self.problem: SearchProblem | None = None
         self.results: dict[str, SearchResult] = {}
         self._dataset_name, self._records, self._protocol = dataset_name, records, protocol
@@ -110,8 +119,17 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
     @classmethod
     def given_boxes(cls, cfg: CfgNode, dataset_name: str) -> dict[str, np.ndarray]:
-        """The boxes to give to the model with each frame of a registered dataset (see `given_boxes_by_image`)."""
-        return given_boxes_by_image(*_load(dataset_name), cfg.TEST.PERSON_SEARCH.GALLERY)
+        """The boxes to give to the model with each frame of a registered dataset (see `given_boxes_by_image`).
+
+        They are those of every protocol, whatever `cfg` asks for: a few boxes more cost little beside the proposals,
+        and what the model returns then serves any later evaluation.
+
+        Raises:
+            ConfigError: the dataset is not registered, or TEST.PERSON_SEARCH.GALLERY is unknown.
+            DatasetError: the dataset has no queries, or one in a frame that it lacks.
+        """
+        check_choice("gallery", cfg.TEST.PERSON_SEARCH.GALLERY, GALLERY_KINDS)
+        return given_boxes_by_image(*_load(dataset_name), "ground_truth")
 
     def reset(self) -> None:
         """Forgets what was collected."""
@@ -130,21 +148,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
             TrainingError: a box, score or embedding is not finite.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"]
-            feature = _array(instances.embeddings)
-            given = output.get("given_embeddings")
-            collected = ImageOutput(
-                box=_array(instances.pred_boxes.tensor),
-                score=_array(instances.scores),
-                feature=feature,
-                given_feature=np.zeros((0, feature.shape[1]), np.float32) if given is None else _array(given),
-            )
-            if not all(np.isfinite(array).all() for array in vars(collected).values()):
-                raise TrainingError(
-                    f"frame {image['image_id']}: the model returned boxes, scores or embeddings that are not finite; "
-                    "its weights have diverged, use an earlier checkpoint"
-                )
-            self._outputs[image["image_id"]] = collected
+            self.collect({image["image_id"]: image_output(image["image_id"], output)})
+
+    def collect(self, outputs: Mapping[str, ImageOutput]) -> None:
+        """Takes outputs of frames as arrays, by image_id: what `process` makes of a model's, or what was stored."""
+        self._outputs |= outputs
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gathers over the ranks, searches and writes; see the class.
@@ -253,7 +261,3 @@ def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
         raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
     return DatasetCatalog.get(dataset_name), load_protocol()
 
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    # A copy: a view would keep the larger tensor alive from which the model cut it.
-    return np.array(tensor.detach().to("cpu", torch.float32))

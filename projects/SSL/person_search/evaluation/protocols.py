@@ -30,7 +30,8 @@ class ImageOutput:
         box: (n, 4) float32 xyxy, pixels of the original frame.
         score: (n,) float32.
         feature: (n, d) float32, unit length.
-        given_feature: (R, d) float32, unit length, of the boxes that `given_boxes_by_image` named.
+        given_feature: (R, d) float32, unit length, of the boxes that `given_boxes_by_image` named, for "ground_truth"
+            or for the gallery that is searched.
     """
 
     box: np.ndarray
@@ -119,7 +120,7 @@ def build_problem(
     """
     check_choice("query_feature", query_feature, QUERY_FEATURES)
     given = given_boxes_by_image(records, protocol, gallery)
-    _check_outputs(given, outputs)
+    _check_outputs(given, given_boxes_by_image(records, protocol, "ground_truth"), outputs)
     ground_truth = _ground_truth(records)
     frame_of = {record["image_id"]: frame for frame, record in enumerate(records)}
     ordered = [outputs[record["image_id"]] for record in records]
@@ -214,13 +215,16 @@ def _add_galleries(
     return with_galleries(problem, galleries, "100" if "100" in galleries else "")
 
 
-def _check_outputs(given: Mapping[str, np.ndarray], outputs: Mapping[str, ImageOutput]) -> None:
+def _check_outputs(
+    given: Mapping[str, np.ndarray], given_and_annotated: Mapping[str, np.ndarray], outputs: Mapping[str, ImageOutput]
+) -> None:
     for name, boxes in given.items():
         output = outputs.get(name)
         if output is None:
             raise DatasetError(f"frame {name} was not evaluated: the model returned something for {len(outputs)} of "
                                f"{len(given)} frames; figures over some frames would be wrong")
-        if len(output.given_feature) != len(boxes):
+        # The annotated boxes come last, so that features of more boxes than are searched start with those that are.
+        if len(output.given_feature) not in (len(boxes), len(given_and_annotated[name])):
             raise DatasetError(f"frame {name}: the model returned features of {len(output.given_feature)} given boxes, "
                                f"expected {len(boxes)} (queries and, where searched, ground-truth boxes)")
 

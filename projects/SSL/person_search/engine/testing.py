@@ -1,0 +1,76 @@
+"""Evaluation of a network on a test set: what is stored is taken from disk, the rest goes through the network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..data.training_set import registered_records
+from ..evaluation import PersonSearchEvaluator
+from ..evaluation.content_key import frame_keys, network_key
+from ..evaluation.extraction import extract, from_main
+from ..evaluation.feature_store import FeatureStore
+from ..evaluation.protocols import ImageOutput
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def evaluate_dataset(
+    model: nn.Module,
+    dataset_name: str,
+    evaluator: PersonSearchEvaluator,
+    load: Callable[[list[Record]], Iterable[list[dict[str, Any]]]],
+    store: FeatureStore | None = None,
+) -> dict[str, dict[str, float]]:
+    """Figures of a network on a test set. All processes have to call it; they share the frames.
+
+    Args:
+        model: see `SSLPersonSearch`.
+        dataset_name: a registered test set.
+        evaluator: of that set.
+        load: gives this process's batches of the records.
+        store: features are taken from there and put there; None: without.
+
+    Returns:
+        what the evaluator returns: the figures on the first process, {} on others.
+    """
+    records = registered_records(dataset_name)
+    evaluator.reset()
+    stored: dict[str, ImageOutput] = {}
+
+    def missing_frames() -> dict[str, str]:
+        if store is None:
+            return {record["image_id"]: "" for record in records}
+        keys = frame_keys(records, evaluator.given_boxes_by_image)
+        stored.update(store.load(keys))
+        if stored:
+            logger.info("%s: features of %d of %d frames from %s", dataset_name, len(stored), len(keys), store.folder)
+        return {name: key for name, key in keys.items() if name not in stored}
+
+    missing = from_main(missing_frames)
+    evaluator.collect(stored)
+    if missing:
+        left = [record for record in records if record["image_id"] in missing]
+        with contextlib.ExitStack() as stack:
+            takers = [evaluator.collect]
+            if store is not None:
+                takers.append(stack.enter_context(store.writer(missing)).add)
+            extract(model, load(left), lambda outputs: [take(outputs) for take in takers], dataset_name, len(left))
+    return evaluator.evaluate()
+
+
+def feature_store(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FeatureStore | None:
+    """The store that TEST.PERSON_SEARCH.FEATURE_STORE asks for, for one network and test set; None: none."""
+    keys = cfg.TEST.PERSON_SEARCH.FEATURE_STORE
+    if not keys.ENABLED:
+        return None
+    folder = Path(keys.FOLDER or Path(cfg.OUTPUT_DIR) / "inference" / "features")
+    return FeatureStore.of(folder, dataset_name, network_key(model, cfg))

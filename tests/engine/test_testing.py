@@ -1,0 +1,181 @@
+"""Evaluations that take features from disk: no second run of the network, resumed ones, several processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from detectron2.utils import comm
+from person_search.engine import PersonSearchTrainer
+from person_search.errors import DatasetError
+
+NUM_FRAMES = 12
+
+
+class Counting(torch.nn.Module):
+    """A network that counts its frames and stops as if interrupted when `limit` have gone through."""
+
+    def __init__(self, model: torch.nn.Module, limit: int | None = None) -> None:
+        super().__init__()
+        self.model, self.limit, self.frames = model, limit, 0
+
+    def forward(self, inputs: list[dict]) -> list[dict]:
+        if self.frames == self.limit:
+            raise KeyboardInterrupt
+        self.frames += len(inputs)
+        return self.model(inputs)
+
+    def state_dict(self, *args, **kwargs):
+        return self.model.state_dict(*args, **kwargs)
+
+
+def build(cfg: CfgNode, limit: int | None = None) -> Counting:
+    torch.manual_seed(5)
+    model = PersonSearchTrainer.build_model(cfg)
+    # Scores on both sides of the threshold, as of a trained network.
+    model.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+    return Counting(model, limit)
+
+
+def evaluate(cfg: CfgNode, *options: object, keep: bool = True, limit: int | None = None) -> tuple[dict, int]:
+    """Figures, and how many frames went through the network."""
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(options))
+    model = build(cfg, limit)
+    return PersonSearchTrainer.test(cfg, model, keep_features=keep), model.frames
+
+
+def evaluate_in_process(config: str, output: str) -> None:
+    """What each of several processes runs: two evaluations, one after the other."""
+    from detectron2.config import get_cfg
+    from person_search import add_ssl_config
+
+    torch.set_num_threads(1)
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_file(config)
+    Path(f"{output}.{comm.get_rank()}").write_text(json.dumps([evaluate(cfg), evaluate(cfg)]))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def cfg(narrow_cfg: CfgNode, scenes: str, tmp_path: Path) -> CfgNode:
+    os.environ["DETECTRON2_DATASETS"] = scenes
+    narrow_cfg.merge_from_list([
+        *("DATASETS.TEST", ("synthetic_tiny_test",), "INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 256),
+        *("OUTPUT_DIR", str(tmp_path)),
+    ])  # fmt: skip
+    return narrow_cfg
+
+
+def folder_of(cfg: CfgNode) -> Path:
+    return Path(cfg.OUTPUT_DIR) / "inference" / "features"
+
+
+def read(cfg: CfgNode, name: str) -> dict | list:
+    return json.loads((Path(cfg.OUTPUT_DIR) / "inference" / "synthetic_tiny_test" / name).read_text())
+
+
+PROTOCOLS = {
+    "query feature": ("TEST.PERSON_SEARCH.QUERY_FEATURE", "detection"),
+    "unweighted": ("TEST.PERSON_SEARCH.SCORE_WEIGHTED", False),
+    "threshold": ("TEST.PERSON_SEARCH.SCORE_THRESHOLD", 0.6),
+    "context matching": ("TEST.PERSON_SEARCH.CBGM.ENABLED", True),
+    "re-ranking": ("TEST.PERSON_SEARCH.RERANKING.ENABLED", True),
+    "ground truth": ("TEST.PERSON_SEARCH.GALLERY", "ground_truth"),
+}
+
+
+def test_another_protocol_runs_no_network_and_gives_the_figures_of_a_fresh_run(cfg):
+    first, frames = evaluate(cfg)
+    assert frames == NUM_FRAMES and first["detection"]["recall"] > 0
+    assert evaluate(cfg) == (first, 0)
+    for options in PROTOCOLS.values():
+        stored, frames = evaluate(cfg, *options)
+        queries = read(cfg, "queries.json")
+        fresh, fresh_frames = evaluate(cfg, *options, keep=False)
+        assert (frames, fresh_frames) == (0, NUM_FRAMES)
+        assert stored == fresh and queries == read(cfg, "queries.json")
+
+
+def test_other_weights_or_settings_have_features_of_their_own(cfg):
+    evaluate(cfg)
+    assert evaluate(cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 11)[1] == NUM_FRAMES
+    assert evaluate(cfg, "INPUT.MIN_SIZE_TEST", 120)[1] == NUM_FRAMES
+    model = build(cfg)
+    model.model.roi_heads.embedding.rescaler.bias.data += 1e-3
+    PersonSearchTrainer.test(cfg, model, keep_features=True)
+    assert model.frames == NUM_FRAMES
+    assert len(list(folder_of(cfg).iterdir())) == 4
+    assert evaluate(cfg)[1] == 0
+
+
+def test_the_store_can_be_moved_and_switched_off(cfg, tmp_path):
+    keys = "TEST.PERSON_SEARCH.FEATURE_STORE"
+    figures, _ = evaluate(cfg, f"{keys}.ENABLED", False)
+    assert evaluate(cfg, keep=False) == (figures, NUM_FRAMES)  # as evaluations during training
+    assert not folder_of(cfg).exists()
+    elsewhere = (f"{keys}.FOLDER", str(tmp_path / "elsewhere"))
+    assert evaluate(cfg, *elsewhere) == (figures, NUM_FRAMES)
+    assert evaluate(cfg, *elsewhere, "OUTPUT_DIR", str(tmp_path / "other")) == (figures, 0)
+    assert not folder_of(cfg).exists()
+
+
+def test_an_interrupted_extraction_goes_on(cfg, caplog):
+    expected, _ = evaluate(cfg, keep=False)
+    for number in (5, 4):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(cfg, limit=number)
+    with caplog.at_level(logging.INFO):
+        assert evaluate(cfg) == (expected, NUM_FRAMES - 9)
+    assert "features of 9 of 12 frames from" in caplog.text and "3 frames in 0:00:0" in caplog.text
+    assert evaluate(cfg) == (expected, 0)
+
+
+def test_a_damaged_file_and_a_changed_image_are_redone(cfg, scenes, caplog):
+    expected, _ = evaluate(cfg)
+    (file,) = folder_of(cfg).glob("*/*.npz")
+    file.write_bytes(file.read_bytes()[:-99])
+    assert evaluate(cfg) == (expected, NUM_FRAMES)
+    assert f"{file} is damaged" in caplog.text
+    images = sorted(Path(scenes).glob("synthetic-tiny-*/test/*.png"))
+    assert len(images) == NUM_FRAMES
+    os.utime(images[2])
+    assert evaluate(cfg) == (expected, 1)
+    assert "1 of its 12 frames are outdated" in caplog.text
+    images[4].rename(images[4].with_suffix(".gone"))
+    try:
+        with pytest.raises(DatasetError, match=images[4].name):
+            evaluate(cfg)
+    finally:
+        images[4].with_suffix(".gone").rename(images[4])
+    assert evaluate(cfg) == (expected, 0)
+
+
+def test_two_processes_share_the_frames_and_resume_what_one_began(cfg, tmp_path):
+    expected, _ = evaluate(cfg, keep=False)
+    queries = read(cfg, "queries.json")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(cfg, limit=5)
+    output = str(tmp_path / "figures")
+    launch(evaluate_in_process, 2, dist_url="auto", args=(str(tmp_path / "config.yaml"), output))
+    first, second = (json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(2))
+    # Figures are the first process's; of the seven frames left each did its part, and then nothing was left.
+    assert first == [[expected, 4], [expected, 0]] and second == [[{}, 3], [{}, 0]]
+    assert read(cfg, "queries.json") == queries
+    for file in sorted(folder_of(cfg).glob("*/*.npz"))[1:]:
+        file.unlink()
+    figures, frames = evaluate(cfg)  # and one goes on with what two began
+    assert figures == expected and 0 < frames < NUM_FRAMES
