@@ -197,6 +197,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.FEATURE_STORE = CfgNode()
     cfg.TEST.PERSON_SEARCH.FEATURE_STORE.ENABLED = True
     cfg.TEST.PERSON_SEARCH.FEATURE_STORE.FOLDER = ""
+    # Also keep detections, features, boxes and queries of the evaluation, as problem.npz beside results.json.
+    cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = False
     # Context bipartite graph matching (SeqNet).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False

@@ -34,7 +34,7 @@ from .protocols import (
 from .report import describe_protocol
 from .reranking import Reranking
 from .results import SearchResult, finite_or_none, query_rows
-from .storage import write_json
+from .storage import save_problem, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
         cross_camera: bool | None = None,
         cbgm: ContextMatching | None = None,
         reranking: Reranking | None = None,
+        save: bool = False,
     ) -> None:
-        """See `build_problem` and `SearchOptions` for the options.
+        """See `build_problem` and `SearchOptions` for the options; `save` writes the problem (problem.npz) as well.
 
         Raises:
             DatasetError: the protocol has no query, or one in a frame that is not among the records.
@@ -88,6 +89,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
+        self._save = save
         self._outputs: dict[str, ImageOutput] = {}
 
     @classmethod
@@ -115,6 +117,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             reranking=Reranking(keys.RERANKING.K1, keys.RERANKING.K2, keys.RERANKING.LAMBDA)
             if keys.RERANKING.ENABLED
             else None,
+            save=keys.SAVE_PROBLEM,
         )
 
     @classmethod
@@ -249,6 +252,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
             "left_out": dict(left_out),
             "counts": counts,
         }
+        if self._save:
+            save_problem(problem, self._output_dir / "problem.npz")
         write_json(self._output_dir / "queries.json", query_rows(problem, result))
         write_json(self._output_dir / "results.json", content)
 

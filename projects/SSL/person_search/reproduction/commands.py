@@ -1,0 +1,143 @@
+"""What tools/reproduce.py does: a table or a sweep from plan to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from .configs import differing_keys
+from .paper import PUBLISHED, Published
+from .progress import duration
+from .rows import TABLES, Row, sweep_points
+from .runner import Runner, own_cores, share, visible_gpus
+from .runs import Run, plan_runs, read_result
+from .sweep_figure import SweepPoint, draw_sweep
+from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every table and sweep of a call has in common.
+
+    Attributes:
+        base: config of the dataset, see `base_config`.
+        output: folder of the rows and of the tables.
+        configs: folder of the config files.
+        script: train_net.py.
+        seeds: trainings of each row.
+        jobs: trainings side by side.
+        command: the call, to stand beside the figures that it made.
+    """
+
+    base: CfgNode
+    output: Path
+    configs: Path
+    script: Path
+    seeds: int
+    jobs: int
+    command: str
+
+
+def make_table(number: str, setting: Setting, say: Say = print) -> bool:
+    """Trains the rows of a table of the paper and writes table<number>.md and .csv into the output folder.
+
+    Returns:
+        whether every row has been trained with every seed. The files are there in any case.
+
+    Raises:
+        ConfigError: a row's config does not exist or does not fit; nothing was trained then.
+    """
+    title, rows = TABLES[number]
+    runs = _plan(rows, setting)
+
+    def write(ended: bool) -> list[Path]:
+        table = _table_rows(rows, runs, setting.base, PUBLISHED[number])
+        heading = f"Table {number}, {title}: {_dataset(setting.base)}"
+        text = markdown_table(table, heading, _about(setting, runs), setting.seeds)
+        return write_tables(setting.output, f"table{number}", text, csv_table(table))
+
+    return _train(runs, setting, write, say)
+
+
+def make_sweep(words: Sequence[str], setting: Setting, say: Say = print) -> bool:
+    """Trains the points of a sensitivity sweep and writes sweep.md, .csv, .png and .svg into the output folder.
+
+    Args:
+        words: see `sweep_points`.
+        setting: see `Setting`.
+        say: takes a line for the user.
+
+    Returns:
+        whether every point has been trained with every seed.
+
+    Raises:
+        ConfigError: see `sweep_points`.
+    """
+    points = sweep_points(words, setting.base)
+    rows = list({row.name: row for values in points.values() for row in values.values()}.values())
+    runs = _plan(rows, setting)
+
+    def write(ended: bool) -> list[Path]:
+        measured = {row.name: row for row in _table_rows(rows, runs, setting.base, {})}
+        table = sorted(measured.values(), key=lambda row: row.name != "ssl")
+        heading = f"Sensitivity: {_dataset(setting.base)}"
+        text = markdown_table(table, heading, _about(setting, runs), setting.seeds)
+        files = write_tables(setting.output, "sweep", text, csv_table(table))
+        if not ended:
+            return files
+        panels = {
+            parameter: [SweepPoint(v, measured[row.name].spread("search/mAP")) for v, row in values.items()]
+            for parameter, values in points.items()
+        }
+        defaults = {parameter: parameter.default(setting.base) for parameter in points}
+        return files + draw_sweep(panels, defaults, _dataset(setting.base), setting.output)
+
+    return _train(runs, setting, write, say)
+
+
+def _plan(rows: Sequence[Row], setting: Setting) -> list[Run]:
+    return plan_runs(rows, setting.seeds, setting.base, setting.output, setting.configs)
+
+
+def _train(runs: Sequence[Run], setting: Setting, write: Callable[[bool], list[Path]], say: Say) -> bool:
+    """Trains, and writes after each run (False) and at the end (True)."""
+    gpus = visible_gpus() if setting.base.MODEL.DEVICE.startswith("cuda") else []
+    runner = Runner(setting.script, share(setting.jobs, own_cores(), gpus), say, lambda: write(False))
+    failed = runner.run(runs)
+    for path in write(True):
+        say(str(path))
+    if failed:
+        names = "; ".join(run.name for run in failed)
+        say(f"{len(failed)} of {len(runs)} runs failed: {names}. The same command tries them again.")
+    return not failed
+
+
+def _table_rows(
+    rows: Sequence[Row], runs: Sequence[Run], base: CfgNode, published: Mapping[str, Mapping[str, Published]]
+) -> list[TableRow]:
+    table = []
+    for row in rows:
+        own = [run for run in runs if run.row.name == row.name]
+        results = {run.seed: result for run in own if (result := read_result(run)) is not None}
+        by_seed = {seed: flat_figures(result["figures"]) for seed, result in results.items()}
+        changes = differing_keys(base, own[0].cfg)
+        table.append(TableRow(row.name, row.title, by_seed, changes, published.get(row.name, {})))
+    return table
+
+
+def _dataset(cfg: CfgNode) -> str:
+    return f"trained on {', '.join(cfg.DATASETS.TRAIN)}, evaluated on {cfg.DATASETS.TEST[0]}"
+
+
+def _about(setting: Setting, runs: Sequence[Run]) -> list[str]:
+    solver = setting.base.SOLVER
+    length = f"{solver.MAX_ITER} iterations" if solver.MAX_ITER > 0 else f"{solver.MAX_EPOCH} epochs"
+    results = [result for run in runs if (result := read_result(run)) is not None]
+    seconds = [result["seconds"] for result in results if result["seconds"] is not None]
+    took = f", {duration(sum(seconds) / len(seconds))} a run on average" if seconds else ""
+    return [f"`{setting.command}`", "", f"{length} of {solver.IMS_PER_BATCH} frames{took}."]

@@ -1,0 +1,211 @@
+"""The rows of the paper's tables and of the sensitivity sweep: what each changes in the config of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError
+
+Options = list[object]
+"""KEY, value, KEY, value, ... as `CfgNode.merge_from_list` takes them."""
+
+
+def _nothing(base: CfgNode) -> Options:
+    return []
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a training with some keys that differ from the dataset's config.
+
+    Rows of one name are one training: "ssl" of Table 1, of Table 3 and of the sweep is trained once.
+
+    Attributes:
+        name: of its folder.
+        title: in tables and pictures.
+        config: config file below configs/ whose own keys the row sets; "": none.
+        adapt: gives further options for the base config, where a value depends on the dataset's (its scales, its t_s).
+    """
+
+    name: str
+    title: str
+    config: str = ""
+    adapt: Callable[[CfgNode], Options] = _nothing
+
+
+def middle_scale(base: CfgNode) -> Options:
+    """Exemplars at the middle one of the dataset's fixed scales alone."""
+    scales = base.SSL.EXEMPLAR.SCALES
+    if not len(scales):
+        raise ConfigError("SSL.EXEMPLAR.SCALES is empty: the row with one scale takes the middle one of the base config's")
+    return ["SSL.EXEMPLAR.SCALES", (tuple(scales[len(scales) // 2]),)]
+
+
+def lowest_threshold(base: CfgNode) -> Options:
+    """Multi-labels at t_s from the first epoch on (0.6 with the paper's values)."""
+    return ["SSL.THRESHOLD.INITIAL", float(base.SSL.THRESHOLD.INITIAL), "SSL.THRESHOLD.ALPHA", 0.0]
+
+
+def highest_threshold(base: CfgNode) -> Options:
+    """Multi-labels at t_s + alpha up to the last epoch (0.7 with the paper's values)."""
+    threshold = round(base.SSL.THRESHOLD.INITIAL + base.SSL.THRESHOLD.ALPHA, 6)
+    return ["SSL.THRESHOLD.INITIAL", threshold, "SSL.THRESHOLD.ALPHA", 0.0]
+
+
+SSL = Row("ssl", "SSL")
+TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
+    "1": (
+        "the two components",
+        (
+            Row("baseline", "baseline", "ablations/baseline.yaml"),
+            Row("dml", "+ DML", "ablations/dml.yaml"),
+            Row("sl", "+ SL", "ablations/sl.yaml"),
+            Row("ssl", "+ SL + DML (SSL)"),
+        ),
+    ),
+    "2": (
+        "exemplars, labels from M_I",
+        (
+            Row("original_scale", "original scale", "ablations/original_scale.yaml"),
+            Row("one_scale", "one scale", "ablations/one_scale.yaml", middle_scale),
+            Row("multi_scale", "multi-scale", "ablations/multi_scale.yaml"),
+            Row("multi_scale_masked", "multi-scale, background filtered", "ablations/multi_scale_masked.yaml"),
+        ),
+    ),
+    "3": (
+        "threshold of the multi-labels",
+        (
+            Row("fixed_low", "fixed, t = t_s", "ablations/fixed_threshold.yaml", lowest_threshold),
+            Row("fixed_high", "fixed, t = t_s + alpha", "ablations/fixed_threshold.yaml", highest_threshold),
+            Row("ssl", "dynamic (SSL)"),
+        ),
+    ),
+    "4": (
+        "methods",
+        (
+            Row("oim", "OIM (supervised)", "methods/oim.yaml"),
+            Row("nae", "NAE (supervised)", "methods/nae.yaml"),
+            Row("seqnet", "SeqNet (supervised)", "methods/seqnet.yaml"),
+            Row("cgps", "CGPS", "methods/cgps.yaml"),
+            Row("rsiamnet", "R-SiamNet", "methods/rsiamnet.yaml"),
+            SSL,
+        ),
+    ),
+}
+
+
+# ---------------------------------------------------------------------- sensitivity
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the sweep.
+
+    Attributes:
+        name: on the command line.
+        title: in the picture.
+        key: config key.
+        values: to try beside the dataset's own value.
+        options: gives the options for a value where they are more than the key.
+        own: gives the dataset's own value where it is not simply that of the key.
+    """
+
+    name: str
+    title: str
+    key: str
+    values: tuple[float, ...]
+    options: Callable[[CfgNode, float], Options] | None = None
+    own: Callable[[CfgNode], float] | None = None
+
+    def default(self, base: CfgNode) -> float:
+        """The dataset's own value."""
+        if self.own is not None:
+            return self.own(base)
+        node = base
+        for part in self.key.split("."):
+            node = node[part]
+        return float(node)
+
+    def row(self, base: CfgNode, value: float) -> Row:
+        """The training with this value; that with the dataset's own is the row "ssl"."""
+        if value == self.default(base):
+            return SSL
+        # Its own value apart, so that no `adapt` sees the next value of a loop.
+        make = self.options or (lambda _, number: [self.key, number])
+        return Row(f"{self.name}_{value:g}", f"{self.title} = {value:g}", adapt=lambda cfg: make(cfg, value))
+
+
+def spaced_scales(base: CfgNode, count: int) -> tuple[tuple[int, int], ...]:
+    """Another number of fixed scales over the range of the dataset's own.
+
+    Args:
+        base: its SSL.EXEMPLAR.SCALES are (height, width) pairs.
+        count: 1 gives the middle one, the number of the base's gives those, more or fewer are spaced evenly by ratio
+            from the smallest to the largest.
+
+    Returns:
+        (height, width) pairs in pixels, rising.
+    """
+    own = sorted(tuple(scale) for scale in base.SSL.EXEMPLAR.SCALES)
+    if count == len(own):
+        return tuple(own)
+    if count == 1:
+        return (own[len(own) // 2],)
+    sides = np.geomspace(own[0], own[-1], count).round().astype(int)
+    return tuple((int(height), int(width)) for height, width in sides)
+
+
+PARAMETERS = {
+    parameter.name: parameter
+    for parameter in (
+        Parameter("m", "margin m", "SSL.SCALE_LOSS.MARGIN", (0.1, 0.2, 0.3, 0.5, 0.8)),
+        Parameter("gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5)),
+        Parameter("delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0)),
+        Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (0.5, 0.55, 0.6, 0.65, 0.7)),
+        Parameter("alpha", "threshold's range alpha", "SSL.THRESHOLD.ALPHA", (0.0, 0.05, 0.1, 0.2)),
+        Parameter("beta", "threshold's decay beta", "SSL.THRESHOLD.BETA", (-0.2, -0.1, -0.05, -0.02)),
+        Parameter(
+            "scales", "number of fixed scales", "SSL.EXEMPLAR.SCALES", (1.0, 2.0, 3.0, 4.0),
+            lambda base, count: ["SSL.EXEMPLAR.SCALES", spaced_scales(base, int(count))],
+            lambda base: float(len(base.SSL.EXEMPLAR.SCALES)),
+        ),
+        Parameter("lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0)),
+        Parameter(
+            "backbone", "exemplar backbone (0: shared, 1: separate)", "SSL.EXEMPLAR.SHARED_BACKBONE", (0.0, 1.0),
+            lambda base, separate: ["SSL.EXEMPLAR.SHARED_BACKBONE", not separate],
+            lambda base: float(not base.SSL.EXEMPLAR.SHARED_BACKBONE),
+        ),
+    )
+}  # fmt: skip
+
+
+def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[float, Row]]:
+    """The trainings of a sweep.
+
+    Args:
+        words: "NAME" or "NAME=VALUE,VALUE,..."; none: every parameter.
+        base: config of the dataset; its own value is always among those of a parameter.
+
+    Returns:
+        parameter -> value (rising) -> row.
+
+    Raises:
+        ConfigError: there is no such parameter, or a value is no number.
+    """
+    points: dict[Parameter, dict[float, Row]] = {}
+    for word in words or PARAMETERS:
+        name, given, values = word.partition("=")
+        if name not in PARAMETERS:
+            raise ConfigError(f"--sweep {word}: expected one of {', '.join(PARAMETERS)}, or NAME=VALUE,VALUE")
+        parameter = PARAMETERS[name]
+        try:
+            chosen = [float(value) for value in values.split(",")] if given else parameter.values
+        except ValueError as error:
+            raise ConfigError(f"--sweep {word}: expected numbers between commas, as in {name}=0.1,0.2") from error
+        every = sorted({*chosen, parameter.default(base)})
+        points[parameter] = {value: parameter.row(base, value) for value in every}
+    return points
