@@ -3,7 +3,7 @@
 
 usage: python benchmarks/search_evaluation.py PROBLEM.npz [--cross-camera] [--cbgm K1 K2] [--detection]
        python benchmarks/search_evaluation.py PROBLEM.npz --protocol TestG100.mat [TestG500.mat ...]
-       python benchmarks/search_evaluation.py --simulate {prw,cuhk} [--save PROBLEM.npz]
+       python benchmarks/search_evaluation.py --simulate {prw,cuhk} [--save PROBLEM.npz] [--device cuda]
 
 PROBLEM.npz is what the evaluator or `save_problem` writes. One JSON line goes to stdout: the figures as fractions,
 `seconds` for the evaluation without reading or simulating, and `peak_mb`, the most memory of the whole process. The
@@ -86,7 +86,7 @@ def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
     listed = problem.galleries[main_gallery].frame is not None
     names = list(problem.galleries) if listed else [main_gallery]
     start = time.perf_counter()
-    results = evaluate_galleries(problem, options, names, progress=sys.stderr.isatty())
+    results = evaluate_galleries(problem, options, names, progress=sys.stderr.isatty(), device=args.device)
     detection = evaluate_detection(problem, args.score_threshold) if args.detection else None
     seconds = time.perf_counter() - start
     line: dict[str, Any] = {"gallery": main_gallery, **results[main_gallery].figures()}
@@ -100,6 +100,7 @@ def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
         "detections": len(problem.det_frame),
         "queries": len(problem.query_frame),
         "simulated": args.simulate is not None,
+        "device": args.device or "numpy",
         "seconds": round(seconds, 4),
         "peak_mb": round(_peak_kilobytes() / 1024, 1),
     }
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shortlist", type=int, default=Reranking.shortlist, help="detections that are re-ranked")
     parser.add_argument("--score-weighted", action="store_true", help="similarity times detection score")
     parser.add_argument("--score-threshold", type=float, default=0.5)
+    parser.add_argument("--device", help="of PyTorch, for example cuda; without: NumPy, the faster on a CPU")
     parser.add_argument("--detection", action="store_true", help="also the detection figures")
     return parser
 

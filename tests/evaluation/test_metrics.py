@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.errors import ConfigError, DatasetError
@@ -24,18 +25,26 @@ BOXES = [
 ]  # fmt: skip
 
 
+# None: NumPy.
+DEVICES = [
+    None, "cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible"))
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def expected(shared):
     return json.loads((shared / "golden" / "expected.json").read_text())["search_prw.npz"]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case, gallery, options", [
     ("all_cameras", "all_cameras", SearchOptions()),
     ("cross_camera", "cross_camera", SearchOptions()),
     ("all_cameras_cbgm_k1_30_k2_4", "all_cameras", SearchOptions(context_matching=ContextMatching(30, 4))),
 ])  # fmt: skip
-def test_golden_figures(golden_problem, expected, case, gallery, options):
-    assert evaluate_search(golden_problem, options, gallery).figures() == pytest.approx(expected[case], abs=1e-6)
+def test_golden_figures(golden_problem, expected, case, gallery, options, device):
+    result = evaluate_galleries(golden_problem, options, [gallery], device=device)[gallery]
+    assert result.figures() == pytest.approx(expected[case], abs=1e-6)
 
 
 def test_golden_figures_do_not_depend_on_blocks_or_on_other_galleries(golden_problem, expected, monkeypatch):
@@ -100,13 +109,13 @@ def listed_galleries_of(problem, galleries: list[dict]) -> Galleries:
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems(), st.booleans(), st.sampled_from(["all", "cross", "listed"]))
-def test_random_problems_match_the_slow_reference(slow, problem, weighted, name):
+@given(problems(), st.booleans(), st.sampled_from(["all", "cross", "listed"]), st.sampled_from([None, "cpu"]))
+def test_random_problems_match_the_slow_reference(slow, problem, weighted, name, device):
     queries = range(len(problem.query_frame))
     galleries = [slow.gallery(problem, query, name == "cross") for query in queries]
     if name == "listed":
         problem = with_galleries(problem, {"listed": listed_galleries_of(problem, galleries)})
-    result = evaluate_search(problem, SearchOptions(score_weighted=weighted), name)
+    result = evaluate_galleries(problem, SearchOptions(score_weighted=weighted), [name], device=device)[name]
     aps, ranks = [], []
     for query, gallery in enumerate(galleries):
         similarity = slow.similarity(problem, query, weighted)

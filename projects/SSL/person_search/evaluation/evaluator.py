@@ -71,8 +71,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         cbgm: ContextMatching | None = None,
         reranking: Reranking | None = None,
         save: bool = False,
+        device: str | None = None,
     ) -> None:
-        """See `build_problem` and `SearchOptions` for the options; `save` writes the problem (problem.npz) as well.
+        """See `build_problem`, `SearchOptions` and (for the device) `evaluate_galleries` for the options.
+
+        `save` writes the problem (problem.npz) as well.
 
         Raises:
             DatasetError: the protocol has no query, or one in a frame that is not among the records.
@@ -89,7 +92,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
-        self._save = save
+        self._save, self._device = save, device
         self._outputs: dict[str, ImageOutput] = {}
 
     @classmethod
@@ -118,6 +121,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             if keys.RERANKING.ENABLED
             else None,
             save=keys.SAVE_PROBLEM,
+            device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") else None,
         )
 
     @classmethod
@@ -184,7 +188,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             self._records, self._protocol, self._outputs, score_threshold=threshold, **self._choices
         )
         slow = self._options.context_matching is not None or self._options.reranking is not None
-        self.results = evaluate_galleries(problem, self._options, progress=slow)
+        self.results = evaluate_galleries(problem, self._options, progress=slow, device=self._device)
         self.problem = problem
         detection = evaluate_detection(problem, threshold) if self._choices["gallery"] == "detections" else None
         main = problem.gallery_name()

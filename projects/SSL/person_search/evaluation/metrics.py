@@ -14,17 +14,17 @@ from .context_matching import ContextMatching, ContextRescorer
 from .galleries import Galleries
 from .index import DetectionIndex
 from .matching import Matches, match_targets
+from .members import Members
 from .problem import SearchProblem
-from .ragged import offsets_of, ranges
-from .ranking import count_at_least, count_at_least_in_group, highest
+from .ragged import offsets_of
+from .ranking import count_at_least_in_group
 from .reranking import KReciprocalRescorer, Reranking
 from .results import TOP_K, SearchResult
+from .similarities import ArraySimilarities, Similarities
 
 _NUM_BEST = max(TOP_K)
 # Similarities that are held at once, 16 MB of single precision.
 _BLOCK_SIZE = 4_000_000
-# A gallery of at least one in so many frames is large.
-_LARGE_GALLERY = 8
 
 Rescorer = Callable[[int, np.ndarray], np.ndarray]
 """New similarities (K,) of a query from its index and its similarities (K,), -inf outside its gallery."""
@@ -73,6 +73,7 @@ def evaluate_galleries(
     options: SearchOptions | None = None,
     names: Sequence[str] | None = None,
     progress: bool = False,
+    device: str | None = None,
 ) -> dict[str, SearchResult]:
     """Search figures of several galleries, with the similarities computed once.
 
@@ -87,9 +88,12 @@ def evaluate_galleries(
         options: None: the defaults.
         names: the galleries to evaluate; None: all.
         progress: show a progress bar on stderr.
+        device: a device of PyTorch ("cuda", "cpu") on which similarities are computed and ranked; None: NumPy, which is
+            the faster on a CPU. Context matching and re-ranking stay on the CPU.
 
     Returns:
-        A result for each name.
+        A result for each name. Results of different devices differ where rounding decides between nearly equal
+        similarities.
 
     Raises:
         DatasetError: there is no gallery of that name.
@@ -101,14 +105,24 @@ def evaluate_galleries(
     tables = {name: _Table(problem, problem.galleries[name], index) for name in names}
     query_feature = problem.query_feature.astype(index.feature.dtype, copy=False)
     num_queries = len(query_feature)
-    block = max(1, _BLOCK_SIZE // max(1, len(index.detection)))
+    compare, block_size = _comparison(index, device)
+    block = max(1, block_size // max(1, len(index.detection)))
     with tqdm(total=num_queries, desc="search", unit="query", disable=not progress, leave=False) as bar:
         for first in range(0, num_queries, block):
-            similarity = query_feature[first : first + block] @ index.feature.T
+            similarities = compare(query_feature[first : first + block])
             for table in tables.values():
-                table.add(first, similarity, rescore)
-            bar.update(len(similarity))
+                table.add(first, similarities, rescore)
+            bar.update(len(similarities))
     return {name: table.result(name) for name, table in tables.items()}
+
+
+def _comparison(index: DetectionIndex, device: str | None) -> tuple[Callable[[np.ndarray], Similarities], int]:
+    """Makes similarities of query features (b, d), and says how many to hold at once."""
+    if device is None or not len(index.detection):
+        return lambda query_feature: ArraySimilarities(query_feature @ index.feature.T), _BLOCK_SIZE
+    from .device_similarities import BLOCK_SIZE, DeviceSearch  # PyTorch: nothing else here needs it
+
+    return DeviceSearch(index, device).similarities, BLOCK_SIZE
 
 
 def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOptions) -> Rescorer | None:
@@ -126,7 +140,7 @@ class _Table:
         num_queries = len(problem.query_frame)
         # A query without a feature has no direction to compare with: it finds nothing.
         self._searchable = problem.query_feature.any(axis=1)
-        self._index, self._members = index, _Members(problem, galleries, index)
+        self._index, self._members = index, Members(problem, galleries, index)
         self._matches = match_targets(galleries, index, self._searchable)
         self._target_count = galleries.target_count
         self._ap = np.where(galleries.target_count > 0, 0.0, np.nan)
@@ -136,29 +150,23 @@ class _Table:
         self._best_similarity = np.zeros((num_queries, _NUM_BEST))
         self._best_correct = np.zeros((num_queries, _NUM_BEST), bool)
 
-    def add(self, first: int, similarity: np.ndarray, rescore: Rescorer | None) -> None:
-        """Ranks the queries `first`, `first + 1`, ... by their similarities (b, K) to all detections."""
+    def add(self, first: int, similarities: Similarities, rescore: Rescorer | None) -> None:
+        """Ranks the queries `first`, `first + 1`, ... by their similarities to all detections."""
+        members: Members | None = self._members
         if rescore is not None:
-            rows = enumerate(similarity, first)
-            similarity = np.stack([rescore(query, self._members.masked(query, row)) for query, row in rows])
-        offset, hit = _true_positives(self._matches, first, similarity)
-        hit_row = np.repeat(np.arange(len(similarity)), np.diff(offset))
-        hit_value = similarity[hit_row, hit]
-        retrieved = np.zeros(len(hit), np.int64)
-        best, best_value = [], []
-        for row, own in enumerate(similarity):
-            values, position = (own, None) if rescore is not None else self._members.select(first + row, own)
-            hits = slice(offset[row], offset[row + 1])
-            retrieved[hits] = count_at_least(values, hit_value[hits])
-            candidates = highest(values, _NUM_BEST) if self._searchable[first + row] else np.zeros(0, np.int64)
-            best_value.append(values[candidates])
-            best.append(candidates if position is None else position[candidates])
-        self._score(first, offset, retrieved, count_at_least_in_group(hit_row, hit_value))
-        best_row = np.repeat(np.arange(len(similarity)), [len(candidates) for candidates in best])
-        best = np.concatenate(best)
+            rows = enumerate(similarities.array(), first)
+            rescored = [rescore(query, self._members.masked(query, row)) for query, row in rows]
+            similarities, members = ArraySimilarities(np.stack(rescored)), None
+        number = len(similarities)
+        offset, hit = _true_positives(self._matches, first, similarities)
+        hit_row = np.repeat(np.arange(number), np.diff(offset))
+        hit_value = similarities.at(hit_row, hit)
+        searchable = self._searchable[first : first + number]
+        ranks = similarities.ranks(members, first, offset, hit_value, searchable, _NUM_BEST)
+        self._score(first, offset, ranks.retrieved, count_at_least_in_group(hit_row, hit_value))
         num_detections = len(self._index.detection)
-        correct = np.isin(best_row * num_detections + best, hit_row * num_detections + hit)
-        self._keep_best(first + best_row, best, np.concatenate(best_value), correct)
+        correct = np.isin(ranks.best_row * num_detections + ranks.best_position, hit_row * num_detections + hit)
+        self._keep_best(first + ranks.best_row, ranks.best_position, ranks.best_value, correct)
 
     def _score(self, first: int, offset: np.ndarray, retrieved: np.ndarray, correct: np.ndarray) -> None:
         """Figures of b queries from `first` on.
@@ -208,62 +216,20 @@ class _Table:
         )
 
 
-class _Members:
-    """Which detections are in the gallery of a query."""
-
-    def __init__(self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex) -> None:
-        self._galleries, self._index = galleries, index
-        self._camera = problem.frame_camera[problem.query_frame] if galleries.other_cameras_only else None
-
-    def select(self, query: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Similarities (n,) in the gallery and their positions in the row (K,), None where n = K.
-
-        In a large gallery all K are returned, with -inf at those outside it: that is faster than picking the others.
-        """
-        frame = self._listed(query)
-        if frame is None or _LARGE_GALLERY * len(frame) > len(self._index.start):
-            return self.masked(query, row), None
-        position = ranges(self._index.start[frame], self._index.count[frame])
-        return row[position], position
-
-    def masked(self, query: int, row: np.ndarray) -> np.ndarray:
-        """A copy of the similarities (K,) with -inf at those that are not members."""
-        index = self._index
-        frame = self._listed(query)
-        if frame is not None:
-            masked = np.full(len(index.start), -np.inf, row.dtype)
-            masked[frame] = 0
-            masked = masked.take(index.frame)
-            masked += row
-            return masked
-        masked = row.copy()
-        excluded = self._galleries.excluded_frame[query]
-        if excluded >= 0:
-            masked[index.start[excluded] : index.start[excluded] + index.count[excluded]] = -np.inf
-        if self._camera is not None:
-            masked[index.camera == self._camera[query]] = -np.inf
-        return masked
-
-    def _listed(self, query: int) -> np.ndarray | None:
-        galleries = self._galleries
-        if galleries.frame is None:
-            return None
-        return galleries.frame[galleries.frame_offset[query] : galleries.frame_offset[query + 1]]
-
-
-def _true_positives(matches: Matches, first: int, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _true_positives(matches: Matches, first: int, similarities: Similarities) -> tuple[np.ndarray, np.ndarray]:
     """The most similar match of each target that has one, the first stored of equal ones.
 
     Args:
-        first: the query of the first row of the similarities (b, K).
+        first: the query of the first row of the b similarities.
 
     Returns:
         Offsets (b + 1,) and positions in a row: those of the i-th query are `positions[offset[i]:offset[i + 1]]`.
     """
-    offset = matches.offset[first : first + len(similarity) + 1]
+    number = len(similarities)
+    offset = matches.offset[first : first + number + 1]
     match = slice(offset[0], offset[-1])
-    query = np.repeat(np.arange(len(similarity)), np.diff(offset))
+    query = np.repeat(np.arange(number), np.diff(offset))
     detection, target = matches.detection[match], matches.target[match]
-    order = np.lexsort((detection, -similarity[query, detection], target))
+    order = np.lexsort((detection, -similarities.at(query, detection), target))
     kept = order[np.flatnonzero(np.diff(target[order], prepend=-1))]
-    return offsets_of(np.bincount(query[kept], minlength=len(similarity))), detection[kept]
+    return offsets_of(np.bincount(query[kept], minlength=number)), detection[kept]
