@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -121,7 +122,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             if keys.RERANKING.ENABLED
             else None,
             save=keys.SAVE_PROBLEM,
-            device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") else None,
+            device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available() else None,
         )
 
     @classmethod
