@@ -16,6 +16,7 @@ from person_search.modeling.losses import (
     scale_invariant_loss,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -123,6 +124,55 @@ def test_multi_label_loss_equals_the_equation(q, n, ratio, seed):
     labels[:, 0] = True
     expected = textbook_multi_label(f, memory, labels, 5.0, ratio)
     assert float(multi_label_loss(f, memory, labels, 5.0, ratio)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000)
+)
+def test_multi_label_gradient_equals_that_of_the_equation(q, n, ratio, seed):
+    memory = unit(n, 6, seed=seed + 1)
+    labels = torch.rand(q, n, generator=torch.Generator().manual_seed(seed)) < 0.4
+    labels[:, 0] = True
+    got, expected = (unit(q, 6, seed=seed).requires_grad_() for _ in range(2))
+    (3 * multi_label_loss(got, memory, labels, 5.0, ratio)).backward()
+    for i in range(q):
+        similarity = expected[i] @ memory.T
+        negatives = similarity[~labels[i]].sort(descending=True).values
+        hardest = negatives[: math.ceil(len(negatives) * ratio)]
+        loss = 5.0 * (similarity[labels[i]] - 1).square().mean()
+        loss = loss + (hardest + 1).square().mean() if len(hardest) else loss
+        (3 * loss).backward()
+    torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
+
+class LargeFloats(TorchDispatchMode):
+    """Counts the float arrays of `elements` and more that operations allocate."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel() >= self.elements:
+                self.count += value.untyped_storage().data_ptr() not in known
+        return result
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.01])
+def test_multi_label_loss_and_its_gradient_hold_the_similarity_and_no_other_array_of_its_size(ratio):
+    q, n = 16, 2000
+    f, memory = unit(q, 8).requires_grad_(), unit(n, 8, seed=1)
+    labels = torch.eye(n, dtype=torch.bool)[:q]
+    with LargeFloats(q * n) as large:
+        multi_label_loss(f, memory, labels, 5.0, ratio).backward()
+    assert large.count == 1 and f.grad.abs().sum() > 0
+    with LargeFloats(q * n) as large:  # The count notices what autograd makes of the formula.
+        ((f @ memory.T) + 1).square().mean().backward()
+    assert large.count > 2
 
 
 def textbook_cluster(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def scale_invariant_loss(
@@ -71,31 +74,60 @@ def multi_label_loss(
         hard_negative_ratio: share of the negatives that count, the most similar ones; 1 takes all (Eq. 11).
 
     Returns:
-        A scalar: the sum over the features of delta * mean over positives + mean over negatives.
+        A scalar: the sum over the features of delta * mean over positives + mean over negatives. Its gradient flows
+        into `features` alone. Besides the (q, N) similarities no float array of that size exists at any time.
     """
     if len(features) == 0:
         return features.sum() * 0.0
-    similarity = features.float() @ memory.detach().float().T
-    query, row = labels.nonzero(as_tuple=True)
-    positive = similarity[query, row]
-    positives = torch.bincount(query, minlength=len(features))
-    loss = delta * ((positive - 1).square() / positives[query]).sum()
-    if hard_negative_ratio >= 1.0:
-        # All rows, less the positives: the (q, N) mask need not be turned into floats.
-        negatives = (labels.shape[1] - positives).clamp(min=1)
-        loss = loss + ((similarity + 1).square().sum(dim=1) / negatives).sum()
-        return loss - ((positive + 1).square() / negatives[query]).sum()
-    return loss + _hard_negative_term(similarity, labels, positives, hard_negative_ratio)
+    return _MultiLabelLoss.apply(features.float(), memory.detach().float(), labels, delta, hard_negative_ratio)
 
 
-def _hard_negative_term(similarity: Tensor, labels: Tensor, positives: Tensor, ratio: float) -> Tensor:
-    """Sum over the queries of the mean of (s + 1)^2 over the hardest `ratio` of the negatives."""
-    negatives = labels.shape[1] - positives
-    kept = (negatives * ratio).ceil().long()
-    hardest = similarity.masked_fill(labels, float("-inf")).topk(int(kept.max().clamp(min=1)), dim=1).values
+class _MultiLabelLoss(torch.autograd.Function):
+    """`multi_label_loss` with its gradient in closed form.
+
+    Where N is in the ten thousands, (q, N) arrays are what the loss costs, and autograd would keep one for each step of
+    the formula. Here the similarities are the only one of floats: they turn in place into the weights w of the gradient,
+    w @ memory, which is taken with the value. The backward pass has nothing left to do.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, memory: Tensor, labels: Tensor, delta: float, hard_negative_ratio: float
+    ) -> Tensor:
+        weights = features @ memory.T
+        positive = labels.nonzero(as_tuple=True)
+        error = weights[positive] - 1
+        positives = torch.bincount(positive[0], minlength=len(features))
+        value = (delta / positives)[positive[0]] @ error.square()
+        if hard_negative_ratio >= 1.0:
+            negatives = (labels.shape[1] - positives).clamp(min=1)
+            weights.add_(1).index_put_(positive, weights.new_zeros(()))
+        else:
+            negatives = _keep_hardest_(weights, labels, hard_negative_ratio)
+        value = value + (torch.linalg.vector_norm(weights, dim=1).square() / negatives).sum()
+        if ctx.needs_input_grad[0]:
+            weights.div_(negatives[:, None]).index_put_(positive, (delta / positives)[positive[0]] * error)
+            ctx.save_for_backward(2 * (weights @ memory))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None, None, None
+
+
+def _keep_hardest_(similarity: Tensor, labels: Tensor, ratio: float) -> Tensor:
+    """Turns similarities (q, N), in place, into s + 1 for the most similar share `ratio` of the negatives, 0 elsewhere.
+
+    Returns:
+        (q,) how many were kept, at least 1.
+    """
+    kept = ((~labels).sum(dim=1) * ratio).ceil().long()
+    hardest, row = similarity.masked_fill_(labels, float("-inf")).topk(int(kept.max().clamp(min=1)), dim=1)
     counts = torch.arange(hardest.shape[1], device=hardest.device)[None] < kept[:, None]
-    squares = (hardest.masked_fill(~counts, -1.0) + 1).square()
-    return (squares.sum(dim=1) / kept.clamp(min=1)).sum()
+    similarity.zero_().scatter_(1, row, torch.where(counts, hardest + 1, 0.0))
+    return kept.clamp(min=1)
 
 
 def cluster_contrastive_loss(

@@ -153,12 +153,14 @@ class SSLObjective(nn.Module):
         multi_scale = None if batch.exemplars is None else F.normalize(batch.exemplars.mean(dim=1), dim=1)
         self.pending = (batch.rows, batch.persons.detach(), None if multi_scale is None else multi_scale.detach())
         losses: dict[str, Tensor] = {}
-        if self.scale_weight and batch.exemplars is not None:
-            losses["loss_scale"] = self.scale_weight * self._scale_loss(batch)
-        if self.cluster_weight:
-            losses |= self._cluster_losses(batch, multi_scale)
-        if self.multi_label_weight:
-            losses |= self._multi_label_losses(batch, multi_scale)
+        # Mixed precision ends here: similarities meet thresholds, and temperatures magnify their rounding.
+        with torch.autocast(self.image_ids.device.type, enabled=False):
+            if self.scale_weight and batch.exemplars is not None:
+                losses["loss_scale"] = self.scale_weight * self._scale_loss(batch)
+            if self.cluster_weight:
+                losses |= self._cluster_losses(batch, multi_scale)
+            if self.multi_label_weight:
+                losses |= self._multi_label_losses(batch, multi_scale)
         return losses
 
     def _scale_loss(self, batch: TrainingEmbeddings) -> Tensor:

@@ -1,0 +1,37 @@
+"""The objective as a whole: precision, and what it allocates."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import get_cfg
+from person_search import add_ssl_config
+from person_search.modeling import SSLObjective
+from person_search.modeling.roi_heads import TrainingEmbeddings
+
+
+def test_mixed_precision_does_not_reach_the_losses():
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 16
+    objective = SSLObjective(cfg)
+    objective.allocate(torch.arange(60) // 3)
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+    objective.instance_bank.features.copy_(unit(60, 16))
+    objective.multi_scale_bank.features.copy_(unit(60, 16))
+    objective.threshold = 0.2
+    rows = torch.tensor([0, 1, 2, 30])
+    batch = TrainingEmbeddings(
+        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30]), persons=unit(4, 16), rows=rows,
+        images=torch.tensor([0, 0, 0, 1]), exemplars=unit(4, 4, 16),
+    )  # fmt: skip
+    expected = objective(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = objective(batch)
+    assert len(expected) == 5 and expected.keys() == mixed.keys()
+    for name, value in expected.items():
+        assert mixed[name].dtype == torch.float32 and torch.equal(mixed[name], value), name
