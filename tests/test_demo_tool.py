@@ -263,7 +263,7 @@ def run_dir(tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     annotation = registered_records("synthetic_tiny_test")[0]
     query = load_synthetic_protocol(scenes / PRESETS["tiny"].folder_name).queries[0]
     box = annotation["annotations"][0]["bbox"]
-    result = {"frame": annotation["image_id"], "box": box, "score": 0.9, "similarity": 0.5, "correct": True}
+    result = {"frame": annotation["image_id"], "box": box, "score": 0.9, "similarity": 0.5, "iou": 1.0, "correct": True}
     row = {"frame": query.image_id, "box": query.bbox, "AP": 1.0, "matches": 1, "matches_found": 1, "results": [result]}
     (tmp_path / "inference" / "synthetic_tiny_test").mkdir(parents=True)
     (tmp_path / "inference" / "synthetic_tiny_test" / "queries.json").write_text(json.dumps([row]))

@@ -9,27 +9,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from person_search.errors import DatasetError
-from person_search.evaluation.metrics import evaluate_search
 from person_search.evaluation.pictures import (
     CORRECT,
     QUERY,
     WRONG,
-    choose_queries,
-    crop_box,
     draw_search_results,
-    read_queries,
     results_scenes,
     results_sheet,
 )
-from person_search.evaluation.results import query_rows
 from person_search.evaluation.storage import write_json
 
 FRAME = (120, 200)  # height, width
@@ -54,7 +47,8 @@ def paint(frame: int) -> np.ndarray:
 
 def result(frame: int, correct: bool, rank: int) -> dict:
     return {
-        "frame": f"f{frame}.png", "box": box_of(frame), "score": 0.9, "similarity": 0.9 - rank / 20, "correct": correct
+        "frame": f"f{frame}.png", "box": box_of(frame), "score": 0.9, "similarity": 0.9 - rank / 20, "iou": None,
+        "correct": correct,
     }  # fmt: skip
 
 
@@ -97,110 +91,6 @@ def assert_texts_are_apart(figure: Figure) -> None:
         assert width < 1 or height < 1, (text, other)
     for text, box in found:
         assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
-
-
-# ---------------------------------------------------------------------- reading and choosing
-
-
-def test_reads_what_the_evaluation_writes(golden_problem, tmp_path):
-    rows = query_rows(golden_problem, evaluate_search(golden_problem))
-    write_json(tmp_path / "queries.json", rows)
-    assert read_queries(tmp_path / "queries.json") == rows
-    chosen = choose_queries(rows, 6)
-    known = [row["AP"] for row in rows if row["AP"] is not None]
-    assert (rows[chosen[0]]["AP"], rows[chosen[-1]]["AP"]) == (max(known), min(known))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", "holds no query"),
-        ("{", "is not the evaluator's queries.json"),
-        ("[3]", "is not the evaluator's queries.json"),
-        ('{"queries": []}', "is not the evaluator's queries.json"),
-        ('[{"frame": "a", "box": [0, 0, 1, 1], "AP": 1}]', "is not the evaluator's queries.json .*results"),
-        ('[{"frame": "a", "box": [0, 0], "AP": 1, "results": []}]', "is not the evaluator's queries.json .*box"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, content, message):
-    (tmp_path / "queries.json").write_text(content)
-    with pytest.raises(DatasetError, match=message):
-        read_queries(tmp_path / "queries.json")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DatasetError, match="queries.json cannot be read"):
-        read_queries(tmp_path / "queries.json")
-
-
-def test_queries_are_spread_from_best_to_worst():
-    precisions = [0.3, None, 0.9, 0.0, 0.5, 0.1, 0.7, 0.2, 0.4, 0.8]
-    rows = [{"AP": ap} for ap in precisions]
-    assert choose_queries(rows, 5) == [2, 6, 8, 7, 3]  # 0.9, 0.7, 0.4, 0.2, 0.0
-    assert choose_queries(rows, 4) == [2, 4, 0, 3]  # the places nearest to a third and to two thirds
-    assert choose_queries(rows, 1) == [2]
-    assert choose_queries(rows, 0) == []
-    assert choose_queries(rows, 50) == [2, 9, 6, 4, 8, 0, 7, 5, 3]
-    assert choose_queries([{"AP": None}] * 3, 2) == [0, 2]
-
-
-@given(st.lists(st.sampled_from([None, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40), st.integers(2, 12))
-def test_chosen_queries(precisions, count):
-    rows = [{"AP": ap} for ap in precisions]
-    chosen = choose_queries(rows, count)
-    known = [ap for ap in precisions if ap is not None]
-    assert len(chosen) == len(set(chosen)) == min(count, len(known) or len(rows))
-    if known:
-        drawn = [precisions[index] for index in chosen]
-        assert None not in drawn
-        assert drawn == sorted(drawn, reverse=True)
-        assert drawn[0] == max(known)
-        assert len(drawn) == 1 or drawn[-1] == min(known)
-
-
-# ---------------------------------------------------------------------- crops
-
-
-@given(
-    st.floats(-10, 190),
-    st.floats(-10, 110),
-    st.floats(8, 120),
-    st.floats(8, 90),
-    st.sampled_from([(200, 100), (60, 90)]),
-)
-@settings(max_examples=60)
-def test_the_box_in_the_crop_holds_the_pixels_of_the_box(x0, y0, width, height, cell):
-    box = np.round([x0, y0, x0 + width, y0 + height])
-    frame = np.full((*FRAME, 3), 10, np.uint8)
-    a, b, c, d = np.clip(box, 0, [FRAME[1], FRAME[0]] * 2).astype(int)
-    frame[b:d, a:c] = (10, 220, 10)
-    crop, moved = crop_box(frame, box, *cell)
-    assert crop.shape == (*cell, 3)
-    scale = (moved[2] - moved[0]) / (box[2] - box[0])
-    assert (moved[3] - moved[1]) / (box[3] - box[1]) == pytest.approx(scale)
-    assert max((moved[2] - moved[0]) / cell[1], (moved[3] - moved[1]) / cell[0]) == pytest.approx(1 / 1.3)
-    # Where the frame's box lies in the crop, its colour is, and nowhere else; the edges blur over two pixels.
-    offset = moved[:2] - scale * box[:2]
-    x, y = (np.arange(cell[1]) + 0.5 - offset[0]) / scale, (np.arange(cell[0]) + 0.5 - offset[1]) / scale
-    blur = 1 + 2 / scale
-    inside = np.outer((y > b + blur) & (y < d - blur), (x > a + blur) & (x < c - blur))
-    outside = ~np.outer((y > b - blur) & (y < d + blur), (x > a - blur) & (x < c + blur))
-    assert (crop[inside][:, 1] > 180).all()
-    assert (np.abs(crop[outside][:, 1].astype(int) - crop[outside][:, 0]) < 60).all()
-
-
-def test_the_cut_is_moved_into_the_frame():
-    frame = np.full((*FRAME, 3), 10, np.uint8)
-    crop, box = crop_box(frame, [0, 0, 20, 40], 200, 100)
-    assert (crop == 10).all()
-    np.testing.assert_allclose(box[:2], 0)
-    np.testing.assert_allclose(box[2:], np.array([20, 40]) * 200 / (40 * 1.3))
-    crop, _ = crop_box(frame, [0, 0, 200, 120], 200, 100)  # wider than the cell: grey above and below
-    assert (crop[:40] == 235).all() and (crop[-40:] == 235).all()
-    assert (crop[90:110, 20:80] == 10).all()
-
-
-# ---------------------------------------------------------------------- the figures
 
 
 def test_a_row_has_the_query_and_its_results_in_their_colours():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -42,6 +43,21 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
         return np.array(detection_utils.read_image(file_name, format=format), order="C")
     except Exception as error:  # damaged files make Pillow's many decoders raise almost anything
         raise _unreadable(file_name, error) from error
+
+
+def frame_reader(records: Sequence[Mapping[str, Any]]) -> Callable[[str], np.ndarray]:
+    """A function that reads a frame of a dataset, uint8 (H, W, 3) RGB, by its image_id.
+
+    It raises DatasetError for a name that is not among the records, and where `read_image` does.
+    """
+    files = {record["image_id"]: record["file_name"] for record in records}
+
+    def read_frame(name: str) -> np.ndarray:
+        if name not in files:
+            raise DatasetError(f"frame {name} is not in the dataset; evaluate again on the present one")
+        return read_image(files[name])
+
+    return read_frame
 
 
 def image_size(file: str | Path) -> tuple[int, int]:

@@ -32,9 +32,10 @@ from .protocols import (
     check_choice,
     given_boxes_by_image,
 )
+from .queries import query_rows
 from .report import describe_protocol
 from .reranking import Reranking
-from .results import SearchResult, finite_or_none, query_rows
+from .results import SearchResult, finite_or_none
 from .storage import save_problem, write_json
 
 logger = logging.getLogger(__name__)

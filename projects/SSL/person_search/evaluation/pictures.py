@@ -2,121 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from .crops import ReadFrame, crop_box
+from .queries import choose_queries, read_queries
 from .storage import replacing
-from ..data.images import read_image
-from ..errors import DatasetError
-
-ReadFrame = Callable[[str], np.ndarray]
-"""Gives a frame, uint8 (H, W, 3) RGB, by its name."""
+from ..data.images import frame_reader
 
 # Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
 CORRECT, WRONG, QUERY = "#0A7CFF", "#F0640A", "#222222"
 _SIGNS = {True: "✓", False: "✗"}
-_PADDING = 235  # grey level beyond a frame's edge
 _CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
-_CONTEXT = 1.3  # a crop shows this many times the box's height, or width where that is what limits it
 _SCENE_COLUMNS = 3
 _DPI = 130
-
-
-def read_queries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads queries.json, which the evaluator writes.
-
-    Returns:
-        One mapping a query, see `results.query_rows`.
-
-    Raises:
-        DatasetError: the file is missing, no such file, or holds no query.
-    """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        for row in rows:
-            _check_query(row)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}); an evaluation of a search writes it") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is not the evaluator's queries.json ({error!r}); evaluate again") from error
-    if not rows:
-        raise DatasetError(f"{path} holds no query: nothing was searched, so there is nothing to draw")
-    return rows
-
-
-def _check_query(row: Mapping[str, Any]) -> None:
-    for box in (row, *row["results"]):
-        if len(box["box"]) != 4 or not isinstance(box["frame"], str):
-            raise ValueError(f"box {box['box']} in frame {box['frame']}")
-    for result in row["results"]:
-        float(result["similarity"]), bool(result["correct"])
-    row["AP"], row["matches"], row["matches_found"]  # noqa: B018
-
-
-def choose_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-    """Queries that stand for all: evenly spaced in the order of falling average precision, best and worst among them.
-
-    Args:
-        rows: see `read_queries`. Queries without a match to find are chosen only where there are no others.
-        count: at most this many.
-
-    Returns:
-        indices of rows, the best first; queries of equal AP in their stored order.
-    """
-    ranked = [index for index, row in enumerate(rows) if row["AP"] is not None] or list(range(len(rows)))
-    ranked.sort(key=lambda index: -(rows[index]["AP"] or 0.0))
-    if count < 2:
-        return ranked[: max(count, 0)]
-    return [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))]
-
-
-def crop_box(frame: np.ndarray, box: Sequence[float], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts out a box with some context, in the proportions of a cell, and scales it to the cell's size.
-
-    The cut is moved into the frame as far as possible; what still lies beyond its edge is light grey.
-
-    Args:
-        frame: (H, W, 3) uint8.
-        box: (x0, y0, x1, y1) in pixels of the frame.
-        height, width: of the cell, in pixels.
-
-    Returns:
-        The cell (height, width, 3) uint8, and the box (4,) in its pixels.
-    """
-    x0, y0, x1, y1 = (float(v) for v in box)
-    scale = min(height / max(y1 - y0, 1.0), width / max(x1 - x0, 1.0)) / _CONTEXT
-    cut_width, cut_height = width / scale, height / scale
-    left = _moved_inside((x0 + x1 - cut_width) / 2, cut_width, frame.shape[1])
-    top = _moved_inside((y0 + y1 - cut_height) / 2, cut_height, frame.shape[0])
-    # Between pixel centres, where warpAffine counts, and pixel edges, where boxes do, lies half a pixel.
-    half = 0.5 * scale - 0.5
-    matrix = np.array([[scale, 0, half - left * scale], [0, scale, half - top * scale]])
-    # Repeated and then painted over, so that the frame's last pixels do not blend with the grey beyond.
-    cell = cv2.warpAffine(_smoothed(frame, scale), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    column, row = left + (np.arange(width) + 0.5) / scale, top + (np.arange(height) + 0.5) / scale
-    cell[:, (column < 0) | (column > frame.shape[1])] = _PADDING
-    cell[(row < 0) | (row > frame.shape[0])] = _PADDING
-    return cell, (np.array([x0, y0, x1, y1]) - [left, top, left, top]) * scale
-
-
-def _moved_inside(start: float, length: float, size: int) -> float:
-    return (size - length) / 2 if length >= size else min(max(start, 0.0), size - length)
-
-
-def _smoothed(frame: np.ndarray, scale: float) -> np.ndarray:
-    # Bilinear sampling alone would skip pixels of persons that are larger than the cell.
-    return cv2.GaussianBlur(frame, (0, 0), 0.4 / scale) if scale < 0.7 else frame
 
 
 def results_sheet(
@@ -199,14 +107,7 @@ def draw_search_results(
     Raises:
         DatasetError: queries.json or a frame cannot be read, or names a frame that the dataset has not.
     """
-    rows, folder = read_queries(queries_file), Path(folder)
-    files = {record["image_id"]: record["file_name"] for record in records}
-
-    def read_frame(name: str) -> np.ndarray:
-        if name not in files:
-            raise DatasetError(f"{queries_file}: frame {name} is not in the dataset; evaluate again on the present one")
-        return read_image(files[name])
-
+    rows, folder, read_frame = read_queries(queries_file), Path(folder), frame_reader(records)
     figures = {}
     if queries > 0:
         chosen = [rows[index] for index in choose_queries(rows, queries)]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from .problem import SearchProblem
 
 TOP_K = (1, 5, 10)
 
@@ -52,45 +49,6 @@ class SearchResult:
         return {name: scale * getattr(self, name) for name in ("mAP", "top1", "top5", "top10")}
 
 
-def query_rows(problem: SearchProblem, result: SearchResult) -> list[dict[str, Any]]:
-    """One mapping a query, fit for JSON: the query, its figures and its best gallery results.
-
-    Returns:
-        For each query `frame`, `box` (xyxy pixels), `person_id`, `AP` (fraction, None without a match to find),
-        `first_correct_rank` (from 1, None where none is found), `matches`, `matches_found` and `results`: `frame`,
-        `box`, `score`, `similarity` and `correct` of the best detections.
-    """
-    rows = []
-    for query, frame in enumerate(problem.query_frame.tolist()):
-        rows.append(
-            {
-                "frame": problem.frame_name[frame],
-                "box": _plain(problem.query_box[query]),
-                "person_id": int(problem.query_person_id[query]),
-                "AP": finite_or_none(result.ap[query]),
-                "first_correct_rank": int(result.first_hit[query]) or None,
-                "matches": int(result.target_count[query]),
-                "matches_found": int(result.found_count[query]),
-                "results": [
-                    {
-                        "frame": problem.frame_name[problem.det_frame[detection]],
-                        "box": _plain(problem.det_box[detection]),
-                        "score": round(float(problem.det_score[detection]), 6),
-                        "similarity": round(float(result.best_similarity[query, rank]), 6),
-                        "correct": bool(result.best_correct[query, rank]),
-                    }
-                    for rank, detection in enumerate(result.best_detection[query].tolist())
-                    if detection >= 0
-                ],
-            }
-        )
-    return rows
-
-
 def finite_or_none(value: float) -> float | None:
     """The value, or None (JSON null) for NaN."""
     return None if math.isnan(value) else float(value)
-
-
-def _plain(box: np.ndarray) -> list[float]:
-    return [round(float(value), 3) for value in box]
