@@ -90,7 +90,8 @@ RUN_FILES = (
     "metrics.json", "log.txt", "log.txt.rank1", "config.yaml", "last_checkpoint", "model_0000079.pth",
     "model_final.pth",
     "events.out.tfevents.1795371292.host.1.0", "inference/synthetic_demo_test/queries.json",
-    "inference/synthetic_demo_test/results.json", "pictures/loss_curves.png", "pictures/s/search_results.png",
+    "inference/synthetic_demo_test/results.json", "inference/synthetic_demo_test/report.html",
+    "pictures/loss_curves.png", "pictures/s/search_results.png",
 )  # fmt: skip
 
 

@@ -32,12 +32,13 @@ DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
 # All that a training, its evaluations and the drawing leave in an output folder.
 KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth *.part events.out.tfevents.* inference/*/*.json "
-    "inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp pictures/*.png pictures/.*.tmp "
-    "pictures/*/*.png pictures/*/.*.tmp"
+    "inference/*/*.html inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp "
+    "pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
 ).split()
 FIGURES = ("detection/AP", "detection/recall", "search/mAP", "search/top1")
 LEAST_DETECTION_AP, LEAST_SEARCH_GAIN = 85.0, 2.0
 TO_LOOK_AT = {
+    "inference/*/report.html": "the evaluation in a browser: figures, curves, the hardest queries",
     "pictures/*/search_results.png": "queries and their five best detections, correct and wrong",
     "pictures/*/search_scenes_*.png": "the best and the worst query in whole frames",
     "pictures/loss_curves.png": "every loss and the learning rate",

@@ -15,13 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
-from person_search import add_ssl_config
-from person_search.config import merge_file_and_options
-from person_search.data import register_custom
 from person_search.data.training_set import registered_records
 from person_search.engine.curves import draw_curves
-from person_search.errors import DatasetError, PersonSearchError
+from person_search.engine.run_folder import config_of_run, evaluated_sets
+from person_search.errors import PersonSearchError
 from person_search.evaluation.pictures import draw_search_results
 
 
@@ -56,28 +53,17 @@ def draw_run(run_dir: Path, queries: int, scenes: int) -> list[Path]:
         DatasetError: there is nothing to draw, or a file is damaged.
         ConfigError: the run's config does not fit this version, or names a dataset that is not registered.
     """
-    cfg = _config_of(run_dir)
+    cfg = config_of_run(run_dir)
     folder, metrics = run_dir / "pictures", run_dir / "metrics.json"
-    searches = sorted(run_dir.glob("inference/*/queries.json"))
+    searches = evaluated_sets(run_dir)
     drawn = []
     # An evaluation leaves no metrics.json, and that of a training that has just begun is empty.
     if not searches or (metrics.is_file() and metrics.stat().st_size):
         drawn += draw_curves(metrics, folder, cfg.SSL.CLUSTERING.PERIOD)
-    for file in searches:
-        test_set = file.parent.name
+    for test_set, evaluation in searches.items():
+        file = evaluation / "queries.json"
         drawn += draw_search_results(file, registered_records(test_set), folder / test_set, queries, scenes)
     return drawn
-
-
-def _config_of(run_dir: Path) -> CfgNode:
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise DatasetError(f"{file} is missing: give the OUTPUT_DIR of a training or an evaluation")
-    cfg = get_cfg()
-    add_ssl_config(cfg)
-    merge_file_and_options(cfg, str(file), [])
-    register_custom(cfg.DATASETS.CUSTOM)
-    return cfg
 
 
 def _count(text: str) -> int:

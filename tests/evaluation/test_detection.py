@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from person_search.evaluation.detection import evaluate_detection
+from person_search.evaluation.detection import evaluate_detection, precision_recall
 from person_search.evaluation.problem import SearchProblem
 
 BOXES = [(0, 0, 20, 40), (0, 0, 20, 40), (2, 0, 20, 40), (0, 0, 20, 20), (0, 0, 20, 19), (0, 0, 0, 40), (30, 0, 50, 40)]
@@ -87,3 +87,31 @@ def test_iou_threshold():
 def test_without_any_box_the_figures_are_undefined():
     result = evaluate_detection(make_problem([(0, BOXES[0], 0.9)], []))
     assert np.isnan([result.recall, result.AP, result.recall_labelled]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(frames, boxes, st.sampled_from([0.25, 0.5, 0.75, 0.75, 1.0])), max_size=16),
+    st.lists(st.tuples(frames, boxes, st.sampled_from([-2, 3])), max_size=10),
+)
+def test_the_area_below_the_curve_is_the_average_precision(detections, gts):
+    problem = make_problem(detections, gts)
+    result, curve = evaluate_detection(problem), precision_recall(problem)
+    if not gts:
+        assert len(curve.score) == len(curve.recall) == len(curve.precision) == 0
+        return
+    assert curve.area == pytest.approx(result.AP)
+    scores = sorted({d[2] for d in detections if d[2] >= 0.5}, reverse=True)
+    assert curve.score.tolist() == scores
+    for score, recall, precision in zip(curve.score, curve.recall, curve.precision, strict=True):
+        shown = sum(d[2] >= score for d in detections)
+        assert recall * len(gts) == pytest.approx(precision * shown)  # both are the boxes found
+    if scores:
+        assert curve.recall[-1] == pytest.approx(result.recall)
+
+
+def test_the_golden_curve(golden_problem):
+    curve = precision_recall(golden_problem)
+    assert curve.area == pytest.approx(evaluate_detection(golden_problem).AP, abs=1e-9)
+    assert (np.diff(curve.score) < 0).all()
+    assert (np.diff(curve.recall) >= 0).all()

@@ -86,7 +86,8 @@ def test_golden_figures_and_files(golden_problem, records, protocol, expected, t
     print_csv_format(figures)
     assert subject.problem.query_feature.shape == (150, 256)
 
-    assert sorted(path.name for path in (tmp_path / "inference").iterdir()) == ["queries.json", "results.json"]
+    written = ["breakdown.json", "queries.json", "report.html", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "inference").iterdir()) == written
     results = json.loads((tmp_path / "inference" / "results.json").read_text())
     assert results["figures"] == figures
     assert results["protocol"]["galleries"] == {
@@ -98,6 +99,36 @@ def test_golden_figures_and_files(golden_problem, records, protocol, expected, t
         "frames": 700, "detections": 3692, "annotated_boxes": 2887, "queries": 150, "queries_without_match": 0,
         "queries_without_feature": 0, "detections_above_threshold": 3038,
     }  # fmt: skip
+
+
+def test_without_the_report(golden_problem, records, protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "write_report", lambda *_: pytest.fail("a report was written"))
+    subject = build(records, protocol, output_dir=str(tmp_path), report=False)
+    run(subject, golden_problem)
+    subject.evaluate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["breakdown.json", "queries.json", "results.json"]
+
+
+def test_breakdown_file_adds_up(golden_problem, records, protocol, expected, tmp_path):
+    subject = build(records, protocol, output_dir=str(tmp_path), report=False)
+    run(subject, golden_problem)
+    subject.evaluate()
+    breakdown = json.loads((tmp_path / "breakdown.json").read_text())
+    assert breakdown["main_gallery"] == "all_cameras"
+    assert list(breakdown["galleries"]) == ["all_cameras", "cross_camera"]
+    for name, gallery in breakdown["galleries"].items():
+        assert gallery["mAP"] == pytest.approx(expected[name]["mAP"])
+        assert [gallery["cmc"][k - 1] for k in (1, 5, 10)] == pytest.approx(
+            [expected[name][key] for key in ("top1", "top5", "top10")]
+        )
+        for rows in (gallery["cameras"], gallery["heights"]):
+            assert sum(row["queries"] for row in rows) == gallery["queries"]
+            for figure, whole in (("mAP", gallery["mAP"]), ("top1", gallery["cmc"][0])):
+                mean = sum(row["queries"] * row[figure] for row in rows if row["queries"]) / gallery["queries"]
+                assert mean == pytest.approx(whole)
+    curve = breakdown["detection"]
+    assert len(curve["recall"]) == len(curve["precision"]) == len(curve["score"]) <= 301
+    assert curve["recall"][-1] == pytest.approx(expected["detection"]["recall"], abs=1e-3)
 
 
 def test_queries_file_adds_up_to_the_figures(golden_problem, records, protocol, expected, tmp_path):

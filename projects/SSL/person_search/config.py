@@ -199,6 +199,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.FEATURE_STORE.FOLDER = ""
     # Also keep detections, features, boxes and queries of the evaluation, as problem.npz beside results.json.
     cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = False
+    # Write report.html, which shows the figures, what is behind them, and some queries with their best detections.
+    cfg.TEST.PERSON_SEARCH.REPORT = True
     # Context bipartite graph matching (SeqNet).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False

@@ -63,6 +63,46 @@ def evaluate_detection(
     )
 
 
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """The precision-recall curve of detection, from the highest score down, as fractions.
+
+    Attributes:
+        score: (T,) float64, the distinct scores, falling; each is a threshold.
+        recall: (T,) float64, share of the annotated boxes that are found by detections of that score or more.
+        precision: (T,) float64, share of those detections that find a box.
+    """
+
+    score: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """Area below the curve, each precision reaching back to the point before: `DetectionResult.AP`."""
+        return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
+
+
+def precision_recall(
+    problem: SearchProblem, score_threshold: float = 0.5, iou_threshold: float = 0.5
+) -> PrecisionRecall:
+    """The curve whose area is the AP of `evaluate_detection`, which has the definitions and the arguments.
+
+    Returns:
+        A point for each distinct score; none where there is no detection or no box to find.
+    """
+    index = DetectionIndex.build(problem, score_threshold)
+    num_boxes = len(problem.gt_frame)
+    if not num_boxes:
+        return PrecisionRecall(np.zeros(0), np.zeros(0), np.zeros(0))
+    hit = np.zeros(len(index.detection), bool)
+    hit[_found(problem, index, np.arange(num_boxes), iou_threshold)] = True
+    score, group = np.unique(index.score, return_inverse=True)
+    found = np.bincount(group, hit, len(score))[::-1].cumsum()
+    shown = np.bincount(group, minlength=len(score))[::-1].cumsum()
+    return PrecisionRecall(score[::-1].astype(np.float64), found / num_boxes, found / shown)
+
+
 def _found(problem: SearchProblem, index: DetectionIndex, boxes: np.ndarray, iou_threshold: float) -> np.ndarray:
     """Positions (in `index`) of the true positives among the annotated `boxes` (n,)."""
     frame = problem.gt_frame[boxes]

@@ -21,6 +21,7 @@ from ..errors import ConfigError, DatasetError, PersonSearchError
 from .context_matching import ContextMatching
 from .detection import DetectionResult, evaluate_detection
 from .extraction import image_output
+from .html import write_report
 from .metrics import SearchOptions, evaluate_galleries
 from .problem import SearchProblem
 from .protocols import (
@@ -33,7 +34,7 @@ from .protocols import (
     given_boxes_by_image,
 )
 from .queries import query_rows
-from .report import describe_protocol
+from .report import describe_breakdown, describe_protocol
 from .reranking import Reranking
 from .results import SearchResult, finite_or_none
 from .storage import save_problem, write_json
@@ -47,8 +48,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
     `evaluate` returns (Detectron2's result format) "search" with mAP, top1, top5 and top10 of the main gallery: PRW,
     all cameras; CUHK-SYSU, 100 frames, else the smallest; custom sets, every frame but the query's own. Further
     galleries are "search_cross_camera" and "search_gallery_<size>", and "detection" has AP and recall. With an output
-    folder it writes results.json (the figures, how they were made, counts) and queries.json (the main gallery, query
-    by query).
+    folder it writes results.json (the figures, how they were made, counts), queries.json (the main gallery, query by
+    query), breakdown.json (figures by camera and height, curves) and report.html, which shows them all.
 
     The model's inputs need "given_boxes": those of `given_boxes`. All ranks have to call `evaluate`; the first one
     gathers, evaluates and writes, the others return {}.
@@ -74,10 +75,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         reranking: Reranking | None = None,
         save: bool = False,
         device: str | None = None,
+        report: bool = True,
     ) -> None:
         """See `build_problem`, `SearchOptions` and (for the device) `evaluate_galleries` for the options.
 
-        `save` writes the problem (problem.npz) as well.
+        `save` writes the problem (problem.npz) as well, `report` the page (report.html).
 
         Raises:
             DatasetError: the protocol has no query, or one in a frame that is not among the records.
@@ -94,7 +96,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
-        self._save, self._device = save, device
+        self._save, self._device, self._writes_report = save, device, report
         self._outputs: dict[str, ImageOutput] = {}
 
     @classmethod
@@ -124,6 +126,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             else None,
             save=keys.SAVE_PROBLEM,
             device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available() else None,
+            report=keys.REPORT,
         )
 
     @classmethod
@@ -261,7 +264,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         if self._save:
             save_problem(problem, self._output_dir / "problem.npz")
         write_json(self._output_dir / "queries.json", query_rows(problem, result))
+        breakdown = describe_breakdown(problem, self.results, self._options, detection is not None)
+        write_json(self._output_dir / "breakdown.json", breakdown)
         write_json(self._output_dir / "results.json", content)
+        if self._writes_report:
+            logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
 
 
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:

@@ -158,7 +158,7 @@ class _Table:
             rescored = [rescore(query, self._members.masked(query, row)) for query, row in rows]
             similarities, members = ArraySimilarities(np.stack(rescored)), None
         number = len(similarities)
-        offset, hit = _true_positives(self._matches, first, similarities)
+        offset, hit = true_positives(self._matches, first, similarities)
         hit_row = np.repeat(np.arange(number), np.diff(offset))
         hit_value = similarities.at(hit_row, hit)
         searchable = self._searchable[first : first + number]
@@ -216,7 +216,7 @@ class _Table:
         )
 
 
-def _true_positives(matches: Matches, first: int, similarities: Similarities) -> tuple[np.ndarray, np.ndarray]:
+def true_positives(matches: Matches, first: int, similarities: Similarities) -> tuple[np.ndarray, np.ndarray]:
     """The most similar match of each target that has one, the first stored of equal ones.
 
     Args:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from .matching import box_iou
 from .problem import SearchProblem
 from .results import SearchResult, finite_or_none
+from .storage import read_json
 from ..errors import DatasetError
 
 
@@ -83,12 +82,10 @@ def read_queries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         DatasetError: the file is missing, no such file, or holds no query.
     """
+    rows = read_json(path)
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in rows:
             _check_query(row)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}); an evaluation of a search writes it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is not the evaluator's queries.json ({error!r}); evaluate again") from error
     if not rows:

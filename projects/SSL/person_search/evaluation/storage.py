@@ -99,6 +99,20 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file of an evaluation.
+
+    Raises:
+        DatasetError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); an evaluation of a search writes it") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not the evaluator's {Path(path).name} ({error!r}); evaluate again") from error
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
