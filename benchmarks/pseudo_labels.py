@@ -15,7 +15,6 @@ import importlib.util
 import json
 import logging
 import os
-import resource
 import sys
 import time
 import types
@@ -44,6 +43,7 @@ _bare_package("person_search")
 from person_search.errors import DatasetError, PersonSearchError  # noqa: E402
 from person_search.labels import SelfPacedDBSCAN  # noqa: E402
 from person_search.labels.self_paced import CLUSTERERS  # noqa: E402
+from process_memory import peak_mb  # noqa: E402
 
 Problem = Mapping[str, NDArray]
 
@@ -171,8 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         figures["adjusted_rand_index"] = agreement(results["labels1"], args.compare)
     if args.out:
         save(args.out, results)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    figures.update(peak_mb=round(peak), search_method=args.search, device=args.device, threads=torch.get_num_threads())
+    figures.update(peak_mb=round(peak_mb()), search_method=args.search, device=args.device, threads=torch.get_num_threads())
     if args.device == "cuda":
         figures["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
     return figures

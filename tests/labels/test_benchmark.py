@@ -14,7 +14,8 @@ from sklearn.metrics import adjusted_rand_score
 
 # Runs the program once for every list of arguments, in one process: most of a start is loading PyTorch.
 RUNNER = """
-import json, runpy, sys
+import json, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
 main = runpy.run_path(sys.argv[1])["main"]
 for arguments in json.loads(sys.argv[2]):
     sys.argv = ["pseudo_labels.py", *arguments]

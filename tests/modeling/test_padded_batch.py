@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 from person_search.modeling.padded_batch import (
     ValidArea,
+    canvas_size,
     group_by_size,
     looks_at_other_pixels,
-    on_canvas,
     padded_with_zeros,
     pool_maximum,
 )
@@ -37,7 +38,9 @@ def test_a_padded_batch_equals_each_image_alone(narrow_cfg):
     backbone, res5 = random_network(narrow_cfg)
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(3, *size, generator=generator, dtype=torch.float64) for size in SIZES]
-    canvas = on_canvas(images)
+    height, width = canvas_size(SIZES)
+    assert (height, width) == (128, 96)
+    canvas = torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images])
     valid = ValidArea(SIZES, canvas)
     with torch.no_grad():
         with padded_with_zeros([backbone, res5], valid):
@@ -57,7 +60,7 @@ def test_the_hooks_are_gone_afterwards(narrow_cfg):
     image = torch.randn(1, 3, 40, 40, dtype=torch.float64)
     before = backbone(image)["res4"]
     with padded_with_zeros([backbone], ValidArea([(8, 8)], torch.zeros(1, 3, 64, 64))):
-        assert not torch.equal(backbone(torch.nn.functional.pad(image, (0, 24, 0, 24)))["res4"][..., :3, :3], before)
+        assert not torch.equal(backbone(F.pad(image, (0, 24, 0, 24)))["res4"][..., :3, :3], before)
     assert torch.equal(backbone(image)["res4"], before)
 
 

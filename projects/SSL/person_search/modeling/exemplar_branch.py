@@ -6,56 +6,20 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .crops import PersonCrops
 from .embedding import PooledFeatures
 from .padded_batch import (
     ValidArea,
+    canvas_size,
     group_by_size,
     looks_at_other_pixels,
-    on_canvas,
     padded_with_zeros,
     pool_maximum,
 )
-
-
-def crop_persons(image: Tensor, boxes: Tensor, masks: Tensor | None) -> list[Tensor]:
-    """Cuts persons out of an image; background pixels become 0, which is the mean colour of a normalised image.
-
-    Args:
-        image: (C, H, W) normalised.
-        boxes: (P, 4) xyxy in pixels of the image. A crop covers every pixel that its box touches, at least one.
-        masks: (P, H, W) bool foreground, or None to keep the background.
-
-    Returns:
-        P crops (C, h, w), each of its own size.
-    """
-    height, width = image.shape[-2:]
-    limit = boxes.new_tensor([width, height])
-    corner = torch.minimum(boxes[:, :2].floor().clamp(min=0), limit - 1).long().tolist()
-    end = torch.minimum(boxes[:, 2:].ceil(), limit).long().tolist()
-    crops = []
-    for i, ((x0, y0), (x1, y1)) in enumerate(zip(corner, end, strict=True)):
-        window = (..., slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1)))
-        crop = image[window]
-        crops.append(crop if masks is None else crop * masks[i][window].to(crop))
-    return crops
-
-
-def resize_crops(crops: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Resizes crops bilinearly to one size (pixel centres aligned, borders repeated, no anti-aliasing).
-
-    Args:
-        crops: P tensors (C, h, w).
-        size: (height, width) in pixels.
-
-    Returns:
-        (P, C, height, width).
-    """
-    return torch.cat([F.interpolate(c[None], size=size, mode="bilinear", align_corners=False) for c in crops])
 
 
 class ExemplarBranch(nn.Module):
@@ -108,22 +72,23 @@ class ExemplarBranch(nn.Module):
             backbone, res5 = self.separate["backbone"], self.separate["res5"]
         with running_statistics(backbone), running_statistics(res5):
             crops = self._crops(images, targets)
-            if not crops:
+            if not len(crops):
                 return self._without_persons(images, backbone, res5)
-            by_scale = [pool_crops(resize_crops(crops, size), backbone, res5) for size in self.scales]
+            by_scale = [pool_crops(crops.resized(size), backbone, res5) for size in self.scales]
             if self.original:
                 by_scale.append(pool_originals(crops, backbone, res5))
         return PooledFeatures(
             *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
         )
 
-    def _crops(self, images: Tensor, targets: Sequence[Instances]) -> list[Tensor]:
-        crops: list[Tensor] = []
-        for image, target in zip(images, targets, strict=True):
-            height, width = target.image_size
-            masks = target.gt_masks.tensor if self.mask_background and target.has("gt_masks") else None
-            crops += crop_persons(image[:, :height, :width], target.gt_boxes.tensor, masks)
-        return crops
+    def _crops(self, images: Tensor, targets: Sequence[Instances]) -> PersonCrops:
+        masked = [self.mask_background and t.has("gt_masks") for t in targets]
+        return PersonCrops(
+            images,
+            [t.gt_boxes.tensor for t in targets],
+            [t.image_size for t in targets],
+            [t.gt_masks.tensor if m else None for t, m in zip(targets, masked, strict=True)],
+        )
 
     def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """No rows, but joined to the graph: with several processes each must use every parameter in each iteration."""
@@ -137,28 +102,28 @@ def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFea
     return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
 
 
-def pool_originals(crops: Sequence[Tensor], backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+def pool_originals(crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
     """Features of crops at their own sizes, in few passes; each as if it had passed alone.
 
     Args:
-        crops: P tensors (C, h, w).
+        crops: P persons.
         backbone, res5: see `ExemplarBranch.forward`.
     """
-    sizes = [(c.shape[1], c.shape[2]) for c in crops]
     alone = looks_at_other_pixels([backbone, res5])
-    groups = [[i] for i in range(len(crops))] if alone else group_by_size(sizes)
+    groups = [[i] for i in range(len(crops))] if alone else group_by_size(crops.sizes)
     parts = []
     for group in groups:
         if len(group) == 1:
-            parts.append(pool_crops(crops[group[0]][None], backbone, res5))
+            parts.append(pool_crops(crops.cut(group, crops.sizes[group[0]]), backbone, res5))
             continue
-        canvas = on_canvas([crops[i] for i in group])
-        valid = ValidArea([sizes[i] for i in group], canvas)
+        sizes = [crops.sizes[i] for i in group]
+        canvas = crops.cut(group, canvas_size(sizes))
+        valid = ValidArea(sizes, canvas)
         with padded_with_zeros([backbone, res5], valid):
             features = backbone(canvas)["res4"]
             parts.append(PooledFeatures(pool_maximum(features, valid), pool_maximum(res5(features), valid)))
-    order = torch.tensor([i for group in groups for i in group], device=crops[0].device).argsort()
     joined = PooledFeatures.cat(parts)
+    order = torch.tensor([i for group in groups for i in group], device=joined.res4.device).argsort()
     return PooledFeatures(joined.res4[order], joined.res5[order])
 
 

@@ -38,13 +38,10 @@ def group_by_size(sizes: Sequence[tuple[int, int]], most_waste: float = _MOST_WA
     return groups
 
 
-def on_canvas(images: Sequence[Tensor]) -> Tensor:
-    """Puts images (C, h, w) into the top left corners of one zero tensor (n, C, H, W), its sides multiples of 32."""
-    height, width = (-(-max(i.shape[d] for i in images) // _STRIDE) * _STRIDE for d in (1, 2))
-    canvas = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    for target, image in zip(canvas, images, strict=True):
-        target[:, : image.shape[1], : image.shape[2]] = image
-    return canvas
+def canvas_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The least (height, width), multiples of 32, that hold images of these sizes."""
+    height, width = (-(-max(s[d] for s in sizes) // _STRIDE) * _STRIDE for d in (0, 1))
+    return height, width
 
 
 class ValidArea:
