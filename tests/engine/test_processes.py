@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
 
 
-def train(config: str, output: str) -> None:
+def run(config: str) -> PersonSearchTrainer:
     from detectron2.config import get_cfg
     from person_search import add_ssl_config
 
@@ -24,6 +24,18 @@ def train(config: str, output: str) -> None:
     trainer = PersonSearchTrainer(cfg)
     trainer.resume_or_load(False)
     trainer.train()
+    return trainer
+
+
+def train_supervised(config: str, output: str) -> None:
+    """Keeps what the objective remembers, and what this process alone has seen."""
+    trainer = run(config)
+    objective = trainer.person_search_model.objective
+    torch.save({"state": objective.state_dict(), "seen": trainer._trainer.data_loader.files}, f"{output}.{comm.get_rank()}")
+
+
+def train(config: str, output: str) -> None:
+    trainer = run(config)
     model = trainer.person_search_model
     objective = trainer.person_search_model.objective
     torch.save(
@@ -69,3 +81,17 @@ def test_two_processes_keep_equal_banks_close_to_those_of_one(config_file, tmp_p
         assert similarity.mean() > 0.95
         # And closer by far than to another person: at this stage all persons still look alike.
         assert 1 - similarity.mean() < 0.5 * (1 - unrelated.mean())
+
+
+def test_two_processes_keep_equal_tables_and_queues(narrow_cfg, config_file, tmp_path):
+    narrow_cfg.merge_from_list([
+        *("MODEL.OBJECTIVE.NAME", "OIMObjective", "INPUT.IDENTITIES", True, "SSL.EXEMPLAR.ENABLED", False),
+        *("OIM.QUEUE_SIZE", 40, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", ()),
+    ])  # fmt: skip
+    Path(config_file).write_text(narrow_cfg.dump())
+    output = str(tmp_path / "oim")
+    launch(train_supervised, 2, dist_url="auto", args=(config_file, output))
+    first, second = (torch.load(f"{output}.{rank}") for rank in (0, 1))
+    assert first["seen"] != second["seen"]
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key]) and value.any(), key

@@ -24,6 +24,7 @@ def add_ssl_config(cfg: CfgNode) -> None:
     _add_exemplar_keys(cfg)
     _add_label_keys(cfg)
     _add_loss_keys(cfg)
+    _add_method_keys(cfg)
     _add_schedule_keys(cfg)
     _add_evaluation_keys(cfg)
 
@@ -33,6 +34,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM = []
     # Torchvision's ImageNet weights expect RGB.
     cfg.INPUT.FORMAT = "RGB"
+    # Whether training reads the persons' identities, as supervised methods must and no other may.
+    cfg.INPUT.IDENTITIES = False
     # JSON files of foreground masks, one for each of DATASETS.TRAIN; empty: $DETECTRON2_DATASETS/masks/<dataset>.json.
     cfg.INPUT.PERSON_MASKS = []
     # How images are resized: "pillow" (Detectron2's way, which filters what gets smaller) or "torchvision" (plain
@@ -47,6 +50,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
 def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "SSLPersonSearch"
+    # "PersonSearchROIHeads": SeqNet's two sequential heads; "OneHeadROIHeads": the second alone, on the RPN's proposals.
     cfg.MODEL.ROI_HEADS.NAME = "PersonSearchROIHeads"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     # Sides in pixels that a proposal must exceed: Detectron2's key and value, but open to fractions (SeqNet: 0.001).
@@ -60,19 +64,29 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FIRST_HEAD.SCORE_THRESH_TEST = 0.5
     cfg.MODEL.FIRST_HEAD.NMS_THRESH_TEST = 0.4
 
-    # Second head: box regression and norm-aware embedding. Its NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
+    # Second head, or the only one: box regression and embedding. Its NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
     cfg.MODEL.SECOND_HEAD = CfgNode()
     cfg.MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT = 1.0
     cfg.MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT = 1.0
-    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own.
+    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own. Where there is one
+    # head alone, the score is its own.
     cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE = True
-    # Dimension of the re-id feature, half from res4 and half from res5.
+    # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; "linear" (OIM, CGPS): from res5,
+    # with a classifier of its own.
+    cfg.MODEL.SECOND_HEAD.EMBEDDING = "norm_aware"
+    # Dimension of the re-id feature; of a norm-aware one half comes from res4 and half from res5.
     cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 256
+    # How RoI features become vectors: "max" (NAE, SeqNet) or "average" (OIM, CGPS).
+    cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING = "max"
     # Batch normalisation after the box regressor (SeqNet's BN neck).
     cfg.MODEL.SECOND_HEAD.BN_NECK = True
 
     # How RoI features are pooled: "align" or "deformable" (the ICCV 2023 text of the paper).
     cfg.MODEL.ROI_BOX_HEAD.POOLING = "align"
+
+    # What trains the re-id features: SSLObjective, or a method that it is compared with (docs/methods.md).
+    cfg.MODEL.OBJECTIVE = CfgNode()
+    cfg.MODEL.OBJECTIVE.NAME = "SSLObjective"
 
 
 def _add_exemplar_keys(cfg: CfgNode) -> None:
@@ -158,6 +172,19 @@ def _add_loss_keys(cfg: CfgNode) -> None:
     cfg.SSL.CLUSTER_LOSS.TEMPERATURE = 0.05
     # Share of the negatives' softmax mass that the hardest clusters have to cover to count.
     cfg.SSL.CLUSTER_LOSS.HARD_NEGATIVE_MASS = 0.6
+
+
+def _add_method_keys(cfg: CfgNode) -> None:
+    # Online instance matching (OIMObjective), which NAE and SeqNet train with, too.
+    cfg.OIM = CfgNode()
+    cfg.OIM.WEIGHT = 1.0
+    # Slots of the circular queue of persons without identity: 5000 for CUHK-SYSU, 500 for PRW (SeqNet). The lookup table
+    # has a row for each identity of the training set.
+    cfg.OIM.QUEUE_SIZE = 500
+    # Weight of the OLD row of the table in an update.
+    cfg.OIM.MOMENTUM = 0.5
+    # Divisor of the similarities: 1/30 in NAE and SeqNet; the first implementation of OIM took 1/10.
+    cfg.OIM.TEMPERATURE = 1.0 / 30.0
 
 
 def _add_schedule_keys(cfg: CfgNode) -> None:

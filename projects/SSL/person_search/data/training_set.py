@@ -22,7 +22,8 @@ class TrainingSet:
     Attributes:
         records: Detectron2 records; `instance_index` of an annotation is its row, running over all records.
         row_image: (N,) int64, index of the record that shows each row's person.
-        person_ids: (N,) int64, identity of each row, -1 where unknown. For diagnostics only: training never reads it.
+        person_ids: (N,) int64, identity of each row, -1 where unknown; those of two data sets differ. For diagnostics,
+            and for the training of supervised methods alone.
     """
 
     records: list[dict[str, Any]]
@@ -39,16 +40,28 @@ class TrainingSet:
         cameras = [-1 if r.get("camera_id") is None else r["camera_id"] for r in self.records]
         return np.asarray(cameras, np.int64)[self.row_image]
 
+    @property
+    def identities(self) -> np.ndarray:
+        """(N,) int64, identity of each row numbered from 0 without gaps in the order of `person_ids`, -1 where unknown."""
+        numbers = np.unique(self.person_ids[self.person_ids >= 0])
+        return np.where(self.person_ids >= 0, np.searchsorted(numbers, self.person_ids), -1)
+
     def frame_of(self, row: int) -> str:
         """File name of the frame that shows a row's person."""
         return self.records[int(self.row_image[row])]["file_name"]
 
-    def fingerprint(self) -> str:
-        """Digest of frames and boxes (not of identities): equal for sets whose bank rows mean the same persons."""
+    def fingerprint(self, with_identities: bool = False) -> str:
+        """Digest of frames and boxes: equal for sets whose bank rows mean the same persons.
+
+        Args:
+            with_identities: digest the identities as well, for methods that learn from them.
+        """
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(record["image_id"].encode())
             digest.update(np.asarray([a["bbox"] for a in record["annotations"]], np.float32).tobytes())
+        if with_identities:
+            digest.update(self.identities.tobytes())
         return digest.hexdigest()
 
 
@@ -83,12 +96,16 @@ def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filt
 
 
 def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any]]) -> None:
-    """Makes the image names and camera numbers of one data set differ from those of others, in place."""
-    offset = 1 + max((r.get("camera_id") or 0 for r in others), default=-1)
+    """Makes the image names, camera numbers and identities of one data set differ from those of others, in place."""
+    camera = 1 + max((r.get("camera_id") or 0 for r in others), default=-1)
+    person = 1 + max((a.get("person_id", -1) for r in others for a in r["annotations"]), default=-1)
     for record in part:
         record["image_id"] = f"{name}/{record['image_id']}"
         if record.get("camera_id") is not None:
-            record["camera_id"] += offset
+            record["camera_id"] += camera
+        for annotation in record["annotations"]:
+            if annotation.get("person_id", -1) >= 0:
+                annotation["person_id"] += person
 
 
 def number_rows(records: list[dict[str, Any]]) -> TrainingSet:

@@ -18,7 +18,9 @@ from .weights import (
 )
 
 # State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
-_TRAINING_STATE = ("objective.instance_bank.", "objective.multi_scale_bank.", "objective.cluster_labels")
+_TRAINING_STATE = "objective."
+# What the rows of its tensors are; of others, the persons that are annotated.
+_ROWS = {"objective.lookup_table": "identities", "objective.queue": "slots in OIM.QUEUE_SIZE"}
 
 
 class PersonSearchCheckpointer(DetectionCheckpointer):
@@ -139,8 +141,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         for key, value in state.items():
             if key.startswith(_TRAINING_STATE) and key in own and value.shape != own[key].shape:
                 raise CheckpointError(
-                    f"the checkpoint's {key} has {len(value)} rows, the training set has {len(own[key])} annotated "
-                    "persons: resume with the training set that it was trained on, or start anew without --resume"
+                    f"the checkpoint's {key} has {len(value)} rows, the training set has {len(own[key])} "
+                    f"{_ROWS.get(key, 'annotated persons')}: resume with the training set and the config that it was "
+                    "trained on, or start anew without --resume"
                 )
 
 

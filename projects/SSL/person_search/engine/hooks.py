@@ -24,7 +24,7 @@ from ..labels import (
     multi_label_precision_recall,
     pair_precision_recall,
 )
-from ..modeling import SSLObjective
+from ..modeling import BankObjective, ReIDObjective, SSLObjective
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ClusterLabels(HookBase):
 
     def __init__(
         self,
-        objective: SSLObjective,
+        objective: BankObjective,
         clusterer: SelfPacedDBSCAN,
         training_set: TrainingSet,
         iterations: int,
@@ -184,6 +184,8 @@ class ClusterLabels(HookBase):
             return
         precision, recall = pair_precision_recall(self._objective.cluster_labels.cpu().numpy(), persons)
         self._log(cluster_precision=precision, cluster_recall=recall)
+        if not self._objective.predicts_multi_labels:
+            return
         step = max(1, len(persons) // self.JUDGED_ROWS)
         rows = torch.arange(0, len(persons), step, device=self._objective.image_ids.device)
         labels = torch.cat([self._objective.predict_labels(part).cpu() for part in rows.split(64)])
@@ -204,9 +206,9 @@ class ClusterLabels(HookBase):
 
 
 class UpdateBanks(HookBase):
-    """After each iteration, writes the features that it has seen into the memory banks (Eq. 5)."""
+    """After each iteration, lets the objective remember the features that it has seen (SSL: in its banks, Eq. 5)."""
 
-    def __init__(self, objective: SSLObjective) -> None:
+    def __init__(self, objective: ReIDObjective) -> None:
         self._objective = objective
 
     def after_step(self) -> None:

@@ -25,6 +25,7 @@ from ..data.mapper import PersonSearchMapper
 from ..data.training_set import TrainingSet, load_training_set, registered_records
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
+from ..modeling import BankObjective
 from .bank_filling import extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
 from .clustering import build_clusterer, check_clustering, cluster_cameras
@@ -38,6 +39,7 @@ from .hooks import (
     UpdateBanks,
     seed_generators,
 )
+from .objective import check_objective, training_identities
 from .optimizer import build_optimizer
 from .schedule import iterations_per_epoch, resolve_schedule
 from .testing import evaluate_dataset, feature_store
@@ -75,7 +77,8 @@ class PersonSearchTrainer(DefaultTrainer):
 
         seed_generators(self.seed)
         model = self.build_model(cfg)
-        model.objective.allocate(torch.from_numpy(self.training_set.row_image))
+        identities = training_identities(cfg, self.training_set)
+        model.objective.allocate(torch.from_numpy(self.training_set.row_image), identities)
         self.person_search_model = model
         optimizer = self.build_optimizer(cfg, model)
         wrapped = _distribute(model)
@@ -155,7 +158,7 @@ class PersonSearchTrainer(DefaultTrainer):
         return results if len(results) != 1 else next(iter(results.values()))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """Those of SSL first, so that a checkpoint holds banks that are up to date; then Detectron2's."""
+        """The project's own first, so that a checkpoint holds a memory that is up to date; then Detectron2's."""
         cfg, objective = self.cfg, self.person_search_model.objective
 
         def evaluate() -> dict[str, Any]:
@@ -163,20 +166,10 @@ class PersonSearchTrainer(DefaultTrainer):
             return self._last_eval_results
 
         main = comm.is_main_process()
-        threshold = cfg.SSL.THRESHOLD
         return [
             SeedIterations(self.seed),
             EvaluateUntrained(evaluate) if cfg.TEST.EVAL_BEFORE_TRAINING else None,
-            FillBanks(self._fill_banks),
-            ClusterLabels(
-                objective,
-                build_clusterer(cfg),
-                self.training_set,
-                self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD,
-                cameras=cluster_cameras(cfg, self.training_set),
-                extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
-            ),
-            ThresholdSchedule(objective, self.iterations_per_epoch, threshold.INITIAL, threshold.ALPHA, threshold.BETA),
+            *self._build_label_hooks(),
             UpdateBanks(objective),
             ReportSkipped(lambda: self._trainer.data_loader.skipped.items()),
             hooks.IterationTimer(),
@@ -186,6 +179,25 @@ class PersonSearchTrainer(DefaultTrainer):
             ) if main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
         ]  # fmt: skip
+
+    def _build_label_hooks(self) -> list[hooks.HookBase]:
+        """Those that the objective asks for: banks and cluster labels, and the threshold of multi-labels."""
+        cfg, objective = self.cfg, self.person_search_model.objective
+        if not isinstance(objective, BankObjective):
+            return []
+        cluster = ClusterLabels(
+            objective,
+            build_clusterer(cfg),
+            self.training_set,
+            self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD,
+            cameras=cluster_cameras(cfg, self.training_set),
+            extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
+        )
+        built = [FillBanks(self._fill_banks), cluster]
+        if objective.predicts_multi_labels:
+            t = cfg.SSL.THRESHOLD
+            built.append(ThresholdSchedule(objective, self.iterations_per_epoch, t.INITIAL, t.ALPHA, t.BETA))
+        return built
 
     def build_writers(self) -> list[EventWriter]:
         """Console, metrics.json and TensorBoard, all continuing where a resumed run starts."""
@@ -246,7 +258,10 @@ class PersonSearchTrainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs beside the model."""
-        return {**super().state_dict(), "seed": self.seed, "training_set": self.training_set.fingerprint()}
+        return {**super().state_dict(), "seed": self.seed, "training_set": self._fingerprint()}
+
+    def _fingerprint(self) -> str:
+        return self.training_set.fingerprint(with_identities=self.cfg.INPUT.IDENTITIES)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores `state_dict`.
@@ -254,9 +269,10 @@ class PersonSearchTrainer(DefaultTrainer):
         Raises:
             CheckpointError: it was trained on other frames or boxes.
         """
-        if state_dict["training_set"] != self.training_set.fingerprint():
+        if state_dict["training_set"] != self._fingerprint():
+            what = "frames, boxes or identities" if self.cfg.INPUT.IDENTITIES else "frames or boxes"
             raise CheckpointError(
-                f"the checkpoint in {self.cfg.OUTPUT_DIR} was trained on other frames or boxes than "
+                f"the checkpoint in {self.cfg.OUTPUT_DIR} was trained on other {what} than "
                 f"{', '.join(self.cfg.DATASETS.TRAIN)} holds now: restore them, or start anew without --resume"
             )
         self.seed = state_dict["seed"]
@@ -303,6 +319,7 @@ def check_config(cfg: CfgNode) -> None:
     exemplar = cfg.SSL.EXEMPLAR
     if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
+    check_objective(cfg)
     check_clustering(cfg)
 
 

@@ -1,22 +1,32 @@
 """The model: meta-architecture, heads, exemplar branch, memory banks and losses. Importing it registers them."""
 
 from .anchors import RoundedAnchorGenerator
-from .embedding import NormAwareEmbedding, PooledFeatures
+from .bank_objective import BankObjective
+from .embedding import LinearEmbedding, NormAwareEmbedding, PooledFeatures
 from .exemplar_branch import ExemplarBranch
 from .losses import cluster_contrastive_loss, multi_label_loss, scale_invariant_loss
 from .memory_bank import MemoryBank
 from .meta_arch import SSLPersonSearch
 from .objective import SSLObjective
+from .one_head import OneHeadROIHeads, TrainingEmbeddings
+from .online_matching import OIMObjective
 from .pooling import DeformableRoIPooler
-from .roi_heads import PersonSearchROIHeads, TrainingEmbeddings
+from .reid_objective import REID_OBJECTIVE_REGISTRY, ReIDObjective
+from .roi_heads import PersonSearchROIHeads
 
 __all__ = [
+    "BankObjective",
     "DeformableRoIPooler",
     "ExemplarBranch",
+    "LinearEmbedding",
     "MemoryBank",
     "NormAwareEmbedding",
+    "OIMObjective",
+    "OneHeadROIHeads",
     "PersonSearchROIHeads",
     "PooledFeatures",
+    "REID_OBJECTIVE_REGISTRY",
+    "ReIDObjective",
     "RoundedAnchorGenerator",
     "SSLObjective",
     "SSLPersonSearch",

@@ -1,4 +1,4 @@
-"""Norm-aware embedding: the direction of a vector identifies a person, its norm tells persons from background (NAE)."""
+"""Embeddings of RoIs and crops: norm-aware, where the norm of a vector tells persons from background (NAE), or plain."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .synced_norm import SyncedBatchNorm1d
 
 
@@ -60,6 +61,56 @@ class NormAwareEmbedding(nn.Module):
             )
             logits = self.rescaler(vectors.norm(dim=1, keepdim=True)).squeeze(1)
             return F.normalize(vectors, dim=1), logits
+
+
+class LinearEmbedding(nn.Module):
+    """Projects res5 features linearly; a classifier of its own tells persons from background (OIM; CGPS likewise).
+
+    The papers classify with a softmax over two logits, which is the sigmoid of their difference: the one logit here.
+    """
+
+    def __init__(self, res5_channels: int, dim: int = 256) -> None:
+        """
+        Args:
+            res5_channels: C5.
+            dim: d, size of the embedding.
+        """
+        super().__init__()
+        self.dim = dim
+        self.projector = nn.Linear(res5_channels, dim)
+        self.classifier = nn.Linear(res5_channels, 1)
+        for layer in (self.projector, self.classifier):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: PooledFeatures) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            pooled: features of R RoIs or crops; those of res4 are not read.
+
+        Returns:
+            embeddings (R, d) of unit length and person logits (R,), both float32 whatever the precision around.
+        """
+        with torch.autocast(pooled.res5.device.type, enabled=False):
+            features = pooled.res5.float()
+            return F.normalize(self.projector(features), dim=1), self.classifier(features).squeeze(1)
+
+
+def build_embedding(kind: str, res4_channels: int, res5_channels: int, dim: int) -> NormAwareEmbedding | LinearEmbedding:
+    """An embedding by the name that MODEL.SECOND_HEAD.EMBEDDING gives it.
+
+    Args:
+        kind: "norm_aware" or "linear".
+        res4_channels, res5_channels, dim: see the classes.
+
+    Raises:
+        ConfigError: there is no such embedding.
+    """
+    if kind == "norm_aware":
+        return NormAwareEmbedding(res4_channels, res5_channels, dim)
+    if kind == "linear":
+        return LinearEmbedding(res5_channels, dim)
+    raise ConfigError(f"MODEL.SECOND_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware' or 'linear'")
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:

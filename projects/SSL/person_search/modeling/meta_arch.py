@@ -1,4 +1,4 @@
-"""The meta-architecture: a GeneralizedRCNN with two sequential heads, joined in training by the exemplar branch."""
+"""The meta-architecture: a GeneralizedRCNN whose heads embed persons, joined in training by the exemplar branch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from .exemplar_branch import ExemplarBranch
-from .objective import SSLObjective
+from .reid_objective import ReIDObjective, build_objective
 
 
 @META_ARCH_REGISTRY.register()
 class SSLPersonSearch(GeneralizedRCNN):
-    """SSL for weakly supervised person search (arXiv 2302.12986v1).
+    """SSL for weakly supervised person search (arXiv 2302.12986v1), or another method with the same parts.
 
-    In training `forward` returns the losses of Eq. 13. In evaluation it returns for each image a dict with "instances"
-    (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of unit length) in pixels of the original image, and
-    "given_embeddings" (R, d) for the boxes that the input names in "given_boxes" (R, 4; pixels of the resized image).
+    In training `forward` returns the losses of detection and of the objective, for SSL those of Eq. 13. In evaluation it
+    returns for each image a dict with "instances" (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of unit
+    length) in pixels of the original image, and "given_embeddings" (R, d) for the boxes that the input names in
+    "given_boxes" (R, 4; pixels of the resized image).
     """
 
     @configurable
@@ -29,14 +30,14 @@ class SSLPersonSearch(GeneralizedRCNN):
         self,
         *,
         exemplar_branch: ExemplarBranch | None,
-        objective: SSLObjective,
+        objective: ReIDObjective,
         size_divisibility: int = 0,
         **kwargs: Any,
     ) -> None:
         """
         Args:
             exemplar_branch: makes the multi-scale exemplars in training; None without them.
-            objective: memory banks and re-id losses.
+            objective: re-id losses and what they remember.
             size_divisibility: heights and widths of batches are padded to multiples of it; 0: of what the backbone
                 asks for, which for a ResNet is no padding beyond the largest image.
             kwargs: arguments of `GeneralizedRCNN`.
@@ -51,7 +52,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         """Arguments of the constructor from a configuration."""
         kwargs = super().from_config(cfg)
         kwargs["exemplar_branch"] = _build_exemplar_branch(cfg, kwargs["backbone"], kwargs["roi_heads"])
-        kwargs["objective"] = SSLObjective(cfg)
+        kwargs["objective"] = build_objective(cfg)
         kwargs["size_divisibility"] = cfg.INPUT.SIZE_DIVISIBILITY
         return kwargs
 

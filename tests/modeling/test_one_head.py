@@ -1,0 +1,104 @@
+"""The single head of OIM, NAE and CGPS, on a tiny model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from person_search.errors import ConfigError
+from person_search.modeling import LinearEmbedding, OneHeadROIHeads, PooledFeatures
+from torchvision.ops import nms
+
+KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average")}
+
+
+def one_head(cfg: CfgNode, kind: str) -> torch.nn.Module:
+    embedding, pooling = KINDS[kind]
+    cfg.merge_from_list([
+        *("MODEL.ROI_HEADS.NAME", "OneHeadROIHeads", "MODEL.SECOND_HEAD.EMBEDDING", embedding),
+        *("MODEL.SECOND_HEAD.GLOBAL_POOLING", pooling, "SSL.EXEMPLAR.ENABLED", False),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT", 10.0),
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def scene() -> dict:
+    instances = Instances((96, 128))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 40.0, 80.0], [60.0, 20.0, 90.0, 90.0]]))
+    instances.gt_classes = torch.zeros(2, dtype=torch.int64)
+    instances.gt_instance_index = torch.tensor([3, 1])
+    image = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": 96, "width": 128, "file_name": "scene.png"}
+
+
+def test_linear_embedding_is_a_projection_and_a_classifier_of_res5():
+    torch.manual_seed(0)
+    embedding, res5 = LinearEmbedding(8, 4), torch.randn(5, 8)
+    vectors, logits = embedding(PooledFeatures(torch.zeros(5, 3), res5))
+    projected = res5 @ embedding.projector.weight.T + embedding.projector.bias
+    torch.testing.assert_close(vectors, projected / projected.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(logits, (res5 @ embedding.classifier.weight.T)[:, 0])
+    # One logit is the softmax over two of which only the difference matters.
+    pair = torch.stack([logits, torch.zeros(5)], dim=1)
+    labels = torch.tensor([1.0, 0, 1, 1, 0])
+    expected = F.cross_entropy(pair, (1 - labels).long())
+    torch.testing.assert_close(F.binary_cross_entropy_with_logits(logits, labels), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_is_no_first_head_and_every_parameter_learns(narrow_cfg, kind):
+    model = one_head(narrow_cfg, kind)
+    assert type(model.roi_heads) is OneHeadROIHeads
+    assert not [name for name in model.state_dict() if "first" in name]
+    with EventStorage():
+        losses = model([scene(), scene()])
+    assert {k for k in losses if not k.startswith("loss_rpn")} == {"loss_cls_second", "loss_box_second"}
+    loss = sum(losses.values())
+    loss.backward()
+    # The projector of a plain embedding learns from the objective alone, which has no memory here.
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert [n for n in idle if not n.startswith("roi_heads.embedding.projector")] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_inference_look_at_the_rpns_boxes(narrow_cfg, kind):
+    model, input = one_head(narrow_cfg, kind), scene()
+    heads, seen = model.roi_heads, []
+    boxes = Boxes(torch.tensor([[12.0, 8.0, 44.0, 82.0], [0.0, 0.0, 8.0, 8.0], [100.0, 50.0, 120.0, 90.0]]))
+    proposals = [Instances((96, 128), proposal_boxes=boxes, objectness_logits=torch.zeros(3))]
+    images = model.preprocess_image([input])
+    features = model.backbone(images.tensor)
+    original = heads.label_and_sample_proposals
+    heads.label_and_sample_proposals = lambda *a: seen.append(original(*a)) or seen[-1]
+    with EventStorage():
+        embeddings, _ = heads.forward_train(images, features, proposals, [input["instances"]], None)
+    (sampled,) = seen[0]
+    assert len(embeddings.rois) == int((sampled.gt_classes == 0).sum()) == 3  # two annotated boxes and one near them
+    assert len(embeddings.backgrounds) == int((sampled.gt_classes == 1).sum()) == 2
+    assert sorted(embeddings.roi_rows.tolist()) == [1, 3, 3] and embeddings.rows.tolist() == [3, 1]
+
+    model.eval()
+    with torch.no_grad():
+        found, given = heads.forward_test(images, features, proposals, [boxes[:1]])
+        pooled = heads._pool_second(features["res4"], [boxes])
+        vectors, logits = heads.embedding(pooled)
+        moved = heads.second_transform.apply_deltas(heads.second_regressor(pooled.res5), boxes.tensor)
+    refined = Boxes(moved)
+    refined.clip((96, 128))
+    keep = nms(refined.tensor, logits.sigmoid(), heads.nms_thresh)
+    torch.testing.assert_close(found[0].pred_boxes.tensor, refined.tensor[keep])
+    torch.testing.assert_close(found[0].scores, logits.sigmoid()[keep])
+    torch.testing.assert_close(found[0].embeddings, vectors[keep])
+    torch.testing.assert_close(given[0], vectors[:1])
+
+
+@pytest.mark.parametrize("key", ["EMBEDDING", "GLOBAL_POOLING"])
+def test_unknown_kinds_are_refused(narrow_cfg, key):
+    narrow_cfg.merge_from_list([f"MODEL.SECOND_HEAD.{key}", "median"])
+    with pytest.raises(ConfigError, match=f"MODEL.SECOND_HEAD.{key} is 'median', expected"):
+        build_model(narrow_cfg)
