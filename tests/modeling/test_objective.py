@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
 from person_search import add_ssl_config
-from person_search.modeling import SSLObjective
-from person_search.modeling.roi_heads import TrainingEmbeddings
+from person_search.modeling import SSLObjective, TrainingEmbeddings
 
 
 def test_mixed_precision_does_not_reach_the_losses():
@@ -26,8 +25,8 @@ def test_mixed_precision_does_not_reach_the_losses():
     objective.threshold = 0.2
     rows = torch.tensor([0, 1, 2, 30])
     batch = TrainingEmbeddings(
-        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30]), persons=unit(4, 16), rows=rows,
-        images=torch.tensor([0, 0, 0, 1]), exemplars=unit(4, 4, 16),
+        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30]), backgrounds=unit(2, 16),
+        persons=unit(4, 16), rows=rows, images=torch.tensor([0, 0, 0, 1]), exemplars=unit(4, 4, 16),
     )  # fmt: skip
     expected = objective(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
