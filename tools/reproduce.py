@@ -5,11 +5,11 @@
     python tools/reproduce.py --table 3 --dataset synthetic_demo --seeds 3 --jobs 2
     python tools/reproduce.py --table 4 --config-file my_sets.yaml --output output/mine --epochs 12
     python tools/reproduce.py --sweep m t_s beta=-0.2,-0.1 --dataset prw
-    python tools/reproduce.py --figure 6 --dataset prw
+    python tools/reproduce.py --figure 6 --dataset prw --runs baseline ssl "no masks=output/no_masks"
 
 A table or a sweep trains each of its rows with each seed through train_net.py and prints the commands. Started again,
-it skips what is finished, continues what was cut off, and repeats what was trained with another config. Rows and
-pictures are explained in docs/reproduction.md. KEY VALUE pairs at the end change the config that every row starts from.
+it skips what is finished, continues what was cut off, and repeats what was trained with another config. A figure is
+drawn from rows that have been trained, or (1) from annotations. Rows and figures: docs/reproduction.md. KEY VALUE pairs at the end change the config that every row starts from.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from person_search.errors import ConfigError, PersonSearchError
 from person_search.reproduction.commands import Setting, make_sweep, make_table
 from person_search.reproduction.configs import base_config
+from person_search.reproduction.figures import FIGURES
 from person_search.reproduction.rows import PARAMETERS, TABLES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -59,6 +60,10 @@ def run(args: argparse.Namespace, command: str) -> bool:
     setting = Setting(base, output, CONFIGS, script, args.seeds, args.jobs, command)
     if args.table:
         return make_table(args.table, setting, _say)
+    if args.figure:
+        for path in FIGURES[args.figure](base, output, args.runs):
+            _say(str(path))
+        return True
     return make_sweep(args.sweep, setting, _say)
 
 
@@ -68,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--table", choices=sorted(TABLES), help="train the rows of this table")
     what.add_argument(
         "--sweep", nargs="*", metavar="NAME[=VALUES]", help=f"sensitivity to {', '.join(PARAMETERS)} (default: all)"
+    )
+    what.add_argument("--figure", choices=sorted(FIGURES), help="draw this figure")
+    parser.add_argument(
+        "--runs", nargs="+", metavar="ROW", default=[],
+        help="rows of the output folder that a figure compares, or TITLE=FOLDER (default: those of table 1)",
     )
     parser.add_argument("--dataset", default="", help="prefix of <dataset>_train and _test, or name of a config file")
     parser.add_argument("--train", metavar="NAME", default="", help="training set, where it is not <dataset>_train")

@@ -202,6 +202,12 @@ def test_lines_outside_the_span_do_not_count(sequence):
     assert [a["person_id"] for r in records for a in r["annotations"]] == [8]
 
 
+def test_every_nth_frame_of_a_span(sequence):
+    paths = sequence(*(f"{frame},{frame},3,4,20,30" for frame in range(1, 6)))
+    taken = {step: [r["annotations"][0]["person_id"] for r in load_mot("d", *paths, frames=(2, 5, step))] for step in (1, 2, 9)}
+    assert taken == {1: [2, 3, 4, 5], 2: [2, 4], 9: [2]}
+
+
 def test_strict_and_dropped_boxes(sequence, caplog, name):
     paths = sequence("1,7,70,4,20,30", "1,8,50,4,20,30", "2,8,1,1,9,9")
     records = load_mot("d", *paths)
@@ -236,7 +242,7 @@ def test_registration_reads_nothing_and_is_repeatable(name, tmp_path):
         register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=(1, 6))
 
 
-@pytest.mark.parametrize("frames", [[1], [1, 2, 3], [3, 2], [-1, 4], [1.0, 4], ["1", "4"], [True, 4]])
+@pytest.mark.parametrize("frames", [[1], [1, 2, 3, 4], [1, 2, 0], [3, 2], [-1, 4], [1.0, 4], ["1", "4"], [True, 4]])
 def test_bad_spans_are_named(name, tmp_path, frames):
     with pytest.raises(ConfigError, match=r"mot_test: frames is .*expected \[first, last\]"):
         register_mot(name, tmp_path / "no.avi", tmp_path / "no.txt", frames=frames)

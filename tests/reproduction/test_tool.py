@@ -48,6 +48,8 @@ def test_a_real_training_of_one_row(tool, tmp_path, monkeypatch, capsys):
     assert tool.main(call) == 0
     assert "1 runs, 1 of them finished before" in capsys.readouterr().out
     assert (seed / "result.json").stat().st_mtime_ns == written
+    assert tool.main(["--figure", "1", "--dataset", "synthetic_tiny", "--output", str(output)]) == 0
+    assert (output / "figure1.png").is_file() and (output / "figure1.svg").is_file()
 
 
 def test_a_table(tool, fake, capsys):

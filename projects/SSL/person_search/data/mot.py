@@ -47,7 +47,8 @@ def register_mot(
         name: as in DATASETS.TRAIN and DATASETS.TEST.
         images: folder of images, or a video file.
         gt_file: the ground truth.
-        frames: (first, last) frame to take, both included, counted as in the ground truth; None takes all.
+        frames: (first, last) frame to take, both included, counted as in the ground truth, or (first, last, step) to
+            take every step-th of them, since frames that follow each other are nearly alike; None takes all.
         camera_id: camera of the sequence, for cross-camera evaluation.
         queries_per_identity: most queries of an identity; see `spread_queries`.
         strict: a box that shows nothing of its frame is an error instead of being dropped.
@@ -77,7 +78,7 @@ def load_mot(
     dataset: str,
     images: Path,
     gt_file: Path,
-    frames: tuple[int, int] | None = None,
+    frames: Sequence[int] | None = None,
     camera_id: int | None = None,
     strict: bool = False,
 ) -> list[Record]:
@@ -89,8 +90,8 @@ def load_mot(
     """
     require_file(dataset, gt_file, "ground truth in MOT's text format")
     names, size = _sequence(dataset, images)
-    first, last = frames or (min(names), max(names))
-    taken = [number for number in names if first <= number <= last]
+    first, last, step = (*(frames or (min(names), max(names))), 1)[:3]
+    taken = [number for number in names if first <= number <= last and not (number - first) % step]
     if frames is not None and (first not in names or last not in names):
         raise DatasetError(
             f"{dataset}: frames {first} to {last} are asked for, {images} has {min(names)} to {max(names)}"
@@ -142,13 +143,15 @@ def _whole(value: float) -> int:
     return int(value)
 
 
-def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, int] | None:
+def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, ...] | None:
     if frames is None:
         return None
-    whole = len(frames) == 2 and all(isinstance(f, int) and not isinstance(f, bool) for f in frames)
-    if not whole or not 0 <= frames[0] <= frames[1]:
-        raise ConfigError(f"{name}: frames is {frames!r}, expected [first, last], counted as in the ground truth")
-    return frames[0], frames[1]
+    whole = len(frames) in (2, 3) and all(isinstance(f, int) and not isinstance(f, bool) for f in frames)
+    if not whole or not 0 <= frames[0] <= frames[1] or min(frames[2:], default=1) < 1:
+        raise ConfigError(
+            f"{name}: frames is {frames!r}, expected [first, last] or [first, last, step], counted as in the ground truth"
+        )
+    return tuple(frames)
 
 
 def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, int] | None]:

@@ -21,7 +21,7 @@ from ..data.images import frame_reader
 # Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
 CORRECT, WRONG, QUERY = "#0A7CFF", "#F0640A", "#222222"
 _SIGNS = {True: "✓", False: "✗"}
-_CELL = (1.15, 2.3)  # inches of a crop
+CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
 _SCENE_COLUMNS = 3
 _DPI = 130
@@ -39,20 +39,20 @@ def results_sheet(
         title: above the sheet.
     """
     margin, header, footer, caption = 1.35, 0.72, 0.1, 0.42
-    width, height = margin + (ranks + 1) * (_CELL[0] + 0.12) + 0.25, header + len(rows) * (_CELL[1] + caption) + footer
+    width, height = margin + (ranks + 1) * (CELL[0] + 0.12) + 0.25, header + len(rows) * (CELL[1] + caption) + footer
     figure = Figure(figsize=(width, height))
     for number, row in enumerate(rows):
-        bottom = height - header - (number + 1) * (_CELL[1] + caption) + caption
+        bottom = height - header - (number + 1) * (CELL[1] + caption) + caption
         for column in range(ranks + 1):
-            left = margin + column * (_CELL[0] + 0.12) + (0.25 if column else 0)
-            axes = figure.add_axes((left / width, bottom / height, _CELL[0] / width, _CELL[1] / height))
-            _draw_cell(axes, row, column, read_frame)
+            left = margin + column * (CELL[0] + 0.12) + (0.25 if column else 0)
+            axes = figure.add_axes((left / width, bottom / height, CELL[0] / width, CELL[1] / height))
+            draw_cell(axes, row, column, read_frame)
             if not number:
                 axes.set_title("query" if not column else f"rank {column}", fontsize=10)
-        middle = (bottom + _CELL[1] / 2) / height
+        middle = (bottom + CELL[1] / 2) / height
         figure.text(0.12 / width, middle, _figures(row, "\n"), fontsize=10, va="center", linespacing=1.6)
     figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=11, va="top")
-    figure.legend(handles=_legend(), loc="upper right", ncols=3, fontsize=10, frameon=False, bbox_to_anchor=(1, 1))
+    figure.legend(handles=legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False, bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -79,7 +79,7 @@ def results_scenes(row: Mapping[str, Any], read_frame: ReadFrame, ranks: int = 5
         title = f"{_caption(entry, number)}   {_shortened(entry['frame'], 34)}"
         axes.set_title(title, fontsize=10, color=_color(entry), loc="left")
     figure.suptitle(_figures(row, " "), fontsize=11, x=0.005, ha="left")
-    figure.legend(handles=_legend(), loc="outside upper right", ncols=3, fontsize=10, frameon=False)
+    figure.legend(handles=legend_handles(), loc="outside upper right", ncols=3, fontsize=10, frameon=False)
     return figure
 
 
@@ -120,11 +120,19 @@ def draw_search_results(
     return [folder / name for name in figures]
 
 
-def _draw_cell(axes: Axes, row: Mapping[str, Any], column: int, read_frame: ReadFrame) -> None:
+def draw_cell(axes: Axes, row: Mapping[str, Any], column: int, read_frame: ReadFrame) -> None:
+    """Draws one crop of a sheet with its caption, in axes of the proportions of `CELL`.
+
+    Args:
+        axes: to draw into.
+        row: the query, see `read_queries`.
+        column: 0 draws the query, k its k-th result.
+        read_frame: gives the frames.
+    """
     if column > len(row["results"]):
         return _show_none(axes)
     entry = row["results"][column - 1] if column else row
-    size = (_CELL_HEIGHT, round(_CELL_HEIGHT * _CELL[0] / _CELL[1]))
+    size = (_CELL_HEIGHT, round(_CELL_HEIGHT * CELL[0] / CELL[1]))
     _show(axes, *crop_box(read_frame(entry["frame"]), entry["box"], *size), _color(entry))
     axes.text(0.5, -0.025, _caption(entry, column), transform=axes.transAxes, ha="center", va="top", fontsize=9.5,
               color=_color(entry), weight="bold")  # fmt: skip
@@ -175,6 +183,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], drawn: int) -> str:
     return f"{drawn} of {len(rows)} queries, the best first{mean}"
 
 
-def _legend() -> list[Patch]:
+def legend_handles() -> list[Patch]:
+    """What the colours of the crops mean, for a legend."""
     names = {"query": QUERY, "correct ✓": CORRECT, "wrong ✗": WRONG}
     return [Patch(facecolor="none", edgecolor=color, linewidth=2, label=name) for name, color in names.items()]

@@ -22,7 +22,7 @@ OUTPUT_LOG = "output.txt"
 _LOCK = ".lock"
 # What a training with another config has left: none of it may reach the new one.
 _LEFT_OVERS = (RESULT, "last_checkpoint", "*.pth", "metrics.json", "log.txt", OUTPUT_LOG, "events.out.tfevents.*",
-               "inference/*/*.json", "inference/*/*.npz")  # fmt: skip
+               "inference/*/*.json", "inference/*/*.npz", "inference/*/*.html")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Finished trainings that a figure compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from .rows import SSL, TABLES
+from ..engine.run_folder import config_of_run
+from ..errors import ConfigError, DatasetError
+from ..evaluation import SearchOptions, SearchProblem, load_problem
+
+_TITLES = {row.name: row.title for _, rows in TABLES.values() for row in rows} | {SSL.name: SSL.title}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Trainings of one kind.
+
+    Attributes:
+        title: in the legend.
+        folders: OUTPUT_DIR of each seed.
+    """
+
+    title: str
+    folders: tuple[Path, ...]
+
+    def config(self) -> CfgNode:
+        """Config of the first training; registers its own datasets."""
+        return config_of_run(self.folders[0])
+
+
+def find_compared(output: Path, names: Sequence[str], default: Sequence[str]) -> list[Compared]:
+    """The trainings to compare.
+
+    Args:
+        output: folder of the rows of tables.
+        names: names of rows below `output`, or "TITLE=FOLDER" with the OUTPUT_DIR of a training; none: `default`.
+        default: names of rows; those that are not there are left out.
+
+    Raises:
+        ConfigError: there is no such row or folder, or nothing at all to compare.
+    """
+    found = []
+    for name in names or default:
+        title, named, place = name.partition("=")
+        folders = [Path(place)] if named else sorted((output / name).glob("seed_*"))
+        folders = [folder for folder in folders if (folder / "config.yaml").is_file()]
+        if folders:
+            found.append(Compared(title if named else _TITLES.get(name, name), tuple(folders)))
+        elif names:
+            raise ConfigError(
+                f"--runs {name}: {place or output / name} holds no training (config.yaml); name a row that was trained "
+                "below --output, or TITLE=FOLDER"
+            )
+    if not found:
+        raise ConfigError(f"{output} holds none of the rows {', '.join(default)}: train --table 1 first, or give --runs")
+    return found
+
+
+def evaluated_set(cfg: CfgNode) -> str:
+    """Name of the dataset that a training was evaluated on."""
+    return str(cfg.DATASETS.TEST[0])
+
+
+def stored_problem(folder: Path, cfg: CfgNode) -> SearchProblem:
+    """The searched features and boxes of a training's last evaluation.
+
+    Raises:
+        DatasetError: the file is missing or damaged.
+    """
+    file = folder / "inference" / evaluated_set(cfg) / "problem.npz"
+    if not file.is_file():
+        raise DatasetError(
+            f"{file} is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM True, as tools/reproduce.py trains"
+        )
+    return load_problem(file)
+
+
+def search_options(cfg: CfgNode) -> SearchOptions:
+    """How a training's config compares features."""
+    keys = cfg.TEST.PERSON_SEARCH
+    return SearchOptions(keys.SCORE_THRESHOLD, keys.SCORE_WEIGHTED)
