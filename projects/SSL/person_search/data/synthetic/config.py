@@ -157,7 +157,8 @@ def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.ran
 
 PRESETS = MappingProxyType(
     {
-        "demo": SyntheticConfig(name="demo"),
+        # Gentle enough for a network that starts from nothing and has minutes: no two identities share their colours.
+        "demo": SyntheticConfig(name="demo", colours=10, family_size=1, camera_shift=0.5, noise=3.0),
         "tiny": SyntheticConfig(
             name="tiny",
             image_height=144,
