@@ -196,7 +196,7 @@ def test_figure_7():
 def test_the_page_of_the_sweep():
     panels = {
         parameter: [SweepPoint(0.1, spread([10.0, 14.0])), SweepPoint(0.3, spread([20.0])), SweepPoint(0.5, spread([]))]
-        for parameter in PARAMETERS.values()
+        for parameter in list(PARAMETERS.values())[:4]
     }
     figure = sweep_figure(panels, dict.fromkeys(panels, 0.3), "Sensitivity: demo")
     assert {p.title for p in panels} | {"Sensitivity: demo", "mAP, %", "the dataset's own value"} <= set(texts_apart(figure))

@@ -34,12 +34,14 @@ class Run:
         seed: SEED of the training.
         folder: its OUTPUT_DIR.
         cfg: the effective config, frozen.
+        digest: of that config, see `config_digest`.
     """
 
     row: Row
     seed: int
     folder: Path
     cfg: CfgNode
+    digest: str
 
     @property
     def name(self) -> str:
@@ -74,7 +76,8 @@ def plan_runs(rows: Sequence[Row], seeds: int, base: CfgNode, output: Path, conf
     for seed in range(seeds):
         for row in {row.name: row for row in rows}.values():
             folder = output / row.name / f"seed_{seed}"
-            runs.append(Run(row, seed, folder, row_config(base, row, seed, folder, configs)))
+            cfg = row_config(base, row, seed, folder, configs)
+            runs.append(Run(row, seed, folder, cfg, config_digest(cfg)))
     return runs
 
 
@@ -82,7 +85,7 @@ def read_result(run: Run) -> dict[str, Any] | None:
     """The result of a finished run; None where there is none, or one of another config."""
     try:
         result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
-        same = result["config"] == config_digest(run.cfg)
+        same = result["config"] == run.digest
         return result if same and result["figures"]["search"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -108,7 +111,7 @@ def write_result(run: Run, seconds: float | None) -> dict[str, Any]:
         "row": run.row.name,
         "seed": run.seed,
         "dataset": run.test_set,
-        "config": config_digest(run.cfg),
+        "config": run.digest,
         "seconds": None if seconds is None else round(seconds, 1),
         "figures": figures,
     }
