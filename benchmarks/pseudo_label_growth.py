@@ -59,7 +59,8 @@ def draw(rows: list[Figures], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same figures give the same file
+    # The same figures give the same file, and text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     figure, (time, memory) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -95,7 +96,7 @@ def main() -> None:
         parser.error(f"{args.figures} has no figures yet: name some --boxes")
     if args.plot:
         draw(rows, args.plot)
-    growth = {name: exponents(rows, name) for name in ("seconds", "peak_mb")}
+    growth = {name: exponents(rows, name) for name in ("seconds", "cpu_seconds", "peak_mb")}
     print(json.dumps({"n": [figures["n"] for figures in rows], **{f"{k}_exponent": v for k, v in growth.items()}}))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import runpy
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from person_search.engine import PersonSearchTrainer
 from person_search.engine.clustering import build_clusterer, cluster_cameras
 from person_search.engine.hooks import ClusterLabels
 from person_search.errors import ConfigError, TrainingError
-from person_search.labels import SelfPacedDBSCAN, jaccard_distance
+from person_search.labels import SelfPacedDBSCAN, jaccard_distance, pair_precision_recall
 from person_search.labels.hdbscan import hdbscan
 from person_search.labels.jaccard import distance_from_ranks
 from person_search.labels.neighbors import nearest_neighbors
@@ -262,6 +264,25 @@ def test_clusterings_of_nothing_train_on(few_frames, tmp_path, monkeypatch, clus
     assert len(labels.unique()) == (1 if clusters == "one" else len(labels))
     assert all(v.isfinite().all() for v in trainer.person_search_model.state_dict().values())
     assert trainer.storage.latest()["loss_cluster_instance"][0] >= 0
+
+
+def test_the_options_of_a_finished_run_are_compared(few_frames, tmp_path, repository, monkeypatch, capsys):
+    few_frames.SOLVER.MAX_ITER = 1
+    trainer = trained(few_frames, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(few_frames.dump())
+    main = runpy.run_path(str(repository / "benchmarks" / "clustering_options.py"))["main"]
+    monkeypatch.setattr("sys.argv", ["clustering_options.py", str(tmp_path / "run")])
+    main()
+    line = json.loads(capsys.readouterr().out)
+    assert line["n"] == len(trainer.training_set) and list(line["rows"])[:2] == ["paper", "extract"]
+    labels = build_clusterer(few_frames).fit(trainer.person_search_model.objective.label_features(), trainer.training_set.row_image)
+    expected = pair_precision_recall(labels, trainer.training_set.person_ids)
+    assert (line["rows"]["paper"]["precision"], line["rows"]["paper"]["recall"]) == pytest.approx(expected, abs=1e-4)
+    for row in line["rows"].values():
+        assert 0 <= row["precision"] <= 1 and 2 * row["clusters"] + row["singletons"] <= line["n"]
+    monkeypatch.setattr("sys.argv", ["clustering_options.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no training run"):
+        main()
 
 
 # ---------------------------------------------------------------------- the hook alone

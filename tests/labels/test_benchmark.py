@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,21 @@ def test_errors_are_one_line(program: Path, tmp_path: Path) -> None:
         if message != "exit 2":
             assert line.startswith("exit 'error: ") or line.startswith('exit "error: ')
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_growth_is_read_off_the_figures_and_drawn(repository: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    growth = runpy.run_path(str(repository / "benchmarks" / "pseudo_label_growth.py"))
+    stages = {"search": 1.0, "distance": 2.0, "clustering": 0.1, "criterion": 0.1}
+    rows = [{"n": n, "seconds": (n / 1000) ** 2, "cpu_seconds": n / 1000, "peak_mb": 500, **stages} for n in (1000, 4000, 2000)]
+    (tmp_path / "figures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("growth.svg", "again.svg"):
+        monkeypatch.setattr("sys.argv", ["growth", str(tmp_path / "figures.jsonl"), "--plot", str(tmp_path / name)])
+        growth["main"]()
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["n"] == [1000, 2000, 4000] and line["seconds_exponent"] == [2, 2]
+    assert line["cpu_seconds_exponent"] == [1, 1] and line["peak_mb_exponent"] == [0, 0]
+    svg = (tmp_path / "growth.svg").read_bytes()
+    assert svg == (tmp_path / "again.svg").read_bytes() and b"peak memory" in svg
+    (tmp_path / "figures.jsonl").write_text("no figures")
+    with pytest.raises(SystemExit, match="figures.jsonl does not hold the JSON lines"):
+        growth["main"]()

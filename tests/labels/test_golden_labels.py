@@ -40,6 +40,15 @@ def test_labels_and_threshold_of_two_epochs(golden):
     assert fresh.threshold != clusterer.threshold
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+def test_labels_on_a_gpu(golden):
+    clusterer = SelfPacedDBSCAN(tuple(golden["eps"].tolist()), int(golden["min_samples"]))
+    for epoch in (1, 2):
+        features = torch.from_numpy(golden["feature" if epoch == 1 else "feature2"]).cuda()
+        assert adjusted_rand_score(golden[f"labels{epoch}"], clusterer.fit(features, golden["image"])) == 1.0
+    assert clusterer.threshold == pytest.approx(float(golden["threshold"]), abs=1e-6)
+
+
 def test_clusters_keep_one_person_an_image_and_are_as_pure_as_the_reference(golden):
     labels = SelfPacedDBSCAN().fit(golden["feature"], golden["image"])
     pairs = np.stack([labels, golden["image"]], axis=1)

@@ -84,7 +84,7 @@ def test_equals_the_textbook_for_rows_of_any_length() -> None:
 def test_leaves_out_exactly_what_is_too_far(max_distance: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prefix filter may drop no pair; small blocks cut rows and accumulators many times."""
     monkeypatch.setattr(jaccard, "_PAIRS_CPU", block)
-    monkeypatch.setattr(jaccard, "_ACCUMULATOR_ELEMENTS", 16 * block)
+    monkeypatch.setattr(jaccard, "_ACCUMULATOR_CPU", 16 * block)
     features = clustered_rows(300, 12, seed=5)
     complete = jaccard_distance(features, 15, 4)
     near = jaccard_distance(features, 15, 4, max_distance=max_distance)

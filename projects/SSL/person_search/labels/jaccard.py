@@ -24,8 +24,9 @@ MAX_PAIRS = 100_000_000
 # Pairs of entries handled at once: small enough for a CPU's cache, large enough to keep a GPU busy.
 _PAIRS_CPU = 1 << 18
 _PAIRS_GPU = 1 << 24
-# Elements of the (rows, N) accumulator of one block of rows.
-_ACCUMULATOR_ELEMENTS = 1 << 22
+# Elements of the (rows, N) accumulator of one block of rows, on either.
+_ACCUMULATOR_CPU = 1 << 22
+_ACCUMULATOR_GPU = 1 << 26
 # Share of the needed mass that the first pass may leave uncounted (see `_shared_masses`).
 _UNCOUNTED_SHARE = 0.7
 # Room for rounding wherever a partial sum decides that a pair cannot matter.
@@ -220,8 +221,8 @@ def _candidates(
 def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Cuts rows into (start, stop) of bounded work; done (rows + 1,) is the work before each row, width one row's part
     of an accumulator."""
-    most = _PAIRS_CPU if device.type == "cpu" else _PAIRS_GPU
-    rows = max(1, _ACCUMULATOR_ELEMENTS // max(width, 1))
+    most, elements = (_PAIRS_CPU, _ACCUMULATOR_CPU) if device.type == "cpu" else (_PAIRS_GPU, _ACCUMULATOR_GPU)
+    rows = max(1, elements // max(width, 1))
     start, count = 0, len(done) - 1
     while start < count:
         stop = int(torch.searchsorted(done, done[start] + most, right=True)) - 1

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .parallel import Scratch, Workers
 
-# Elements of the largest temporary array of one block of rows.
+# Elements of the largest temporary array of one block of rows. On a GPU the (rows, N) array that marks the members of
+# each row's set may be larger: fewer blocks keep it busier.
 _BLOCK_ELEMENTS = 1 << 22
+_MARKED_ELEMENTS_GPU = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
     half = min(round(k1 / 2) + 1, k)
     full_sets, half_sets = _is_reciprocal(ranks, k, workers), _is_reciprocal(ranks, half, workers)
     nearest = ranks[:, :half].contiguous()
-    size = max(1, min(count, _BLOCK_ELEMENTS // max(count, 1)))
+    elements = _BLOCK_ELEMENTS if ranks.device.type == "cpu" else _MARKED_ELEMENTS_GPU
+    size = max(1, min(count, elements // max(count, 1)))
     scratch = Scratch()
 
     def work(start: int) -> Tensor:
