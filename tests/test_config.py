@@ -76,7 +76,8 @@ def test_every_key_is_read_somewhere():
 
     cfg = fresh()
     keys = leaves(cfg.SSL, "SSL.") + leaves(cfg.TEST.PERSON_SEARCH, "TEST.PERSON_SEARCH.")
-    keys += leaves(cfg.OIM, "OIM.") + ["MODEL.OBJECTIVE.NAME", "INPUT.IDENTITIES"]
+    keys += leaves(cfg.OIM, "OIM.") + leaves(cfg.CGPS, "CGPS.") + leaves(cfg.RSIAMNET, "RSIAMNET.")
+    keys += ["MODEL.OBJECTIVE.NAME", "INPUT.IDENTITIES"]
     keys += leaves(cfg.MODEL.FIRST_HEAD, "MODEL.FIRST_HEAD.") + leaves(cfg.MODEL.SECOND_HEAD, "MODEL.SECOND_HEAD.")
     keys += ["MODEL.ROI_BOX_HEAD.POOLING", "SOLVER.MAX_EPOCH", "SOLVER.STEP_EPOCHS", "SOLVER.CHECKPOINT_EPOCHS"]
     keys += ["SOLVER.CHECKPOINTS_KEPT", "SOLVER.LOG_PERIOD", "TEST.EVAL_EPOCHS", "TEST.EVAL_BEFORE_TRAINING"]

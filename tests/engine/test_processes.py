@@ -31,7 +31,8 @@ def train_supervised(config: str, output: str) -> None:
     """Keeps what the objective remembers, and what this process alone has seen."""
     trainer = run(config)
     objective = trainer.person_search_model.objective
-    torch.save({"state": objective.state_dict(), "seen": trainer._trainer.data_loader.files}, f"{output}.{comm.get_rank()}")
+    kept = {"state": objective.state_dict(), "seen": trainer._trainer.data_loader.files}
+    torch.save(kept, f"{output}.{comm.get_rank()}")
 
 
 def train(config: str, output: str) -> None:

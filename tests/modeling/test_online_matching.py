@@ -108,7 +108,7 @@ def test_objective_learns_from_its_batches_and_a_state_dict_holds_all_it_knows()
         loss = ours(current)["loss_oim"]
         targets = identities[torch.tensor(rows)]
         expected = textbook_loss(current.rois.detach(), targets, ours.lookup_table, ours.queue, 1 / 30)
-        assert float(loss) == pytest.approx(expected, rel=1e-4)
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
         batches.append((targets, current.rois.detach()))
         ours.apply_pending()
     table, queue, slot = textbook_memory(torch.zeros(3, DIM), torch.zeros(4, DIM), 0, batches, 0.5)

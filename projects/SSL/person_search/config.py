@@ -50,7 +50,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
 
 def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "SSLPersonSearch"
-    # "PersonSearchROIHeads": SeqNet's two sequential heads; "OneHeadROIHeads": the second alone, on the RPN's proposals.
+    # "PersonSearchROIHeads": SeqNet's two sequential heads; "OneHeadROIHeads": the second alone, on RPN proposals.
     cfg.MODEL.ROI_HEADS.NAME = "PersonSearchROIHeads"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     # Sides in pixels that a proposal must exceed: Detectron2's key and value, but open to fractions (SeqNet: 0.001).
@@ -68,8 +68,8 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SECOND_HEAD = CfgNode()
     cfg.MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT = 1.0
     cfg.MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT = 1.0
-    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own. Where there is one
-    # head alone, the score is its own.
+    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own, as it always is
+    # where there is no first head.
     cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE = True
     # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; "linear" (OIM, CGPS): from res5,
     # with a classifier of its own.
@@ -178,13 +178,29 @@ def _add_method_keys(cfg: CfgNode) -> None:
     # Online instance matching (OIMObjective), which NAE and SeqNet train with, too.
     cfg.OIM = CfgNode()
     cfg.OIM.WEIGHT = 1.0
-    # Slots of the circular queue of persons without identity: 5000 for CUHK-SYSU, 500 for PRW (SeqNet). The lookup table
-    # has a row for each identity of the training set.
+    # Slots of the circular queue of persons without identity: 500 for PRW, 5000 for CUHK-SYSU (SeqNet). The lookup
+    # table has a row for each identity of the training set.
     cfg.OIM.QUEUE_SIZE = 500
     # Weight of the OLD row of the table in an update.
     cfg.OIM.MOMENTUM = 0.5
     # Divisor of the similarities: 1/30 in NAE and SeqNet; the first implementation of OIM took 1/10.
     cfg.OIM.TEMPERATURE = 1.0 / 30.0
+
+    # CGPSObjective, on top of SSL.MEMORY, SSL.CLUSTERING and SSL.CLUSTER_LOSS. The values are its public code's.
+    cfg.CGPS = CfgNode()
+    # Weight of the detection context's loss, margin of its hinges, and weight of the one that keeps background away.
+    cfg.CGPS.CONTEXT_WEIGHT = 1.0
+    cfg.CGPS.MARGIN = 0.3
+    cfg.CGPS.BACKGROUND_WEIGHT = 0.25
+
+    # RSiamNetObjective, on top of the same keys; its crops are those of SSL.EXEMPLAR. Its code is not public, so that
+    # weights of 1 (as between all other losses) and the temperature of SSL.CLUSTER_LOSS are this project's choice.
+    cfg.RSIAMNET = CfgNode()
+    # Weight of the consistency between a person's region and its crop.
+    cfg.RSIAMNET.REGION_WEIGHT = 1.0
+    # Weight of the consistency between persons' similarities in the scenes and among the crops, and their divisor.
+    cfg.RSIAMNET.SIMILARITY_WEIGHT = 1.0
+    cfg.RSIAMNET.SIMILARITY_TEMPERATURE = 0.05
 
 
 def _add_schedule_keys(cfg: CfgNode) -> None:

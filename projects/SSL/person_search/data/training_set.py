@@ -42,7 +42,7 @@ class TrainingSet:
 
     @property
     def identities(self) -> np.ndarray:
-        """(N,) int64, identity of each row numbered from 0 without gaps in the order of `person_ids`, -1 where unknown."""
+        """(N,) int64, identity of each row numbered from 0 without gaps, in the order of the ids; -1 where unknown."""
         numbers = np.unique(self.person_ids[self.person_ids >= 0])
         return np.where(self.person_ids >= 0, np.searchsorted(numbers, self.person_ids), -1)
 

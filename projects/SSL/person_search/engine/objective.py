@@ -19,7 +19,9 @@ def check_objective(cfg: CfgNode) -> None:
     """
     name, objective = cfg.MODEL.OBJECTIVE.NAME, objective_class(cfg)
     if objective.needs_identities and not cfg.INPUT.IDENTITIES:
-        raise ConfigError(f"MODEL.OBJECTIVE.NAME {name} is supervised: allow it to read identities, INPUT.IDENTITIES True")
+        raise ConfigError(
+            f"MODEL.OBJECTIVE.NAME {name} is supervised: allow it to read identities, INPUT.IDENTITIES True"
+        )
     if cfg.INPUT.IDENTITIES and not objective.needs_identities:
         raise ConfigError(
             f"INPUT.IDENTITIES is True, but MODEL.OBJECTIVE.NAME {name} is weakly supervised and must not read "
@@ -28,11 +30,13 @@ def check_objective(cfg: CfgNode) -> None:
     exemplar = cfg.SSL.EXEMPLAR
     if exemplar.ENABLED not in objective.exemplars:
         needs = "is made of" if objective.exemplars == (True,) else "makes nothing of"
-        raise ConfigError(f"MODEL.OBJECTIVE.NAME {name} {needs} exemplars: set SSL.EXEMPLAR.ENABLED {not exemplar.ENABLED}")
+        raise ConfigError(
+            f"MODEL.OBJECTIVE.NAME {name} {needs} exemplars: set SSL.EXEMPLAR.ENABLED {not exemplar.ENABLED}"
+        )
     if exemplar.ENABLED and cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING != "max":
         raise ConfigError(
-            f"MODEL.SECOND_HEAD.GLOBAL_POOLING is {cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING!r}, but exemplars are pooled by "
-            "their maximum: set it to 'max', or SSL.EXEMPLAR.ENABLED False"
+            f"MODEL.SECOND_HEAD.GLOBAL_POOLING is {cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING!r}, but exemplars are pooled "
+            "by their maximum: set it to 'max', or SSL.EXEMPLAR.ENABLED False"
         )
 
 
@@ -47,7 +51,7 @@ def training_identities(cfg: CfgNode, training_set: TrainingSet) -> Tensor | Non
     identities = torch.from_numpy(training_set.identities)
     if not (identities >= 0).any():
         raise DatasetError(
-            f"{', '.join(cfg.DATASETS.TRAIN)}: no person has an identity, so {cfg.MODEL.OBJECTIVE.NAME} has nothing to learn "
-            "from: annotate person_id, or train a weakly supervised method"
+            f"{', '.join(cfg.DATASETS.TRAIN)}: no person has an identity, so {cfg.MODEL.OBJECTIVE.NAME} has nothing "
+            "to learn from: annotate person_id, or train a weakly supervised method"
         )
     return identities

@@ -1,4 +1,4 @@
-"""Weakly supervised objectives: a memory bank row for each annotated person, and cluster labels in place of identities."""
+"""Weakly supervised objectives: memory banks with a row for each person, cluster labels in place of identities."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class BankObjective(ReIDObjective):
         return F.normalize(instances, dim=1)
 
     def _keep(self, batch: TrainingEmbeddings) -> Tensor | None:
-        """Keeps the persons' features for the bank update, and returns f^h (P, d) of their exemplars if there are any."""
+        """Keeps the persons' features for the bank update; returns f^h (P, d) of their exemplars if there are any."""
         multi_scale = None if batch.exemplars is None else F.normalize(batch.exemplars.mean(dim=1), dim=1)
         self.pending = (batch.rows, batch.persons.detach(), None if multi_scale is None else multi_scale.detach())
         return multi_scale

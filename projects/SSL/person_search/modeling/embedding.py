@@ -1,4 +1,4 @@
-"""Embeddings of RoIs and crops: norm-aware, where the norm of a vector tells persons from background (NAE), or plain."""
+"""Embeddings of RoIs and crops: norm-aware, where a vector's norm tells persons from background (NAE), or plain."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ class LinearEmbedding(nn.Module):
             return F.normalize(self.projector(features), dim=1), self.classifier(features).squeeze(1)
 
 
-def build_embedding(kind: str, res4_channels: int, res5_channels: int, dim: int) -> NormAwareEmbedding | LinearEmbedding:
+def build_embedding(
+    kind: str, res4_channels: int, res5_channels: int, dim: int
+) -> NormAwareEmbedding | LinearEmbedding:
     """An embedding by the name that MODEL.SECOND_HEAD.EMBEDDING gives it.
 
     Args:

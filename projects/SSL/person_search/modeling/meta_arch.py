@@ -19,9 +19,9 @@ from .reid_objective import ReIDObjective, build_objective
 class SSLPersonSearch(GeneralizedRCNN):
     """SSL for weakly supervised person search (arXiv 2302.12986v1), or another method with the same parts.
 
-    In training `forward` returns the losses of detection and of the objective, for SSL those of Eq. 13. In evaluation it
-    returns for each image a dict with "instances" (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of unit
-    length) in pixels of the original image, and "given_embeddings" (R, d) for the boxes that the input names in
+    In training `forward` returns the losses of detection and of the objective, for SSL those of Eq. 13. In evaluation
+    it returns for each image a dict with "instances" (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of
+    unit length) in pixels of the original image, and "given_embeddings" (R, d) for the boxes that the input names in
     "given_boxes" (R, 4; pixels of the resized image).
     """
 

@@ -178,7 +178,8 @@ class OneHeadROIHeads(ROIHeads):
                 call of the embedding takes RoIs and exemplars together, so that the same statistics normalise both.
 
         Returns:
-            the features, and {"loss_cls_second", "loss_box_second"} with the losses of a head in front, if there is one.
+            the features, and {"loss_cls_second", "loss_box_second"} with the losses of a head in front, where there is
+            one.
         """
         feature = features[self.in_feature]
         # Masks would be copied to every sampled proposal, and only the exemplar branch reads them.

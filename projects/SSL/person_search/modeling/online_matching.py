@@ -1,4 +1,4 @@
-"""Online instance matching (Xiao et al. 2017): supervised re-id against a table of identities and a queue of strangers."""
+"""Online instance matching (Xiao et al. 2017): re-id against a table of known persons and a queue of unknown ones."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class OIMObjective(ReIDObjective):
     """OIM: a lookup table with a row for each labelled identity, a circular queue of features of unlabelled persons.
 
     Every positive RoI is classified against both, and then moves its identity's row or enters the queue. Table, queue
-    and the queue's position are buffers, so that a checkpoint holds them. The OIM loss of NAE and of SeqNet is the same.
+    and the queue's position are buffers, so that a checkpoint holds them. NAE and SeqNet train with the same.
     """
 
     needs_identities = True
