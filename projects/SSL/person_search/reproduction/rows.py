@@ -91,7 +91,7 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
             Row("nae", "NAE (supervised)", "methods/nae.yaml"),
             Row("seqnet", "SeqNet (supervised)", "methods/seqnet.yaml"),
             Row("cgps", "CGPS", "methods/cgps.yaml"),
-            Row("rsiamnet", "R-SiamNet", "methods/rsiamnet.yaml"),
+            Row("rsiamnet", "R-SiamNet", "methods/rsiamnet.yaml", middle_scale),
             SSL,
         ),
     ),
