@@ -87,7 +87,7 @@ def test_the_generators_version_is_part_of_the_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_presets_are_named_after_themselves_and_cannot_change() -> None:
-    assert set(PRESETS) == {"demo", "tiny", "hard"}
+    assert set(PRESETS) == {"demo", "tiny", "town", "hard"}
     assert all(config.name == name for name, config in PRESETS.items())
     with pytest.raises(TypeError):
         PRESETS["demo"] = SyntheticConfig()  # type: ignore[index]

@@ -14,8 +14,9 @@ FAKE = """
 import json, os, sys, time
 arguments = sys.argv[1:]
 lines = open(arguments[arguments.index("--config-file") + 1]).read().splitlines()
-def value(key):
-    return next(line.split(":", 1)[1].strip() for line in lines if line.strip().startswith(key + ":"))
+def value(key, below=""):
+    start = next((i for i, line in enumerate(lines) if line.strip() == below + ":"), 0)
+    return next(line.split(":", 1)[1].strip() for line in lines[start:] if line.strip().startswith(key + ":"))
 folder = value("OUTPUT_DIR")
 test = lines[next(i for i, line in enumerate(lines) if line.strip() == "TEST:" and line.startswith("  ")) + 1].strip(" -")
 row = os.path.basename(os.path.dirname(folder))
@@ -35,7 +36,7 @@ if mode == "hang":
     print("hanging", flush=True)
     time.sleep(60)
 seed = int(value("SEED"))
-mAP = 10.0 * float(value("MARGIN")) + 3.0 * seed ** 2 + (5.0 if row == "ssl" else 0.0)
+mAP = 10.0 * float(value("MARGIN", "SCALE_LOSS")) + 3.0 * seed ** 2 + (5.0 if row == "ssl" else 0.0)
 out = os.path.join(folder, "inference", test)
 os.makedirs(out, exist_ok=True)
 figures = {"search": {"mAP": mAP, "top1": 50.0}, "detection": {"AP": 90.0, "recall": 95.0, "recall_labelled": None}}

@@ -147,8 +147,17 @@ def test_each_point_of_the_sweep_sets_its_own_value_alone(configs, base):
 
 
 def test_values_of_ones_own_and_the_datasets(base):
-    (points,) = sweep_points(["t_s=0.45,0.8"], base).values()
-    assert {value: row.name for value, row in points.items()} == {0.45: "t_s_0.45", 0.6: "ssl", 0.8: "t_s_0.8"}
+    own = base.SSL.SCALE_LOSS.MARGIN
+    (points,) = sweep_points(["m=0.01,7"], base).values()
+    assert {value: row.name for value, row in points.items()} == {0.01: "m_0.01", own: "ssl", 7.0: "m_7"}
+
+
+def test_thresholds_lie_around_the_datasets_own(configs):
+    for initial in ("0.6", "0.85"):
+        cfg = base_config(configs, "synthetic_tiny", options=["SSL.THRESHOLD.INITIAL", initial])
+        (points,) = sweep_points(["t_s"], cfg).values()
+        expected = [float(initial) + step for step in (-0.1, -0.05, 0, 0.05, 0.1)]
+        assert list(points) == pytest.approx(expected) and points[float(initial)] == SSL
 
 
 @pytest.mark.parametrize(("word", "message"), [("mu", "expected one of m, gamma"), ("m=1,x", "m=0.1,0.2")])
@@ -162,6 +171,8 @@ def test_scales_over_the_same_range(configs):
     assert spaced_scales(prw, 1) == ((224, 96),)
     assert spaced_scales(prw, 2) == ((112, 48), (448, 192))
     assert spaced_scales(prw, 3) == ((112, 48), (224, 96), (448, 192))
+    with pytest.raises(ConfigError, match="0 fixed scales"):
+        spaced_scales(prw, 0)
     four = spaced_scales(prw, 4)
     assert four[0] == (112, 48) and four[-1] == (448, 192)
     for (h0, w0), (h1, w1) in zip(four, four[1:], strict=False):

@@ -109,7 +109,7 @@ class Parameter:
         name: on the command line.
         title: in the picture.
         key: config key.
-        values: to try beside the dataset's own value.
+        values: to try beside the dataset's own value; with `relative`, differences from it.
         options: gives the options for a value where they are more than the key.
         own: gives the dataset's own value where it is not simply that of the key.
     """
@@ -120,6 +120,7 @@ class Parameter:
     values: tuple[float, ...]
     options: Callable[[CfgNode, float], Options] | None = None
     own: Callable[[CfgNode], float] | None = None
+    relative: bool = False
 
     def default(self, base: CfgNode) -> float:
         """The dataset's own value."""
@@ -129,6 +130,10 @@ class Parameter:
         for part in self.key.split("."):
             node = node[part]
         return float(node)
+
+    def default_values(self, base: CfgNode) -> list[float]:
+        """The values to try where none are asked for."""
+        return [round(self.default(base) + value, 6) if self.relative else value for value in self.values]
 
     def row(self, base: CfgNode, value: float) -> Row:
         """The training with this value; that with the dataset's own is the row "ssl"."""
@@ -149,8 +154,13 @@ def spaced_scales(base: CfgNode, count: int) -> tuple[tuple[int, int], ...]:
 
     Returns:
         (height, width) pairs in pixels, rising.
+
+    Raises:
+        ConfigError: the base has no scale, or fewer than one is asked for.
     """
     own = sorted(tuple(scale) for scale in base.SSL.EXEMPLAR.SCALES)
+    if not own or count < 1:
+        raise ConfigError(f"{count} fixed scales over the range of SSL.EXEMPLAR.SCALES {own}: expected 1 or more of each")
     if count == len(own):
         return tuple(own)
     if count == 1:
@@ -165,7 +175,7 @@ PARAMETERS = {
         Parameter("m", "margin m", "SSL.SCALE_LOSS.MARGIN", (0.1, 0.2, 0.3, 0.5, 0.8)),
         Parameter("gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5)),
         Parameter("delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0)),
-        Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (0.5, 0.55, 0.6, 0.65, 0.7)),
+        Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (-0.1, -0.05, 0.05, 0.1), relative=True),
         Parameter("alpha", "threshold's range alpha", "SSL.THRESHOLD.ALPHA", (0.0, 0.05, 0.1, 0.2)),
         Parameter("beta", "threshold's decay beta", "SSL.THRESHOLD.BETA", (-0.2, -0.1, -0.05, -0.02)),
         Parameter(
@@ -203,7 +213,7 @@ def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[fl
             raise ConfigError(f"--sweep {word}: expected one of {', '.join(PARAMETERS)}, or NAME=VALUE,VALUE")
         parameter = PARAMETERS[name]
         try:
-            chosen = [float(value) for value in values.split(",")] if given else parameter.values
+            chosen = [float(value) for value in values.split(",")] if given else parameter.default_values(base)
         except ValueError as error:
             raise ConfigError(f"--sweep {word}: expected numbers between commas, as in {name}=0.1,0.2") from error
         every = sorted({*chosen, parameter.default(base)})

@@ -174,6 +174,23 @@ PRESETS = MappingProxyType(
             max_person_height=110.0,
             queries_per_identity=2,
         ),
+        # Harder and larger than the demo, with frames of the same size: what two CPU cores can train with several seeds.
+        "town": SyntheticConfig(
+            name="town",
+            cameras=4,
+            train_frames=240,
+            test_frames=120,
+            train_identities=48,
+            test_identities=36,
+            min_persons=3,
+            max_persons=6,
+            unlabelled_fraction=0.2,
+            crowding=0.3,
+            min_visible=0.4,
+            colours=9,
+            family_size=2,
+            camera_shift=0.8,
+        ),
         "hard": SyntheticConfig(
             name="hard",
             image_height=384,
