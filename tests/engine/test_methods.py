@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from detectron2.config import CfgNode
 from person_search.data import training_set
-from person_search.engine import PersonSearchTrainer
+from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.errors import CheckpointError, ConfigError, DatasetError
 from person_search.modeling import ReIDObjective, TrainingEmbeddings
 from torch import Tensor
@@ -113,6 +113,11 @@ def test_every_method_trains(trained, name):
     assert [n for n, p in weights.items() if p.grad is None] == []
     embedding = [n for n in weights if n.startswith("roi_heads.embedding.")]
     assert embedding and all(float(weights[n].grad.abs().sum()) > 0 for n in embedding if n.endswith("weight"))
+    # Evaluation needs the weights alone.
+    model = PersonSearchTrainer.build_model(run.trainer.cfg)
+    PersonSearchCheckpointer(model).load_for_inference(f"{run.trainer.cfg.OUTPUT_DIR}/model_final.pth")
+    assert model.objective.size == 0
+    assert torch.equal(dict(model.named_parameters())[embedding[0]], weights[embedding[0]])
 
 
 @pytest.mark.parametrize("name", METHODS)
