@@ -20,6 +20,7 @@ from person_search.data import register_custom
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import PersonSearchError
+from person_search.modeling.folding import fold_batch_norms
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -61,6 +62,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
     last = checkpointer.get_checkpoint_file() if resume else ""
     checkpointer.load_for_inference(last or cfg.MODEL.WEIGHTS)
+    if cfg.TEST.FOLD_BATCH_NORM:
+        fold_batch_norms(model)
     return PersonSearchTrainer.test(cfg, model, keep_features=True)
 
 

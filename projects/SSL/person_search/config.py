@@ -56,6 +56,9 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # Sides in pixels that a proposal must exceed: Detectron2's key and value, but open to fractions (SeqNet: 0.001).
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0.0
 
+    # Proposals below this objectness (a probability) do not reach the heads at test time; 0: all do (SeqNet).
+    cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST = 0.0
+
     # First head (Faster R-CNN); its refined boxes are the second head's proposals (SeqNet).
     cfg.MODEL.FIRST_HEAD = CfgNode()
     # Weight of the smooth-L1 regression loss (SeqNet; every other detection weight is 1).
@@ -226,6 +229,12 @@ def _add_schedule_keys(cfg: CfgNode) -> None:
 def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Also evaluate the network before its first iteration, to compare with.
     cfg.TEST.EVAL_BEFORE_TRAINING = False
+    # Speed of inference, see docs/performance.md; figures change by rounding. Convolutions at test time in half precision
+    # (float16 on a GPU, bfloat16 on a CPU), and with the channels of a pixel side by side in memory.
+    cfg.TEST.HALF_PRECISION = False
+    cfg.TEST.CHANNELS_LAST = False
+    # `--eval-only` folds the backbone's batch normalisation into its convolutions: the same figures but for rounding.
+    cfg.TEST.FOLD_BATCH_NORM = False
     cfg.TEST.PERSON_SEARCH = CfgNode()
     # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU to it (CGPS).
     cfg.TEST.PERSON_SEARCH.QUERY_FEATURE = "ground_truth"

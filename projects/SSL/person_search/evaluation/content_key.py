@@ -22,7 +22,7 @@ EXTRACTION_VERSION = 1
 _TRAINING_ONLY = ("objective.", "exemplar_branch.")
 _COUNTER = "num_batches_tracked"
 _INPUT_KEYS = ("FORMAT", "RESIZE", "SIZE_DIVISIBILITY", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
-_TEST_KEYS = ("DETECTIONS_PER_IMAGE",)
+_TEST_KEYS = ("DETECTIONS_PER_IMAGE", "HALF_PRECISION", "CHANNELS_LAST")
 # Where weights come from and on what they run: neither is content.
 _PLACES = ("WEIGHTS", "DEVICE")
 

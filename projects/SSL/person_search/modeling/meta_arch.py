@@ -32,6 +32,8 @@ class SSLPersonSearch(GeneralizedRCNN):
         exemplar_branch: ExemplarBranch | None,
         objective: ReIDObjective,
         size_divisibility: int = 0,
+        half_precision_test: bool = False,
+        channels_last_test: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -40,12 +42,15 @@ class SSLPersonSearch(GeneralizedRCNN):
             objective: re-id losses and what they remember.
             size_divisibility: heights and widths of batches are padded to multiples of it; 0: of what the backbone
                 asks for, which for a ResNet is no padding beyond the largest image.
+            half_precision_test: at test time convolutions run in half precision, float16 on a GPU and bfloat16 on a CPU.
+            channels_last_test: at test time the channels of a pixel lie side by side in memory.
             kwargs: arguments of `GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
         self.exemplar_branch = exemplar_branch
         self.objective = objective
         self.size_divisibility = size_divisibility
+        self.half_precision_test, self.channels_last_test = half_precision_test, channels_last_test
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -54,6 +59,8 @@ class SSLPersonSearch(GeneralizedRCNN):
         kwargs["exemplar_branch"] = _build_exemplar_branch(cfg, kwargs["backbone"], kwargs["roi_heads"])
         kwargs["objective"] = build_objective(cfg)
         kwargs["size_divisibility"] = cfg.INPUT.SIZE_DIVISIBILITY
+        kwargs["half_precision_test"] = cfg.TEST.HALF_PRECISION
+        kwargs["channels_last_test"] = cfg.TEST.CHANNELS_LAST
         return kwargs
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -95,13 +102,18 @@ class SSLPersonSearch(GeneralizedRCNN):
         if detected_instances is not None:
             raise ValueError("SSLPersonSearch embeds known boxes through the input 'given_boxes'")
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        proposals, _ = self.proposal_generator(images, features, None)
         given = None
         if any("given_boxes" in x for x in batched_inputs):
             none = torch.zeros(0, 4)
             given = [Boxes(x.get("given_boxes", none).to(self.device)) for x in batched_inputs]
-        results, embeddings = self.roi_heads.forward_test(images, features, proposals, given)
+        pixels = images.tensor
+        if self.channels_last_test:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.device.type, half, enabled=self.half_precision_test):
+            features = self.backbone(pixels)
+            proposals, _ = self.proposal_generator(images, features, None)
+            results, embeddings = self.roi_heads.forward_test(images, features, proposals, given)
         outputs = [{"instances": r} for r in results]
         if do_postprocess:
             outputs = GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)

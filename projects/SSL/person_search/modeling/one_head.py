@@ -93,6 +93,7 @@ class OneHeadROIHeads(ROIHeads):
         second_smooth_l1_beta: float,
         second_box_loss_weight: float,
         second_cls_loss_weight: float,
+        objectness_thresh: float,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
@@ -107,6 +108,7 @@ class OneHeadROIHeads(ROIHeads):
             global_pooling: how RoI features become vectors, a key of GLOBAL_POOLINGS.
             second_transform, second_smooth_l1_beta: box coding and loss.
             second_box_loss_weight, second_cls_loss_weight: loss weights.
+            objectness_thresh: probability of being an object that a proposal of the RPN needs at test time.
             score_thresh, nms_thresh, detections_per_image: what is returned.
             kwargs: arguments of Detectron2's `ROIHeads` (matching and sampling).
         """
@@ -119,6 +121,7 @@ class OneHeadROIHeads(ROIHeads):
         self.second_smooth_l1_beta = second_smooth_l1_beta
         self.second_box_loss_weight = second_box_loss_weight
         self.second_cls_loss_weight = second_cls_loss_weight
+        self.objectness_thresh = objectness_thresh
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_image = detections_per_image
 
@@ -150,6 +153,7 @@ class OneHeadROIHeads(ROIHeads):
             second_smooth_l1_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
             second_box_loss_weight=second.BOX_LOSS_WEIGHT,
             second_cls_loss_weight=second.CLS_LOSS_WEIGHT,
+            objectness_thresh=cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST,
             score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -248,6 +252,9 @@ class OneHeadROIHeads(ROIHeads):
             score; and for each image the embeddings (R, d) of the given boxes.
         """
         feature = features[self.in_feature]
+        if self.objectness_thresh > 0:
+            # The RPN's suppression goes by falling objectness: what is dropped here would have kept nothing else out.
+            proposals = [p[p.objectness_logits.float().sigmoid() >= self.objectness_thresh] for p in proposals]
         found = self._detect_candidates(images, feature, proposals)
         given = given or [Boxes(feature.new_zeros(0, 4)) for _ in found]
         boxes = [Boxes.cat([f.pred_boxes, g]) for f, g in zip(found, given, strict=True)]
@@ -286,8 +293,13 @@ class OneHeadROIHeads(ROIHeads):
         return instances
 
     def _pool_second(self, feature: Tensor, boxes: list[Boxes]) -> PooledFeatures:
-        res4 = self.pooler([feature], boxes)
+        res4 = self._pool(feature, boxes)
         return PooledFeatures(self.global_pooling(res4), self.global_pooling(self.second_res5(res4)))
+
+    def _pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
+        pooled = self.pooler([feature], boxes)
+        side_by_side = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
+        return pooled.contiguous(memory_format=torch.channels_last) if side_by_side else pooled
 
 
 def _build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:

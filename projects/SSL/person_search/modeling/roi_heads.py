@@ -97,4 +97,7 @@ class PersonSearchROIHeads(OneHeadROIHeads):
         return results
 
     def _predict_first(self, feature: Tensor, boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
-        return self.first_predictor(self.first_res5(self.pooler([feature], boxes)).amax(dim=(2, 3)))
+        pooled = self.first_res5(self._pool(feature, boxes)).amax(dim=(2, 3))
+        # Half precision would round scores to a few steps, and boxes to whole pixels.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.first_predictor(pooled.float())
