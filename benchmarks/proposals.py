@@ -26,9 +26,10 @@ from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
-from person_search.errors import PersonSearchError
+from person_search.errors import ConfigError, PersonSearchError
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.modeling import SSLPersonSearch
+from person_search.modeling.roi_heads import PersonSearchROIHeads
 from tqdm import tqdm
 
 
@@ -123,6 +124,8 @@ def sweep(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         cfg.MODEL.DEVICE = "cpu"
     register_custom(cfg.DATASETS.CUSTOM)
     model = build_model(cfg).eval()
+    if not isinstance(model.roi_heads, PersonSearchROIHeads):
+        raise ConfigError(f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; only PersonSearchROIHeads has a first head")
     PersonSearchCheckpointer(model).load_for_inference(args.weights)
     first = args.nms[0]
     prunings = [Pruning(nms, topk, 0.0) for nms in args.nms for topk in args.topk]
