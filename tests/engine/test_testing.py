@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,23 +36,33 @@ class Counting(torch.nn.Module):
         return self.model.state_dict(*args, **kwargs)
 
 
-def build(cfg: CfgNode, limit: int | None = None) -> Counting:
+def build(cfg: CfgNode, balance: Callable, *options: object, limit: int | None = None) -> Counting:
+    """The same random weights whatever the options."""
     torch.manual_seed(5)
+    plain = PersonSearchTrainer.build_model(cfg)
+    plain.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+    balance(plain, next(iter(PersonSearchTrainer.build_test_loader(cfg, "synthetic_tiny_test")))[0]["image"])
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(options))
     model = PersonSearchTrainer.build_model(cfg)
-    # Scores on both sides of the threshold, as of a trained network.
-    model.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+    model.load_state_dict(plain.state_dict())
     return Counting(model, limit)
 
 
-def evaluate(cfg: CfgNode, *options: object, keep: bool = True, limit: int | None = None) -> tuple[dict, int]:
-    """Figures, and how many frames went through the network."""
-    cfg = cfg.clone()
-    cfg.merge_from_list(list(options))
-    model = build(cfg, limit)
-    return PersonSearchTrainer.test(cfg, model, keep_features=keep), model.frames
+@pytest.fixture
+def evaluate(balance: Callable) -> Callable[..., tuple[dict, int]]:
+    """Evaluates with some options; figures, and how many frames went through the network."""
+
+    def evaluate(cfg: CfgNode, *options: object, keep: bool = True, limit: int | None = None) -> tuple[dict, int]:
+        model = build(cfg, balance, *options, limit=limit)
+        cfg = cfg.clone()
+        cfg.merge_from_list(list(options))
+        return PersonSearchTrainer.test(cfg, model, keep_features=keep), model.frames
+
+    return evaluate
 
 
-def evaluate_in_process(config: str, output: str) -> None:
+def evaluate_in_process(config: str, weights: str, output: str) -> None:
     """What each of several processes runs: two evaluations, one after the other."""
     from detectron2.config import get_cfg
     from person_search import add_ssl_config
@@ -60,7 +71,12 @@ def evaluate_in_process(config: str, output: str) -> None:
     cfg = get_cfg()
     add_ssl_config(cfg)
     cfg.merge_from_file(config)
-    Path(f"{output}.{comm.get_rank()}").write_text(json.dumps([evaluate(cfg), evaluate(cfg)]))
+    results = []
+    for _ in range(2):
+        model = Counting(PersonSearchTrainer.build_model(cfg))
+        model.model.load_state_dict(torch.load(weights))
+        results.append((PersonSearchTrainer.test(cfg, model, keep_features=True), model.frames))
+    Path(f"{output}.{comm.get_rank()}").write_text(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +112,7 @@ PROTOCOLS = {
 }
 
 
-def test_another_protocol_runs_no_network_and_gives_the_figures_of_a_fresh_run(cfg):
+def test_another_protocol_runs_no_network_and_gives_the_figures_of_a_fresh_run(evaluate, cfg):
     first, frames = evaluate(cfg)
     assert frames == NUM_FRAMES and first["detection"]["recall"] > 0
     assert evaluate(cfg) == (first, 0)
@@ -108,11 +124,11 @@ def test_another_protocol_runs_no_network_and_gives_the_figures_of_a_fresh_run(c
         assert stored == fresh and queries == read(cfg, "queries.json")
 
 
-def test_other_weights_or_settings_have_features_of_their_own(cfg):
+def test_other_weights_or_settings_have_features_of_their_own(evaluate, cfg, balance):
     evaluate(cfg)
     assert evaluate(cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 11)[1] == NUM_FRAMES
     assert evaluate(cfg, "INPUT.MIN_SIZE_TEST", 120)[1] == NUM_FRAMES
-    model = build(cfg)
+    model = build(cfg, balance)
     model.model.roi_heads.embedding.rescaler.bias.data += 1e-3
     PersonSearchTrainer.test(cfg, model, keep_features=True)
     assert model.frames == NUM_FRAMES
@@ -120,7 +136,7 @@ def test_other_weights_or_settings_have_features_of_their_own(cfg):
     assert evaluate(cfg)[1] == 0
 
 
-def test_the_store_can_be_moved_and_switched_off(cfg, tmp_path):
+def test_the_store_can_be_moved_and_switched_off(evaluate, cfg, tmp_path):
     keys = "TEST.PERSON_SEARCH.FEATURE_STORE"
     figures, _ = evaluate(cfg, f"{keys}.ENABLED", False)
     assert evaluate(cfg, keep=False) == (figures, NUM_FRAMES)  # as evaluations during training
@@ -131,7 +147,7 @@ def test_the_store_can_be_moved_and_switched_off(cfg, tmp_path):
     assert not folder_of(cfg).exists()
 
 
-def test_an_interrupted_extraction_goes_on(cfg, caplog):
+def test_an_interrupted_extraction_goes_on(evaluate, cfg, caplog):
     expected, _ = evaluate(cfg, keep=False)
     for number in (5, 4):
         with pytest.raises(KeyboardInterrupt):
@@ -142,7 +158,7 @@ def test_an_interrupted_extraction_goes_on(cfg, caplog):
     assert evaluate(cfg) == (expected, 0)
 
 
-def test_a_damaged_file_and_a_changed_image_are_redone(cfg, scenes, caplog):
+def test_a_damaged_file_and_a_changed_image_are_redone(evaluate, cfg, scenes, caplog):
     expected, _ = evaluate(cfg)
     (file,) = folder_of(cfg).glob("*/*.npz")
     file.write_bytes(file.read_bytes()[:-99])
@@ -162,7 +178,7 @@ def test_a_damaged_file_and_a_changed_image_are_redone(cfg, scenes, caplog):
     assert evaluate(cfg) == (expected, 0)
 
 
-def test_two_processes_share_the_frames_and_resume_what_one_began(cfg, tmp_path):
+def test_two_processes_share_the_frames_and_resume_what_one_began(evaluate, cfg, tmp_path, balance):
     expected, _ = evaluate(cfg, keep=False)
     queries = read(cfg, "queries.json")
     (tmp_path / "config.yaml").write_text(cfg.dump())
@@ -170,7 +186,9 @@ def test_two_processes_share_the_frames_and_resume_what_one_began(cfg, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         evaluate(cfg, limit=5)
     output = str(tmp_path / "figures")
-    launch(evaluate_in_process, 2, dist_url="auto", args=(str(tmp_path / "config.yaml"), output))
+    weights = str(tmp_path / "weights.pth")
+    torch.save(build(cfg, balance).state_dict(), weights)
+    launch(evaluate_in_process, 2, dist_url="auto", args=(str(tmp_path / "config.yaml"), weights, output))
     first, second = (json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(2))
     # Figures are the first process's; of the seven frames left each did its part, and then nothing was left.
     assert first == [[expected, 4], [expected, 0]] and second == [[{}, 3], [{}, 0]]

@@ -19,16 +19,24 @@ def image() -> torch.Tensor:
     return (torch.nn.functional.interpolate(coarse, (144, 256), mode="bilinear")[0] * 255).to(torch.uint8)
 
 
-def build(cfg: CfgNode, *options: object) -> torch.nn.Module:
+@pytest.fixture
+def build(balance, image):
     """The same random weights whatever the options, with scores on both sides of the thresholds."""
-    cfg = cfg.clone()
-    cfg.merge_from_list(list(options))
-    torch.manual_seed(5)
-    model = build_model(cfg).eval()
-    torch.manual_seed(6)
-    model.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
-    model.proposal_generator.rpn_head.objectness_logits.weight.data.normal_(std=0.2)
-    return model
+
+    def build(cfg: CfgNode, *options: object) -> torch.nn.Module:
+        torch.manual_seed(5)
+        plain = build_model(cfg)
+        torch.manual_seed(6)
+        plain.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+        plain.proposal_generator.rpn_head.objectness_logits.weight.data.normal_(std=0.2)
+        balance(plain, image)
+        cfg = cfg.clone()
+        cfg.merge_from_list(list(options))
+        model = build_model(cfg).eval()
+        model.load_state_dict(plain.state_dict())
+        return model
+
+    return build
 
 
 @torch.no_grad()
@@ -47,7 +55,7 @@ def first_head_boxes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tenso
     return seen[0]
 
 
-def test_only_proposals_of_enough_objectness_reach_the_first_head(narrow_cfg, image):
+def test_only_proposals_of_enough_objectness_reach_the_first_head(build, narrow_cfg, image):
     model = build(narrow_cfg)
     boxes = first_head_boxes(model, image)
     inputs = model.preprocess_image([{"image": image}])
@@ -61,14 +69,14 @@ def test_only_proposals_of_enough_objectness_reach_the_first_head(narrow_cfg, im
     assert 0 < len(first_head_boxes(few, image)) < len(boxes)
 
 
-def test_dropping_weak_proposals_is_the_same_before_and_after_the_rpn_s_suppression(narrow_cfg, image):
+def test_dropping_weak_proposals_is_the_same_before_and_after_the_rpn_s_suppression(build, narrow_cfg, image):
     """A weaker box never suppresses a stronger one, so fewer proposals to the heads is all that changes."""
     many = build(narrow_cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 60)
     few = build(narrow_cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 9)
     assert torch.equal(first_head_boxes(few, image), first_head_boxes(many, image)[:9])
 
 
-def test_without_any_proposal_nothing_is_detected_and_given_boxes_are_embedded(narrow_cfg, image):
+def test_without_any_proposal_nothing_is_detected_and_given_boxes_are_embedded(build, narrow_cfg, image):
     output = run(build(narrow_cfg, "MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST", 1.1), image)
     assert len(output["instances"]) == 0 and output["instances"].embeddings.shape == (0, 16)
     expected = run(build(narrow_cfg), image)["given_embeddings"]
@@ -84,7 +92,7 @@ def assert_close(found: dict, expected: dict, tolerance: float) -> None:
     torch.testing.assert_close(found["given_embeddings"].cpu(), expected["given_embeddings"], atol=tolerance, rtol=0)
 
 
-def test_channels_last_changes_the_place_in_memory_and_nothing_else(narrow_cfg, image):
+def test_channels_last_changes_the_place_in_memory_and_nothing_else(build, narrow_cfg, image):
     model = build(narrow_cfg, "TEST.CHANNELS_LAST", True)
     formats = []
 
@@ -101,9 +109,10 @@ def test_channels_last_changes_the_place_in_memory_and_nothing_else(narrow_cfg, 
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_folded_batch_normalisation_is_the_same_function(narrow_cfg, image, norm):
+def test_folded_batch_normalisation_is_the_same_function(build, narrow_cfg, image, norm):
     thresholds = ("MODEL.FIRST_HEAD.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-    model = build(narrow_cfg, "MODEL.RESNETS.NORM", norm, *thresholds)
+    narrow_cfg.merge_from_list(["MODEL.RESNETS.NORM", norm, *thresholds])
+    model = build(narrow_cfg)
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and getattr(m, "norm", None) is not None]
     for convolution in convolutions:  # statistics and scales that matter
         layer = convolution.norm
@@ -123,7 +132,7 @@ def similar(found: dict, expected: dict) -> torch.Tensor:
     return (found["given_embeddings"].cpu() * expected["given_embeddings"]).sum(dim=1)
 
 
-def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(narrow_cfg, image):
+def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, narrow_cfg, image):
     model = build(narrow_cfg, "TEST.HALF_PRECISION", True)
     types = {}
     for name in ("backbone.res4", "roi_heads.first_res5", "roi_heads.second_res5", "roi_heads.first_predictor.cls_score"):
@@ -141,7 +150,7 @@ def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(narrow_
 
 
 @NO_GPU
-def test_half_precision_and_channels_last_on_a_gpu(narrow_cfg, image):
+def test_half_precision_and_channels_last_on_a_gpu(build, narrow_cfg, image):
     expected = run(build(narrow_cfg), image)
     on_gpu = ("MODEL.DEVICE", "cuda")
     assert_close(run(build(narrow_cfg, *on_gpu, "TEST.CHANNELS_LAST", True), image), expected, 1e-2)
