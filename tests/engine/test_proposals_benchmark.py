@@ -52,7 +52,7 @@ def test_each_pruning_has_the_figures_of_an_evaluation_with_its_settings(
         (0.7, 40, 0), (0.7, 9, 0), (0.4, 40, 0), (0.4, 9, 0), (0.7, 40, threshold)
     ]  # fmt: skip
     assert rows[1]["proposals"] == 9 < rows[4]["proposals"] < rows[0]["proposals"] <= 40
-    for row in rows:
+    for row in (rows[1], rows[3], rows[4]):
         cfg = narrow_cfg.clone()
         cfg.merge_from_list([
             *("MODEL.RPN.NMS_THRESH", row["nms"], "MODEL.RPN.POST_NMS_TOPK_TEST", row["topk"]),
