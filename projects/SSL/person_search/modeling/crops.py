@@ -34,14 +34,15 @@ class PersonCrops:
             masks: for each image (P_b, height, width) bool foreground, or None to keep the background.
         """
         counts = [len(b) for b in boxes]
-        self._images = images.permute(0, 2, 3, 1)
+        self._height, self._width = images.shape[-2:]
+        self._planes = images.movedim(1, 0).flatten(1)  # (C, B * H * W): pixels by one number
         self._image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts)).to(images.device)
         limit = images.new_tensor([(width, height) for height, width in image_sizes])[self._image]
         corners = torch.cat(list(boxes)).to(images)
         first = torch.minimum(corners[:, :2].floor().clamp(min=0), limit - 1)
         end = torch.maximum(torch.minimum(corners[:, 2:].ceil(), limit), first + 1)
         self._first, self._length = first.long(), (end - first).long()
-        self._masks = _stack(masks, counts, images) if any(m is not None for m in masks) else None
+        self._masks = _stack(masks, counts, images).flatten() if any(m is not None for m in masks) else None
         self.sizes: list[tuple[int, int]] = [(h, w) for w, h in self._length.tolist()]
 
     def __len__(self) -> int:
@@ -82,11 +83,16 @@ class PersonCrops:
 
     def _pixels(self, persons: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Foreground pixels (n, C, h, w) of images at the rows (n, h) and columns (n, w) of each of n persons."""
-        place = rows[:, :, None], columns[:, None]
-        pixels = self._images[(self._image[persons][:, None, None], *place)]
+        place = rows[:, :, None] * self._width + columns[:, None]
+
+        def pick(values: Tensor, area: Tensor) -> Tensor:
+            index = place + (area * (self._height * self._width))[:, None, None]
+            return values.index_select(-1, index.flatten()).view(*values.shape[:-1], *place.shape)
+
+        pixels = pick(self._planes, self._image[persons])
         if self._masks is not None:
-            pixels = pixels * self._masks[(persons[:, None, None], *place)][..., None]
-        return pixels.movedim(-1, 1)
+            pixels *= pick(self._masks, persons)
+        return pixels.movedim(0, 1)
 
     def _sources(self, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Which two pixels (P, length) of the image each pixel of the result lies between, and the second one's weight."""
