@@ -23,7 +23,7 @@ from torch import Tensor
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "SSL" / "configs" / "methods"
 SUPERVISED = ("oim", "nae", "seqnet")
 METHODS = (*SUPERVISED, "cgps", "rsiamnet")
-ITERATIONS = 6
+ITERATIONS = 4
 
 
 @dataclass
@@ -48,7 +48,7 @@ def method(cfg: CfgNode) -> Callable[[str], CfgNode]:
         keys.pop("_BASE_")
         cfg.merge_from_other_cfg(CfgNode(keys))
         cfg.merge_from_list([
-            *("SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 4, "DATASETS.TEST", (), "OIM.QUEUE_SIZE", 7),
+            *("SOLVER.MAX_ITER", ITERATIONS, "SOLVER.CHECKPOINT_PERIOD", 3, "DATASETS.TEST", (), "OIM.QUEUE_SIZE", 7),
             *("SSL.EXEMPLAR.SCALES", ((24, 12),)),
         ])  # fmt: skip
         return cfg
@@ -124,16 +124,16 @@ def test_every_method_trains(trained, name):
 def test_a_resumed_run_is_the_unbroken_one(trained, method, tmp_path, name):
     unbroken, output = trained(name), tmp_path / "resumed"
     output.mkdir()
-    shutil.copy(Path(unbroken.trainer.cfg.OUTPUT_DIR) / "model_0000003.pth", output)
-    (output / "last_checkpoint").write_text("model_0000003.pth")
+    shutil.copy(Path(unbroken.trainer.cfg.OUTPUT_DIR) / "model_0000002.pth", output)
+    (output / "last_checkpoint").write_text("model_0000002.pth")
     resumed = train(method(name), output, resume=True)
-    assert len(resumed.losses) == ITERATIONS - 4
+    assert len(resumed.losses) == ITERATIONS - 3
     expected, state = unbroken.state(), resumed.state()
     assert expected.keys() == state.keys()
     assert [k for k in state if not torch.equal(state[k], expected[k])] == []
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["oim", "cgps", "rsiamnet"])
 def test_shuffled_identities_change_supervised_training_alone(trained, method, tmp_path, monkeypatch, name):
     expected = trained(name).state()
     shuffle_identities(monkeypatch)
