@@ -9,7 +9,8 @@
 
 A table or a sweep trains each of its rows with each seed through train_net.py and prints the commands. Started again,
 it skips what is finished, continues what was cut off, and repeats what was trained with another config. A figure is
-drawn from rows that have been trained, or (1) from annotations. Rows and figures: docs/reproduction.md. KEY VALUE pairs at the end change the config that every row starts from.
+drawn from rows that have been trained, or (1) from annotations. KEY VALUE pairs at the end change the config that every
+row starts from. Rows and figures: docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, command: str) -> bool:
     """Does what the parsed arguments ask for; False where a run failed."""
+    if late := next((word for word in args.options if word.startswith("--")), ""):
+        raise ConfigError(f"{late} stands behind KEY VALUE pairs: give it before {args.options[0]}")
     if not (args.dataset or args.config_file or args.train):
         raise ConfigError("name the data: --dataset prw, --config-file FILE or --train NAME --test NAME")
     base = base_config(

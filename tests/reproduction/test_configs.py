@@ -160,7 +160,18 @@ def test_thresholds_lie_around_the_datasets_own(configs):
         assert list(points) == pytest.approx(expected) and points[float(initial)] == SSL
 
 
-@pytest.mark.parametrize(("word", "message"), [("mu", "expected one of m, gamma"), ("m=1,x", "m=0.1,0.2")])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mu", "expected one of m, gamma"),
+        ("m=1,x", "m=0.1,0.2"),
+        ("m=0.1,nan", "nan cannot be trained: m takes numbers of at least 0"),
+        ("t_s=inf", "inf cannot be trained: t_s takes numbers"),
+        ("lambda=1.5", "1.5 cannot be trained: lambda takes numbers of at least 0 and of at most 1"),
+        ("scales=2.5", "2.5 cannot be trained: scales takes whole numbers of at least 1"),
+        ("backbone=0.5", "0.5 cannot be trained: backbone takes whole numbers of at least 0 and of at most 1"),
+    ],
+)
 def test_a_sweep_of_nothing(base, word, message):
     with pytest.raises(ConfigError, match=message):
         sweep_points([word], base)

@@ -88,6 +88,14 @@ def test_figure_4():
         label_figure({"x": [{"loss": metrics["pseudo_labels/clusters"]}]})
 
 
+def test_figure_4_counts_epochs_where_clusterings_are_further_apart():
+    iterations = np.arange(0, 64, 16)
+    metrics = {f"pseudo_labels/{name}": (iterations, np.zeros(4)) for name in ("clusters", "cluster_recall")}
+    figure = label_figure({"each epoch": [metrics], "every second": [metrics]}, {"every second": 2})
+    lines = figure.axes[1].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[0, 1, 2, 3], [0, 2, 4, 6]]
+
+
 # ---------------------------------------------------------------------- 5
 
 
@@ -182,7 +190,8 @@ def test_figure_7():
     feature = np.eye(8)[person] + 0.05 * rng.normal(size=(24, 8))
     area = np.tile([1000.0, 3599, 3600, 45300, 45301, 9e4], 4)
     figure = tsne_figure({"baseline": LabelledFeatures(feature, person, area), "SSL": LabelledFeatures(feature, person, area)})
-    texts_apart(figure)
+    assert {"identity (and colour)", "small, below 3,600 pixels"} <= set(texts_apart(figure))
+    texts_apart(tsne_figure({"SSL": LabelledFeatures(feature, person, area)}))
     markers = [len(collection.get_offsets()) for collection in figure.axes[0].collections if len(collection.get_paths()) == 1]
     assert markers == [2, 2, 2] * 4  # small, medium and large of each person
     few = LabelledFeatures(feature[:5], person[:5], area[:5])
@@ -208,23 +217,28 @@ def test_the_page_of_the_sweep():
 # ---------------------------------------------------------------------- what is compared
 
 
-def training(folder: Path) -> Path:
+def training(folder: Path, finished: bool = False) -> Path:
     folder.mkdir(parents=True)
+    if finished:
+        (folder / "result.json").write_text("{}")
     (folder / "config.yaml").write_text("DATASETS:\n  TEST: ['synthetic_tiny_test']\n")
     return folder
 
 
 def test_runs_are_rows_or_folders(tmp_path):
     for seed in (0, 1):
-        training(tmp_path / "out" / "ssl" / f"seed_{seed}")
+        training(tmp_path / "out" / "ssl" / f"seed_{seed}", finished=True)
+    training(tmp_path / "out" / "ssl" / "seed_2")
     other = training(tmp_path / "other")
     ssl, mine = find_compared(tmp_path / "out", ["ssl", f"mine={other}"], ())
     assert (ssl.title, [f.name for f in ssl.folders]) == ("SSL", ["seed_0", "seed_1"])
     assert (mine.title, mine.folders) == ("mine", (other,))
     (only,) = find_compared(tmp_path / "out", [], ("baseline", "ssl"))
     assert only == ssl
-    with pytest.raises(ConfigError, match="--runs sl: .*holds no training"):
+    with pytest.raises(ConfigError, match=r"--runs sl: .*out/sl/seed_\*/result.json is missing; name a row"):
         find_compared(tmp_path / "out", ["sl"], ())
+    with pytest.raises(ConfigError, match="two trainings have one title among SSL, SSL"):
+        find_compared(tmp_path / "out", ["ssl", f"SSL={other}"], ())
     with pytest.raises(ConfigError, match="holds none of the rows baseline"):
         find_compared(tmp_path, [], ("baseline",))
     with pytest.raises(DatasetError, match=r"problem.npz is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM"):
@@ -232,16 +246,23 @@ def test_runs_are_rows_or_folders(tmp_path):
 
 
 def test_two_trainings_of_one_dataset_are_needed(tmp_path, base):
-    training(tmp_path / "ssl" / "seed_0")
+    training(tmp_path / "ssl" / "seed_0", finished=True)
     with pytest.raises(ConfigError, match="figure 5 compares two trainings, 1 are given"):
         FIGURES["5"](base, tmp_path, [])
-    (training(tmp_path / "baseline" / "seed_0") / "config.yaml").write_text("DATASETS:\n  TEST: ['prw_test']\n")
+    (training(tmp_path / "baseline" / "seed_0", finished=True) / "config.yaml").write_text("DATASETS:\n  TEST: ['prw_test']\n")
     with pytest.raises(ConfigError, match="evaluated on prw_test, synthetic_tiny_test"):
         FIGURES["5"](base, tmp_path, [])
 
 
+@pytest.mark.parametrize("number", ["4", "6"])
+def test_more_lines_than_can_be_told_apart_are_refused(tmp_path, base, number):
+    folders = [training(tmp_path / str(i)) for i in range(7)]
+    with pytest.raises(ConfigError, match="--runs names 7 trainings; more than 6 lines"):
+        FIGURES[number](base, tmp_path, [f"{i}={folder}" for i, folder in enumerate(folders)])
+
+
 def test_figure_4_is_written(tmp_path, base):
-    folder = training(tmp_path / "ssl" / "seed_0")
+    folder = training(tmp_path / "ssl" / "seed_0", finished=True)
     lines = [{"iteration": i, "pseudo_labels/clusters": 3, "pseudo_labels/cluster_recall": 0.5} for i in (0, 8)]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     paths = FIGURES["4"](base, tmp_path, [])

@@ -41,6 +41,7 @@ def test_a_line_of_status():
         "2 of 12 runs done, training sl, seed 0 at iteration 40; ssl, seed 1, about 12 min left"
     )
     assert status(12, 12, [], 0.0) == "12 of 12 runs done"
+    assert status(11, 12, [], 0.0) == "11 of 12 runs done"  # the other has failed
 
 
 def test_progress_comes_from_the_metrics(tmp_path):

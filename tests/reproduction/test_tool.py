@@ -25,17 +25,25 @@ def tool(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("reproduce")
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny scenes."""
+    folder = tmp_path_factory.mktemp("datasets")
+    generate(PRESETS["tiny"], folder, progress=False)
+    return folder
+
+
 @pytest.fixture
-def fake(tool, script, tmp_path, monkeypatch) -> Path:
+def fake(tool, script, scenes, tmp_path, monkeypatch) -> Path:
     """The tool with the stand-in for the training; gives the output folder."""
     (tmp_path / "train_net.py").write_text(script.read_text())
     monkeypatch.setattr(tool, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
     return tmp_path / "out"
 
 
-def test_a_real_training_of_one_row(tool, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    generate(PRESETS["tiny"], tmp_path / "datasets", progress=False)
+def test_a_real_training_of_one_row(tool, scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
     monkeypatch.setitem(rows.TABLES, "3", ("one row", rows.TABLES["3"][1][2:]))
     output = tmp_path / "out"
     call = ["--table", "3", "--dataset", "synthetic_tiny", "--seeds", "1", "--output", str(output), *SHORT]
@@ -57,6 +65,7 @@ def test_a_table(tool, fake, capsys):
     assert tool.main(call) == 0
     text = (fake / "table1.md").read_text()
     # 10 x the margin 0.3 + 3 x seed^2, and 5 more for the row "ssl".
+    assert "6 epochs, 2 frames an iteration, " in text
     assert "| baseline | 4.5 ± 2.1 | 50.0 ± 0.0 | 90.0 ± 0.0 | 95.0 ± 0.0 |  | 2 of 2 | 18.8 / 67.0 |" in text
     assert "| + SL + DML (SSL) | 9.5 ± 2.1 |" in text and "| +5.0 ± 0.0 | 2 of 2 |" in text
     assert (fake / "table1.csv").read_text().count("\n") == 5
@@ -89,12 +98,32 @@ def test_a_sweep(tool, fake):
         (["--sweep", "mu", "--dataset", "synthetic_tiny"], "--sweep mu: expected one of m, gamma"),
         (["--table", "1", "--config-file", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
         (["--table", "1", "--dataset", "synthetic_tiny", "SEED"], "expected KEY VALUE pairs"),
+        (["--table", "1", "--dataset", "synthetic_tiny", "SEED", "1", "--jobs", "2"], "--jobs stands behind KEY VALUE"),
+        (["--sweep", "scales=1.5", "--dataset", "synthetic_tiny"], "1.5 cannot be trained: scales takes whole numbers"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(tool, capsys, arguments, message):
     assert tool.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "1", "SSL.CLUSTERING.K1", "0"], "row baseline: SSL.CLUSTERING.K1"),
+        (["--sweep", "m", "SSL.CLUSTERING.K1", "0"], "row m_0.1: SSL.CLUSTERING.K1"),
+        (["--table", "1", "DATASETS.TEST", "('prw_test',)"], "PRW is missing"),
+        (["--table", "1", "DATASETS.TRAIN", "('prw_train',)"], "PRW is missing"),
+    ],
+)
+def test_what_no_row_can_be_trained_with_is_told_before_anything_is_trained(tool, fake, capsys, arguments, message):
+    call = [*arguments[:2], "--dataset", "synthetic_tiny", "--output", str(fake), *arguments[-2:], *FAST]
+    assert tool.main(call) == 2
+    said = capsys.readouterr()
+    assert not fake.exists() and said.out == ""
+    (line,) = (line for line in said.err.splitlines() if line.startswith("error: "))
+    assert message in line
 
 
 @pytest.mark.parametrize("words", [["--seeds", "0"], ["--jobs", "-1"], ["--epochs", "x"]])

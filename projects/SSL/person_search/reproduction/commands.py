@@ -16,6 +16,9 @@ from .runner import Runner, own_cores, share, visible_gpus
 from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
 from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables
+from ..data.training_set import load_training_set, registered_records
+from ..engine.trainer import check_config
+from ..errors import ConfigError
 
 Say = Callable[[str], None]
 
@@ -50,7 +53,8 @@ def make_table(number: str, setting: Setting, say: Say = print) -> bool:
         whether every row has been trained with every seed. The files are there in any case.
 
     Raises:
-        ConfigError: a row's config does not exist or does not fit; nothing was trained then.
+        ConfigError: a row's config does not exist, does not fit or cannot be trained; nothing was trained then.
+        DatasetError: the data cannot be read; nothing was trained then.
     """
     title, rows = TABLES[number]
     runs = _plan(rows, setting)
@@ -76,7 +80,8 @@ def make_sweep(words: Sequence[str], setting: Setting, say: Say = print) -> bool
         whether every point has been trained with every seed.
 
     Raises:
-        ConfigError: see `sweep_points`.
+        ConfigError: see `sweep_points` and `make_table`.
+        DatasetError: see `make_table`.
     """
     points = sweep_points(words, setting.base)
     rows = list({row.name: row for values in points.values() for row in values.values()}.values())
@@ -101,7 +106,21 @@ def make_sweep(words: Sequence[str], setting: Setting, say: Say = print) -> bool
 
 
 def _plan(rows: Sequence[Row], setting: Setting) -> list[Run]:
-    return plan_runs(rows, setting.seeds, setting.base, setting.output, setting.configs)
+    runs = plan_runs(rows, setting.seeds, setting.base, setting.output, setting.configs)
+    for run in runs:
+        try:
+            check_config(run.cfg)
+        except ConfigError as error:
+            raise ConfigError(f"row {run.row.name}: {error}") from error
+    if any(read_result(run) is None for run in runs):
+        _read_data(setting.base)
+    return runs
+
+
+def _read_data(cfg: CfgNode) -> None:
+    """Reads the annotations (and renders synthetic scenes), so that what is missing is told once, not by each row."""
+    load_training_set(cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    registered_records(cfg.DATASETS.TEST[0])
 
 
 def _train(runs: Sequence[Run], setting: Setting, write: Callable[[bool], list[Path]], say: Say) -> bool:
@@ -136,8 +155,12 @@ def _dataset(cfg: CfgNode) -> str:
 
 def _about(setting: Setting, runs: Sequence[Run]) -> list[str]:
     solver = setting.base.SOLVER
-    length = f"{solver.MAX_ITER} iterations" if solver.MAX_ITER > 0 else f"{solver.MAX_EPOCH} epochs"
+    length = _count(solver.MAX_ITER, "iteration") if solver.MAX_ITER > 0 else _count(solver.MAX_EPOCH, "epoch")
     results = [result for run in runs if (result := read_result(run)) is not None]
     seconds = [result["seconds"] for result in results if result["seconds"] is not None]
     took = f", {duration(sum(seconds) / len(seconds))} a run on average" if seconds else ""
-    return [f"`{setting.command}`", "", f"{length} of {solver.IMS_PER_BATCH} frames{took}."]
+    return [f"`{setting.command}`", "", f"{length}, {_count(solver.IMS_PER_BATCH, 'frame')} an iteration{took}."]
+
+
+def _count(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 else 's'}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from .rows import SSL, TABLES
+from .runs import RESULT
 from ..engine.run_folder import config_of_run
 from ..errors import ConfigError, DatasetError
 from ..evaluation import SearchOptions, SearchProblem, load_problem
@@ -41,23 +42,35 @@ def find_compared(output: Path, names: Sequence[str], default: Sequence[str]) ->
         names: names of rows below `output`, or "TITLE=FOLDER" with the OUTPUT_DIR of a training; none: `default`.
         default: names of rows; those that are not there are left out.
 
+    Returns:
+        Of a row the seeds that are finished (result.json), of a folder whatever stands there.
+
     Raises:
-        ConfigError: there is no such row or folder, or nothing at all to compare.
+        ConfigError: there is no such row or folder, nothing at all to compare, or two have one title.
     """
     found = []
     for name in names or default:
         title, named, place = name.partition("=")
-        folders = [Path(place)] if named else sorted((output / name).glob("seed_*"))
+        done = sorted((output / name).glob(f"seed_*/{RESULT}"))
+        folders = [Path(place)] if named else [file.parent for file in done]
         folders = [folder for folder in folders if (folder / "config.yaml").is_file()]
         if folders:
             found.append(Compared(title if named else _TITLES.get(name, name), tuple(folders)))
         elif names:
+            missing = Path(place) / "config.yaml" if named else output / name / "seed_*" / RESULT
             raise ConfigError(
-                f"--runs {name}: {place or output / name} holds no training (config.yaml); name a row that was trained "
-                "below --output, or TITLE=FOLDER"
+                f"--runs {name}: {missing} is missing; name a row whose training below --output has ended, or "
+                "TITLE=FOLDER with the output folder of a training"
             )
+    titles = [one.title for one in found]
+    if len(set(titles)) < len(titles):
+        raise ConfigError(
+            f"--runs: two trainings have one title among {', '.join(titles)}; give each its own, TITLE=FOLDER"
+        )
     if not found:
-        raise ConfigError(f"{output} holds none of the rows {', '.join(default)}: train --table 1 first, or give --runs")
+        raise ConfigError(
+            f"{output} holds none of the rows {', '.join(default)}, finished: train --table 1 first, or give --runs"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from .compared import Compared, evaluated_set, find_compared, search_options, stored_problem
+from .drawing import STYLES
 from .gallery_figure import draw_gallery_sizes
 from .gallery_sizes import TARGETS, has_sizes, map_by_size
 from .label_figure import draw_labels
@@ -31,9 +32,10 @@ def draw_scale_distribution(base: CfgNode, output: Path, runs: Sequence[str] = (
 
 def draw_pseudo_labels(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
     """Figure 4: precision and recall of the pseudo labels over the epochs."""
-    compared = find_compared(output, runs, _TABLE_1)
+    compared = _few(find_compared(output, runs, _TABLE_1))
     metrics = {one.title: [read_metrics(folder / "metrics.json") for folder in one.folders] for one in compared}
-    return draw_labels(metrics, output)
+    periods = {one.title: one.config().SSL.CLUSTERING.PERIOD for one in compared}
+    return draw_labels(metrics, output, periods)
 
 
 def draw_rank1_results(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
@@ -52,7 +54,7 @@ def draw_rank1_results(base: CfgNode, output: Path, runs: Sequence[str] = ()) ->
 
 def draw_gallery_curves(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
     """Figure 6: mAP against the size of the gallery."""
-    compared = find_compared(output, runs, _TABLE_1)
+    compared = _few(find_compared(output, runs, _TABLE_1))
     title, curves = _common_test_set(compared), {}
     for one in compared:
         cfg = one.config()
@@ -85,6 +87,12 @@ FIGURES: dict[str, Callable[[CfgNode, Path, Sequence[str]], list[Path]]] = {
     "7": draw_features,
 }
 """Number of a figure -> what draws it from a dataset's config, the output folder and --runs."""
+
+
+def _few(compared: Sequence[Compared]) -> Sequence[Compared]:
+    if len(compared) > len(STYLES):
+        raise ConfigError(f"--runs names {len(compared)} trainings; more than {len(STYLES)} lines cannot be told apart")
+    return compared
 
 
 def _common_test_set(compared: Sequence[Compared]) -> str:

@@ -39,11 +39,14 @@ def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.nda
     return common, values.mean(axis=0), deviation
 
 
-def label_figure(runs: Mapping[str, Sequence[Mapping[str, Series]]]) -> Figure:
+def label_figure(
+    runs: Mapping[str, Sequence[Mapping[str, Series]]], periods: Mapping[str, int] | None = None
+) -> Figure:
     """Four panels, a line for each kind of training: the mean over its seeds, the deviation as a band.
 
     Args:
         runs: title -> metrics of each seed, see `read_metrics`.
+        periods: title -> epochs from one clustering to the next (SSL.CLUSTERING.PERIOD), 1 where there is none.
 
     Raises:
         DatasetError: none has logged precision and recall, which needs known identities.
@@ -53,7 +56,7 @@ def label_figure(runs: Mapping[str, Sequence[Mapping[str, Series]]]) -> Figure:
     drawn = False
     for panel, (name, title) in zip(axes.ravel(), _PANELS.items(), strict=True):
         for (label, metrics), style in zip(runs.items(), STYLES, strict=False):
-            drawn |= _draw(panel, label, metrics, f"pseudo_labels/{name}", style)
+            drawn |= _draw(panel, label, metrics, f"pseudo_labels/{name}", style, (periods or {}).get(label, 1))
         panel.set_title(title, fontsize=11, loc="left")
         panel.set_ylim(-3, 103)
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -70,17 +73,21 @@ def label_figure(runs: Mapping[str, Sequence[Mapping[str, Series]]]) -> Figure:
     return figure
 
 
-def draw_labels(runs: Mapping[str, Sequence[Mapping[str, Series]]], folder: Path) -> list[Path]:
+def draw_labels(
+    runs: Mapping[str, Sequence[Mapping[str, Series]]], folder: Path, periods: Mapping[str, int] | None = None
+) -> list[Path]:
     """Writes figure4.png and figure4.svg and returns their paths; see `label_figure`."""
-    return save_both(label_figure(runs), folder / "figure4")
+    return save_both(label_figure(runs, periods), folder / "figure4")
 
 
-def _draw(axes: Axes, label: str, metrics: Sequence[Mapping[str, Series]], name: str, style: tuple) -> bool:
+def _draw(
+    axes: Axes, label: str, metrics: Sequence[Mapping[str, Series]], name: str, style: tuple, period: int
+) -> bool:
     with_name = [one for one in metrics if name in one]
     if not with_name:
         return False
     iterations, mean, deviation = over_seeds([one[name] for one in with_name])
-    epoch = iterations / (iterations_per_epoch(dict(with_name[0])) or 1)
+    epoch = iterations / (iterations_per_epoch(dict(with_name[0]), period) or 1)
     color, dashes, marker = style
     axes.plot(epoch, 100 * mean, color=color, linestyle=dashes, marker=marker, markersize=5, linewidth=1.8, label=label)
     axes.fill_between(epoch, 100 * (mean - deviation), 100 * (mean + deviation), color=color, alpha=0.15, linewidth=0)

@@ -67,6 +67,6 @@ def status(done: int, total: int, active: Sequence[Active], left: float | None) 
     if active:
         under_way = (f"{a.name}" + ("" if a.iteration is None else f" at iteration {a.iteration}") for a in active)
         parts.append("training " + "; ".join(under_way))
-    if left is not None and done < total:
+    if left and done < total:
         parts.append(f"about {duration(left)} left")
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -112,6 +113,8 @@ class Parameter:
         values: to try beside the dataset's own value; with `relative`, differences from it.
         options: gives the options for a value where they are more than the key.
         own: gives the dataset's own value where it is not simply that of the key.
+        lowest, highest: bounds of a value that can be trained.
+        whole: whether only whole numbers are values.
     """
 
     name: str
@@ -121,6 +124,9 @@ class Parameter:
     options: Callable[[CfgNode, float], Options] | None = None
     own: Callable[[CfgNode], float] | None = None
     relative: bool = False
+    lowest: float = -math.inf
+    highest: float = math.inf
+    whole: bool = False
 
     def default(self, base: CfgNode) -> float:
         """The dataset's own value."""
@@ -134,6 +140,17 @@ class Parameter:
     def default_values(self, base: CfgNode) -> list[float]:
         """The values to try where none are asked for."""
         return [round(self.default(base) + value, 6) if self.relative else value for value in self.values]
+
+    def fits(self, value: float) -> bool:
+        """Whether the parameter can take a value."""
+        return self.lowest <= value <= self.highest and math.isfinite(value) and not (self.whole and value % 1)
+
+    @property
+    def range(self) -> str:
+        """The values that it can take, in words."""
+        bounds = (("of at least", self.lowest), ("and of at most", self.highest))
+        words = " ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+        return f"{'whole ' if self.whole else ''}numbers {words}".strip()
 
     def row(self, base: CfgNode, value: float) -> Row:
         """The training with this value; that with the dataset's own is the row "ssl"."""
@@ -172,22 +189,22 @@ def spaced_scales(base: CfgNode, count: int) -> tuple[tuple[int, int], ...]:
 PARAMETERS = {
     parameter.name: parameter
     for parameter in (
-        Parameter("m", "margin m", "SSL.SCALE_LOSS.MARGIN", (0.1, 0.2, 0.3, 0.5, 0.8)),
-        Parameter("gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5)),
-        Parameter("delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0)),
+        Parameter("m", "margin m", "SSL.SCALE_LOSS.MARGIN", (0.1, 0.2, 0.3, 0.5, 0.8), lowest=0.0),
+        Parameter("gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5), lowest=0.0),
+        Parameter("delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0), lowest=0.0),
         Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (-0.1, -0.05, 0.05, 0.1), relative=True),
         Parameter("alpha", "threshold's range alpha", "SSL.THRESHOLD.ALPHA", (0.0, 0.05, 0.1, 0.2)),
         Parameter("beta", "threshold's decay beta", "SSL.THRESHOLD.BETA", (-0.2, -0.1, -0.05, -0.02)),
         Parameter(
             "scales", "number of fixed scales", "SSL.EXEMPLAR.SCALES", (1.0, 2.0, 3.0, 4.0),
             lambda base, count: ["SSL.EXEMPLAR.SCALES", spaced_scales(base, int(count))],
-            lambda base: float(len(base.SSL.EXEMPLAR.SCALES)),
+            lambda base: float(len(base.SSL.EXEMPLAR.SCALES)), lowest=1.0, whole=True,
         ),
-        Parameter("lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0)),
+        Parameter("lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0), lowest=0.0, highest=1.0),
         Parameter(
             "backbone", "exemplar backbone (0: shared, 1: separate)", "SSL.EXEMPLAR.SHARED_BACKBONE", (0.0, 1.0),
             lambda base, separate: ["SSL.EXEMPLAR.SHARED_BACKBONE", not separate],
-            lambda base: float(not base.SSL.EXEMPLAR.SHARED_BACKBONE),
+            lambda base: float(not base.SSL.EXEMPLAR.SHARED_BACKBONE), lowest=0.0, highest=1.0, whole=True,
         ),
     )
 }  # fmt: skip
@@ -204,7 +221,7 @@ def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[fl
         parameter -> value (rising) -> row.
 
     Raises:
-        ConfigError: there is no such parameter, or a value is no number.
+        ConfigError: there is no such parameter, or a value is no number or out of its range.
     """
     points: dict[Parameter, dict[float, Row]] = {}
     for word in words or PARAMETERS:
@@ -216,6 +233,8 @@ def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[fl
             chosen = [float(value) for value in values.split(",")] if given else parameter.default_values(base)
         except ValueError as error:
             raise ConfigError(f"--sweep {word}: expected numbers between commas, as in {name}=0.1,0.2") from error
+        if wrong := [value for value in chosen if not parameter.fits(value)]:
+            raise ConfigError(f"--sweep {word}: {wrong[0]:g} cannot be trained: {name} takes {parameter.range}")
         every = sorted({*chosen, parameter.default(base)})
         points[parameter] = {value: parameter.row(base, value) for value in every}
     return points

@@ -116,7 +116,10 @@ def tsne_figure(runs: Mapping[str, LabelledFeatures], count: int = IDENTITIES) -
                fillstyle="none", label=words)
         for words, marker in _SIZES.items()
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=11, frameon=False)
+    digit = Line2D([], [], linestyle="none", marker="$1$", color="#333333", markersize=8, label="identity (and colour)")
+    handles.insert(0, digit)
+    columns = 4 if len(runs) > 1 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)
     return figure
 
 
