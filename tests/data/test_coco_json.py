@@ -277,3 +277,47 @@ def test_registration_reads_nothing_and_is_repeatable(name, tmp_path):
         register_coco_json(name, tmp_path / "other.json", tmp_path)
     with pytest.raises(ConfigError, match="coco_test: queries_per_identity is 0"):
         register_coco_json(name, tmp_path / "no.json", tmp_path, queries_per_identity=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bbox", [10**400, 1, 2, 3], r"annotations\[0\]: 'bbox' is .*expected \[x, y, width, height\]"),
+        ("person_id", 10**30, r"annotations\[0\]: 'person_id' is 10*, expected int of 64 bits"),
+    ],
+)
+def test_numbers_too_large_for_arrays_are_named(write, key, value, message):
+    with pytest.raises(DatasetError, match=message):
+        load_coco_json("d", *write(lambda content: content["annotations"][0].update({key: value})))
+
+
+def test_a_frame_without_pixels_is_named(write):
+    def spoil(content):
+        content["images"][0]["height"] = 0
+        content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22]]
+
+    with pytest.raises(DatasetError, match=r"images\[0\]: the frame has the size 60 x 0, expected"):
+        load_coco_json("d", *write(spoil))
+
+
+def test_a_byte_order_mark_does_no_harm(write):
+    file, images = write()
+    records = load_coco_json("d", file, images)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_coco_json("d", file, images) == records
+
+
+def test_an_image_that_cannot_tell_its_size_is_counted_and_its_persons_keep_their_rows(write, caplog):
+    def spoil(content):
+        del content["images"][0]["height"]
+        content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22]]
+
+    file, images = write(spoil)
+    (images / "x").mkdir(parents=True)
+    (images / "x" / "a.jpg").write_bytes(b"no image")
+    records = load_coco_json("d", file, images)
+    assert "d: 1 images cannot be read (for example" in caplog.text and "x/a.jpg" in caplog.text
+    assert (records[0]["width"], records[0]["height"]) == (14, 22)
+    assert [a["bbox"] for a in records[0]["annotations"]] == [[1, 2, 11, 22], [5, 5, 14, 14]]
+    with pytest.raises(DatasetError, match=r"queries\[0\]: the image of the annotation 1 cannot be read: .*x/a.jpg"):
+        load_coco_protocol("d", *write(lambda content: (spoil(content), content.update(queries=[1]))))

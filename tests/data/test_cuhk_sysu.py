@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from person_search.data import cuhk_galleries
 from person_search.data.cuhk_galleries import load_cuhk_sysu_protocol, person_number
 from person_search.data.cuhk_sysu import load_cuhk_sysu
+from person_search.data.mapper import UnreadableImageError, read_frame
 from person_search.errors import DatasetError
 from scipy.io import loadmat, savemat
 
@@ -333,3 +334,28 @@ def test_person_names():
     for bad in ("", "p", "x1", "p1x"):
         with pytest.raises(ValueError):
             person_number(bad)
+
+
+@pytest.mark.parametrize("file", ["Images.mat", "test/train_test/TestG50.mat"])
+def test_another_kind_of_variable_is_named(root, file):
+    path = root / "annotation" / file
+    variable = "Img" if file == "Images.mat" else "TestG50"
+    savemat(path, {variable: np.arange(3)})
+    message = rf"{path.name}: {variable}: expected a struct array, .*; fetch the file again"
+    with pytest.raises(DatasetError, match=message):
+        load_cuhk_sysu(root, "test")
+
+
+def test_an_unreadable_image_is_counted_and_left_to_whoever_loads_it(root, caplog):
+    before = load_cuhk_sysu(root, "train")
+    image = root / "Image" / "SSM" / before[1]["image_id"]
+    image.write_bytes(b"")
+    for _ in range(2):  # from the files, then from the cache
+        caplog.clear()
+        after = load_cuhk_sysu(root, "train")
+        assert f"1 images cannot be read (for example {image})" in caplog.text
+    assert [[a["bbox"] for a in r["annotations"]] for r in after] == [
+        [a["bbox"] for a in r["annotations"]] for r in before
+    ]
+    with pytest.raises(UnreadableImageError, match=f"{image.name}: cannot be read as an image"):
+        read_frame(after[1], "RGB")

@@ -55,6 +55,14 @@ def test_sizes_of_real_frames(shared):
     assert len(sizes) == 8
 
 
+def test_the_size_of_a_damaged_image_is_none(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert image_sizes([tmp_path / "a.png", tmp_path / "b.png"]) == [(20, 30), None]
+    with pytest.raises(DatasetError, match="c.png: the image is missing"):
+        image_sizes([tmp_path / "a.png", tmp_path / "c.png"])
+
+
 def test_video_frames_are_read_in_both_orders(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     file = shared / "data" / "pets09_s2l1" / "vtest.avi"

@@ -284,7 +284,7 @@ def test_bad_input_is_named(record, tmp_path):
     [
         (encode_rle(np.ones((45, 80), bool)), r"a.png: segmentation is \[45, 80\], expected .* size \[90, 160\]"),
         ([[1, 2, 3, 4, 5, 6]], "a.png: segmentation is list"),
-        ({"size": [90, 160], "counts": "12"}, "a.png: segmentation is damaged"),
+        ({"size": [90, 160], "counts": "12"}, "a.png: segmentation is damaged.*; mend its annotation, or make the masks again"),
     ],
 )
 def test_bad_masks_are_named(record, segmentation, message):

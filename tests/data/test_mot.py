@@ -253,3 +253,29 @@ def test_bad_counts_are_named(name, tmp_path):
         register_mot(name, tmp_path, tmp_path, queries_per_identity=0)
     with pytest.raises(ConfigError, match="mot_test: camera_id is -1"):
         register_mot(name, tmp_path, tmp_path, camera_id=-1)
+
+
+def test_an_unreadable_image_is_counted_and_left_to_whoever_loads_it(sequence, caplog):
+    folder, truth = sequence("1,7,2,3,10,20", "2,7,30,3,10,20")
+    (folder / "000002.png").write_bytes(b"no image")
+    records = load_mot("m", folder, truth)
+    assert f"m: 1 images cannot be read (for example {folder / '000002.png'})" in caplog.text
+    assert [a["bbox"] for r in records for a in r["annotations"]] == [[2, 3, 12, 23], [30, 3, 40, 23]]
+    with pytest.raises(DatasetError, match="000002.png: cannot be read as an image"):
+        read_image(records[1]["file_name"])
+
+
+def test_what_is_no_video_is_refused(sequence, pets):
+    folder, truth = sequence("1,7,2,3,10,20")
+    with pytest.raises(DatasetError, match="000001.png is a single image; expected a folder of images or a video"):
+        load_mot("m", folder / "000001.png", truth)
+    # OpenCV draws the letters of a text file, frame by frame.
+    with pytest.raises(DatasetError, match="gt.txt: cannot be read as a video, it is a text file"):
+        load_mot("m", pets[1], truth)
+
+
+def test_a_byte_order_mark_does_no_harm(sequence):
+    folder, truth = sequence("1,7,2,3,10,20")
+    records = load_mot("m", folder, truth)
+    truth.write_bytes(b"\xef\xbb\xbf" + truth.read_bytes())
+    assert load_mot("m", folder, truth) == records

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.data import prw
 from person_search.data.cache import CACHE_FOLDER
+from person_search.data.mapper import UnreadableImageError, read_frame
 from person_search.data.prw import camera_of, load_prw, load_prw_protocol
 from person_search.errors import DatasetError
 from PIL import Image
@@ -292,11 +293,40 @@ def test_malformed_rows_are_named(small, array, message):
         load_prw(small, "train")
 
 
-def test_an_unreadable_image_is_named(small):
-    name = load_prw(small, "train")[3]["image_id"]
-    (small / "frames" / name).write_bytes(b"no image")
-    with pytest.raises(DatasetError, match=rf"{name}: cannot be read as an image"):
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_an_unreadable_image_is_named_and_left_to_whoever_loads_it(small, caplog, content):
+    before = load_prw(small, "train")
+    name = before[3]["image_id"]
+    (small / "frames" / name).write_bytes(content)
+    with caplog.at_level("WARNING"):
+        assert load_prw(small, "train") == before  # the camera tells the size
+    assert f"1 images cannot be read (for example {small / 'frames' / name})" in caplog.text
+    assert "missing" not in caplog.text
+    with pytest.raises(UnreadableImageError, match=rf"{name}: cannot be read as an image"):
+        read_frame(before[3], "RGB")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hello"], "frame name 'hello.jpg' is not of the form c1s1_001051.jpg; fetch"),
+        ([], "img_index_train names no frame; fetch"),
+    ],
+)
+def test_a_bad_list_of_frames_is_named(small, names, message):
+    cell = np.empty((len(names), 1), object)
+    cell[:, 0] = names
+    savemat(small / "frame_train.mat", {"img_index_train": cell})
+    with pytest.raises(DatasetError, match=f"frame_train.mat: .*{message}"):
         load_prw(small, "train")
+
+
+def test_a_frame_that_is_listed_twice_is_not_called_missing(small, caplog):
+    cell = loadmat(small / "frame_train.mat")["img_index_train"]
+    savemat(small / "frame_train.mat", {"img_index_train": np.vstack([cell, cell[:1]])})
+    with pytest.raises(DatasetError, match="two frames are named"):
+        load_prw(small, "train")
+    assert "missing" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,11 @@ def test_chosen_queries_follow_the_rule(content, per_identity):
                 first = content[int(query.image_id)][1].index(identity)
                 assert query.bbox == (first, 0, first + 9, 9)
     assert all(q.person_id >= 0 for q in queries)
+
+
+def test_a_frame_of_unknown_size_reaches_as_far_as_its_boxes(caplog):
+    persons = (Person((-3, 1, 20.5, 30)), Person((5, 5, 12, 44.2)), Person((float("nan"), 0, 9, 9)))
+    records = build_records("d", [Frame("/data/a", "a", None, None, persons), Frame("/data/b", "b", None, None)])
+    assert [(r["height"], r["width"]) for r in records] == [(45, 21), (1, 1)]
+    assert [a["bbox"] for a in records[0]["annotations"]] == [[0, 1, 20.5, 30], [5, 5, 12, 44.2]]
+    assert "d: 2 images cannot be read (for example /data/a): training skips them, evaluation" in caplog.text

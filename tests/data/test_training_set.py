@@ -7,7 +7,8 @@ import copy
 import numpy as np
 import pytest
 from person_search.data import training_set
-from person_search.data.training_set import load_training_set, number_rows
+from person_search.data.training_set import load_training_set, number_rows, registered_records
+from person_search.errors import ConfigError
 
 
 def records(persons: list[list[int]]) -> list[dict]:
@@ -44,3 +45,9 @@ def test_identities_of_two_data_sets_differ(monkeypatch: pytest.MonkeyPatch):
     loaded = load_training_set(["a", "b"])
     assert loaded.person_ids.tolist() == [0, 3, -1, 4, -1, 7]
     assert loaded.identities.tolist() == [0, 1, -1, 2, -1, 3]
+
+
+def test_an_unknown_name_lists_person_search_sets_alone():
+    with pytest.raises(ConfigError, match="data set prw_trian is not registered; registered are .*prw_train") as caught:
+        registered_records("prw_trian")
+    assert "coco" not in str(caught.value)

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 
 from ..errors import DatasetError
 from .catalog import check_at_least, register_dataset
-from .images import image_size
+from .images import image_sizes
 from .protocol import Query, SearchProtocol
 from .records import (
     UNLABELLED,
@@ -28,7 +28,7 @@ from .records import (
 )
 
 _PERSON_NAMES = ("person", "pedestrian")
-_NUMBER = (int, float)
+_LARGEST = 2**63 - 1  # what arrays of whole numbers hold
 
 
 def register_coco_json(
@@ -107,6 +107,8 @@ def _query(content: _Content, number: Any, where: str) -> Query:
     if not isinstance(number, int | str) or number not in content.persons:
         raise DatasetError(f"{where}: {number!r} is not the id of a person's annotation")
     frame, person = content.persons[number]
+    if frame.height is None or frame.width is None:
+        raise DatasetError(f"{where}: the image of the annotation {number!r} cannot be read: {frame.file_name}")
     bbox = clip_box(person.bbox, frame.height, frame.width)
     if person.person_id < 0 or bbox is None:
         problem = "has no person_id" if person.person_id < 0 else "shows nothing of its frame"
@@ -145,7 +147,7 @@ def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
 def _parse(dataset: str, json_file: Path) -> dict[str, Any]:
     require_file(dataset, json_file, "annotations in COCO's JSON format")
     try:
-        data = json.loads(json_file.read_text(encoding="utf-8"))
+        data = json.loads(json_file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{json_file}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (UnicodeDecodeError, RecursionError) as error:
@@ -169,9 +171,10 @@ def _field(item: Any, key: str, kinds: type | tuple[type, ...], where: str, defa
         return default
     if value is None:
         raise DatasetError(f"{where}: has no {key!r}")
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    large = isinstance(value, int) and abs(value) > _LARGEST
+    if not isinstance(value, kinds) or isinstance(value, bool) or large:
         names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        raise DatasetError(f"{where}: {key!r} is {str(value)[:60]}, expected {names}")
+        raise DatasetError(f"{where}: {key!r} is {str(value)[:60]}, expected {names}{' of 64 bits' if large else ''}")
     return value
 
 
@@ -180,7 +183,9 @@ def _frame(image: Any, image_root: Path, persons: list[Person], where: str) -> F
     file = str(image_root / name)
     height, width = _field(image, "height", int, where, None), _field(image, "width", int, where, None)
     if height is None or width is None:
-        height, width = image_size(file)
+        height, width = image_sizes([file])[0] or (None, None)
+    elif height < 1 or width < 1:
+        raise DatasetError(f"{where}: the frame has the size {width} x {height}, expected pixels of 1 or more")
     return Frame(file, name, height, width, persons, _field(image, "camera_id", int, where, None))
 
 
@@ -211,16 +216,22 @@ def _is_person(annotation: Mapping[str, Any], categories: dict[int, bool] | None
 
 def _person(annotation: Mapping[str, Any], frame: Frame, where: str) -> Person:
     bbox = _field(annotation, "bbox", list, where)
-    if len(bbox) != 4 or not all(isinstance(v, _NUMBER) and not isinstance(v, bool) for v in bbox):
+    if len(bbox) != 4 or not all(_is_coordinate(v) for v in bbox):
         raise DatasetError(f"{where}: 'bbox' is {str(bbox)[:60]}, expected [x, y, width, height]")
     x, y, w, h = map(float, bbox)
     identity = _field(annotation, "person_id", int, where, UNLABELLED)
     return Person((x, y, x + w, y + h), identity, _run_lengths(annotation.get("segmentation"), frame, where))
 
 
+def _is_coordinate(value: Any) -> bool:
+    """Whether a value of a box is a number that a float can hold; NaN and infinity are: their boxes show nothing."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return whole or isinstance(value, float)
+
+
 def _run_lengths(segmentation: Any, frame: Frame, where: str) -> dict[str, Any] | None:
     """A mask as COCO run lengths over the frame, from run lengths or polygons; None where there is none."""
-    if not segmentation:
+    if not segmentation or frame.height is None:  # nobody will see the pixels of an image that cannot be read
         return None
     size = [frame.height, frame.width]
     try:

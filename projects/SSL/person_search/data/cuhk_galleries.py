@@ -143,7 +143,7 @@ def _read_gallery(file: Path) -> Arrays:
     counts: list[int] = []
     entries: list[int] = []
     hits: list[tuple[int, Xywh]] = []
-    for number, row in enumerate(matlab.structs(matlab.load_variable(file, (file.stem,))), 1):
+    for number, row in enumerate(matlab.struct_array(file, file.stem), 1):
         with matlab.naming(file, f"{file.stem}({number})"):
             query = matlab.structs(row["Query"])[0]
             box = matlab.box(query["idlocate"])

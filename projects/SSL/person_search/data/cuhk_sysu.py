@@ -32,8 +32,8 @@ def load_cuhk_sysu(root: Path, split: str) -> list[Record]:
         split: "train" or "test".
 
     Raises:
-        DatasetError: a file or an image is missing (frame sizes stand in the images only), damaged or breaks the
-            format; the message names it.
+        DatasetError: a file or an image is missing (frame sizes stand in the images only), a file is damaged or
+            breaks the format; the message names it.
     """
     dataset = f"cuhk_sysu_{split}"
     require_folder(dataset, root, EXPECTED)
@@ -69,7 +69,7 @@ def _read_split(root: Path, split: str) -> Arrays:
         logger.warning(
             "%s: %d labelled boxes are not in Images.mat, such as %s", dataset, len(labels), next(iter(labels))
         )
-    return FrameTable.from_frames(list(frames), np.array(image_sizes(files)), boxes, person_ids).arrays()
+    return FrameTable.from_frames(list(frames), image_sizes(files), boxes, person_ids).arrays()
 
 
 def _frames(root: Path, split: str) -> dict[str, list[Xywh]]:
@@ -77,7 +77,7 @@ def _frames(root: Path, split: str) -> dict[str, list[Xywh]]:
     file = root / "annotation" / "Images.mat"
     pool = set(pool_frames(root))
     frames: dict[str, list[Xywh]] = {}
-    for number, image in enumerate(matlab.structs(matlab.load_variable(file, ("Img",))), 1):
+    for number, image in enumerate(matlab.struct_array(file, "Img"), 1):
         with matlab.naming(file, f"Img({number})"):
             name = matlab.text(image["imname"])
             if (name in pool) != (split == "test"):

@@ -75,10 +75,25 @@ def image_size(file: str | Path) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
-def image_sizes(files: Iterable[str | Path]) -> list[tuple[int, int]]:
-    """`image_size` of many files, in their order; several at once, because slow disks answer late."""
+def image_sizes(files: Iterable[str | Path]) -> list[tuple[int, int] | None]:
+    """`image_size` of many files, in their order, None of damaged ones.
+
+    Several are read at once, because slow disks answer late.
+
+    Raises:
+        DatasetError: a file is missing.
+    """
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return list(pool.map(image_size, files))
+        return list(pool.map(_size_or_none, files))
+
+
+def _size_or_none(file: str | Path) -> tuple[int, int] | None:
+    try:
+        return image_size(file)
+    except DatasetError:
+        if not Path(file).exists():
+            raise
+        return None
 
 
 def _unreadable(file: str | Path, error: Exception) -> DatasetError:

@@ -97,7 +97,10 @@ class SequentialLoader(_SampleLoader):
             yielded += 1
             yield batch
         if len(self) and not yielded:
-            raise DatasetError(f"none of {len(self)} images can be read, for example {next(iter(self.skipped))}")
+            raise DatasetError(
+                f"none of {len(self)} images can be read, for example {next(iter(self.skipped))}; the warnings above "
+                "say why: check the folder of the images"
+            )
 
 
 def build_train_loader(

@@ -134,7 +134,9 @@ class PersonSearchMapper:
             try:
                 masks = transform_masks(segmentations, boxes, transforms, frame, size)
             except DatasetError as error:
-                raise DatasetError(f"{record['image_id']}: {error}") from error
+                raise DatasetError(
+                    f"{record['image_id']}: {error}; mend its annotation, or make the masks again with prepare_masks.py"
+                ) from error
             instances.gt_masks = BitMasks(torch.from_numpy(masks))
         return instances
 

@@ -44,7 +44,7 @@ def naming(path: Path, where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise DatasetError(f"{path}: {where}: {error}") from error
+        raise DatasetError(f"{path}: {where}: {error}; fetch the file again") from error
 
 
 def text(value: Any) -> str:
@@ -62,6 +62,13 @@ def texts(path: Path, name: str) -> list[str]:
         with naming(path, f"{name}{{{number}}}"):
             values.append(text(cell))
     return values
+
+
+def struct_array(path: Path, name: str) -> list[Any]:
+    """The elements of the struct array `name` of a MATLAB file; DatasetError, naming file and variable, for others."""
+    variable = load_variable(path, (name,))
+    with naming(path, name):
+        return structs(variable)
 
 
 def box(value: Any) -> tuple[float, float, float, float] | None:

@@ -100,7 +100,7 @@ def load_mot(
     _check_frames(gt_file, persons, names, first, last)
     sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
     found = [
-        Frame(names[n], Path(names[n]).name, *size, [person for _, person in persons.get(n, ())], camera_id)
+        Frame(names[n], Path(names[n]).name, *(size or (None, None)), [p for _, p in persons.get(n, ())], camera_id)
         for n, size in zip(taken, sizes, strict=True)
     ]
     return build_records(dataset, found, strict)
@@ -114,7 +114,7 @@ def read_ground_truth(gt_file: Path) -> dict[int, list[tuple[int, Person]]]:
     """
     persons: dict[int, list[tuple[int, Person]]] = {}
     columns = 0
-    for line, content in enumerate(gt_file.read_text(errors="replace").splitlines(), 1):
+    for line, content in enumerate(gt_file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not content.strip():
             continue
         fields = content.split(",")
@@ -157,6 +157,8 @@ def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, ...] | No
 def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
     """Frame number -> `file_name`, and (height, width) where all frames share it because they are a video's."""
     if images.is_file():
+        if images.suffix.lower() in _IMAGE_ENDINGS:
+            raise DatasetError(f"{dataset}: {images} is a single image; expected a folder of images or a video")
         count, height, width = video_shape(images)
         return {k + 1: video_frame_name(images, k) for k in range(count)}, (height, width)
     if not images.is_dir():

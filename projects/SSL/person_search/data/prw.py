@@ -45,7 +45,7 @@ def load_prw(root: Path, split: str) -> list[Record]:
 
     Training identities are 1-478, 480-483 and 932. Coordinates below 0 are set to 0 with width and height kept, as
     the readers behind every published figure do; what reaches out on the other sides is clipped. Pixels are not
-    needed: frame sizes come from the images that exist, else from the camera.
+    needed: frame sizes come from the images that can be read, else from the camera.
 
     Args:
         root: the folder PRW.
@@ -121,7 +121,12 @@ def _read_split(root: Path, split: str) -> Arrays:
     require_file(dataset, frame_list, _EXPECTED)
     require_folder(dataset, root / "annotations", "one .mat file for each frame of PRW")
     names = [f"{name}.jpg" for name in matlab.texts(frame_list, f"img_index_{split}")]
-    cameras = [camera_of(name) for name in names]
+    try:
+        cameras = [camera_of(name) for name in names]
+    except DatasetError as error:
+        raise DatasetError(f"{frame_list}: {error}; fetch the file again") from None
+    if not names:
+        raise DatasetError(f"{frame_list}: img_index_{split} names no frame; fetch the file again")
     files = [root / "annotations" / f"{name}.mat" for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:
         reading = pool.map(_read_annotation, files)
@@ -149,12 +154,18 @@ def _corners(xywh: np.ndarray) -> np.ndarray:
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
-def _sizes(root: Path, dataset: str, names: Sequence[str], cameras: Sequence[int]) -> np.ndarray:
-    """(n, 2) height and width of the frames: from the header where the image exists, else from the camera."""
+def _sizes(root: Path, dataset: str, names: Sequence[str], cameras: Sequence[int]) -> list[tuple[int, int]]:
+    """Height and width of each frame: from the header where the image can be read, else from the camera."""
     folder = root / "frames"
     present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     existing = [name for name in names if name in present]
     sizes = dict(zip(existing, image_sizes(folder / name for name in existing), strict=True))
-    if len(sizes) < len(names):
-        logger.warning("%s: %d of %d images are missing below %s", dataset, len(names) - len(sizes), len(names), folder)
-    return np.array([sizes.get(n) or _SIZES.get(c, _USUAL_SIZE) for n, c in zip(names, cameras, strict=True)])
+    missing, unreadable = len(names) - len(existing), [name for name in sizes if sizes[name] is None]
+    if missing:
+        logger.warning("%s: %d of %d images are missing below %s", dataset, missing, len(names), folder)
+    if unreadable:
+        logger.warning(
+            "%s: %d images cannot be read (for example %s): training skips them, evaluation refuses them",
+            dataset, len(unreadable), folder / unreadable[0],
+        )  # fmt: skip
+    return [sizes.get(n) or _SIZES.get(c, _USUAL_SIZE) for n, c in zip(names, cameras, strict=True)]

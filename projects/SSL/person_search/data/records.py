@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,20 @@ class Person:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as a reader found it; `file_name` is absolute, `image_id` unique in its dataset, sizes in pixels."""
+    """One frame as a reader found it.
+
+    Attributes:
+        file_name: absolute.
+        image_id: unique in its dataset.
+        height, width: in pixels; both None where the image cannot be read and nothing else tells them.
+        persons: those annotated in it.
+        camera_id: where it is known.
+    """
 
     file_name: str
     image_id: str
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     persons: Sequence[Person] = ()
     camera_id: int | None = None
 
@@ -56,8 +64,14 @@ class _Tally:
     clipped: int = 0
     dropped: int = 0
     examples: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     def report(self, dataset: str) -> None:
+        if self.unreadable:
+            logger.warning(
+                "%s: %d images cannot be read (for example %s): training skips them, evaluation refuses them",
+                dataset, len(self.unreadable), self.unreadable[0],
+            )  # fmt: skip
         if self.dropped:
             logger.warning(
                 "%s: dropped %d boxes that show nothing (for example %s)",
@@ -90,6 +104,8 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
     """Detectron2's records of a dataset, checked, boxes clipped, memory bank rows numbered.
 
     Boxes are clipped to their frame; one of which less than a pixel is left is dropped and counted in one log line.
+    A frame of unknown size is counted in another; it gets the size that its boxes reach to, so that its persons keep
+    their bank rows until whoever loads the image skips or refuses it.
 
     Args:
         dataset: name, for messages.
@@ -114,6 +130,9 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
                 "names must be unique in a dataset"
             )
         seen[frame.image_id] = frame.file_name
+        if frame.height is None or frame.width is None:
+            tally.unreadable.append(frame.file_name)
+            frame = replace(frame, **_reach(frame.persons))
         if frame.height < 1 or frame.width < 1:
             raise DatasetError(f"{dataset}: frame {frame.image_id!r} has the size {frame.width} x {frame.height}")
         annotations = _annotations(dataset, frame, row, strict, tally)
@@ -132,6 +151,13 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         raise DatasetError(f"{dataset}: has no frame")
     tally.report(dataset)
     return records
+
+
+def _reach(persons: Sequence[Person]) -> dict[str, int]:
+    """Height and width of the smallest frame that holds all boxes, at least one pixel each."""
+    corners = [p.bbox[2:] for p in persons if all(map(math.isfinite, p.bbox))]
+    width, height = (max((math.ceil(corner[axis]) for corner in corners), default=1) for axis in (0, 1))
+    return {"height": max(height, 1), "width": max(width, 1)}
 
 
 def _annotations(dataset: str, frame: Frame, row: int, strict: bool, tally: _Tally) -> list[dict[str, Any]]:

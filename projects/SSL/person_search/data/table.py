@@ -18,7 +18,7 @@ class FrameTable:
 
     Attributes:
         image_ids: (F,) str, the frames' names.
-        sizes: (F, 2) int, height and width in pixels.
+        sizes: (F, 2) int, height and width in pixels; 0 and 0 where the image cannot be read.
         counts: (F,) int, boxes of each frame; they sum to A.
         boxes: (A, 4) float64, (x0, y0, x1, y1) in pixels, frame after frame.
         person_ids: (A,) int64, identities; -1 is unlabelled.
@@ -32,12 +32,16 @@ class FrameTable:
 
     @classmethod
     def from_frames(
-        cls, image_ids: Sequence[str], sizes: np.ndarray, boxes: Sequence[np.ndarray], person_ids: Sequence[np.ndarray]
+        cls,
+        image_ids: Sequence[str],
+        sizes: Sequence[tuple[int, int] | None],
+        boxes: Sequence[np.ndarray],
+        person_ids: Sequence[np.ndarray],
     ) -> FrameTable:
-        """Joins what was read frame by frame: F arrays of boxes (n, 4) and of identities (n,)."""
+        """Joins what was read frame by frame: F sizes (None: unknown), arrays of boxes (n, 4), of identities (n,)."""
         return cls(
             np.array(image_ids, dtype=np.str_),
-            np.asarray(sizes, dtype=np.int64).reshape(-1, 2),
+            np.asarray([size or (0, 0) for size in sizes], dtype=np.int64).reshape(-1, 2),
             np.array([len(rows) for rows in boxes], dtype=np.int64),
             np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.float64),
             np.concatenate([np.zeros(0, np.int64), *person_ids]).astype(np.int64),
@@ -57,5 +61,5 @@ class FrameTable:
             rows = range(start, start + count)
             persons = [Person(tuple(boxes[row]), person_ids[row]) for row in rows]
             camera = camera_of(image_id) if camera_of is not None else None
-            yield Frame(f"{folder}/{image_id}", image_id, height, width, persons, camera)
+            yield Frame(f"{folder}/{image_id}", image_id, height or None, width or None, persons, camera)
             start += count

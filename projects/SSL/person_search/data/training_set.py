@@ -126,6 +126,7 @@ def registered_records(name: str) -> list[dict[str, Any]]:
         ConfigError: the name is not registered; those that are get listed.
     """
     if name not in DatasetCatalog.list():
-        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(("coco_", "lvis_", "cityscapes", "voc_", "ade20k")))
+        theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
+        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
         raise ConfigError(f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)")
     return DatasetCatalog.get(name)

@@ -26,6 +26,7 @@ _FRAME_MARK = "#frame="
 _READER_VERSION = 1
 _OPEN_VIDEOS = 8  # decoders kept open in a process; each holds a file and its threads
 _GRAB_AHEAD = 64  # frames: decoding so many costs about as much as one jump
+_TEXT_BYTES = 1 << 16  # every video has a zero byte in its first ones, no text has one
 _SAME_STAMP = 1e-3  # milliseconds
 
 
@@ -152,7 +153,10 @@ os.register_at_fork(after_in_child=_start_anew)
 
 def _open(file: str) -> cv2.VideoCapture:
     if not os.path.isfile(file):
-        raise DatasetError(f"{file}: the video is missing")
+        raise DatasetError(f"{file}: the video is missing; restore it, or mend the path in the dataset's registration")
+    with open(file, "rb") as stream:
+        if b"\0" not in stream.read(_TEXT_BYTES):  # OpenCV would show the letters of a text as a video
+            raise DatasetError(f"{file}: cannot be read as a video, it is a text file; mend the path of the video")
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         raise DatasetError(f"{file}: cannot be read as a video; convert it to a format that OpenCV decodes")
