@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = args.out or default_mask_file(args.dataset)
     try:
         register_own(args.config_file)
+        check_writable(out)
         records = registered_records(args.dataset)[: args.limit]
         store = open_store(out, args.dataset, args.provider)
         unreadable = make_masks(records, make_provider(args), store, out)
@@ -107,8 +109,27 @@ def make_provider(args: argparse.Namespace) -> Provider:
         return ParsingProvider(args.parsing_dir)
     cfg = mask_rcnn_config()
     cfg.MODEL.DEVICE = args.device
+    check_device(args.device)
     cfg.MODEL.WEIGHTS = str(find_weights(args.weights))
     return MaskRCNNProvider(cfg)
+
+
+def check_device(device: str) -> None:
+    """Raises DatasetError where a device for mask_rcnn is unknown or not there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"--device {device} cannot be used ({reason}); give another, such as cpu") from error
+
+
+def check_writable(out: Path) -> None:
+    """Raises DatasetError, before any work is done, where `out` cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise DatasetError(f"{out} cannot be written ({error}); choose another place with --out") from error
 
 
 def part_file(out: Path) -> Path:
@@ -137,13 +158,13 @@ def open_store(out: Path, dataset: str, provider: str) -> MaskStore:
 def make_masks(records: Sequence[Record], provider: Provider, store: MaskStore, out: Path) -> int:
     """Fills the store with the masks that are missing in it and writes it to `out`, in one step at the end.
 
-    On the way, and when interrupted, the store is kept in `part_file(out)`.
+    On the way, and when interrupted after the first image, the store is kept in `part_file(out)`.
 
     Returns:
         The number of images that cannot be read; each is named in one line.
 
     Raises:
-        DatasetError: the provider's files or weights are wrong.
+        DatasetError: the provider's files or weights are wrong, or `out` cannot be written.
     """
     # Parsing PNGs may have been added since; the other providers would fail again where they have failed.
     known = store.get if isinstance(provider, ParsingProvider) else store.has
@@ -159,15 +180,24 @@ def make_masks(records: Sequence[Record], provider: Provider, store: MaskStore, 
                 unreadable += 1
             progress.update()
             if number % SAVE_EVERY == 0:
-                store.save(part_file(out))
+                save(store, part_file(out))
     except BaseException:
-        store.save(part_file(out))
+        if store.frames:
+            save(store, part_file(out))
         raise
     finally:
         progress.close()
-    store.save(out)
+    save(store, out)
     part_file(out).unlink(missing_ok=True)
     return unreadable
+
+
+def save(store: MaskStore, file: Path) -> None:
+    """Writes the store; DatasetError where that fails, as on a full disk."""
+    try:
+        store.save(file)
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be written ({error}); make room, or choose another --out") from error
 
 
 def add_masks(record: Record, provider: Provider, store: MaskStore) -> None:

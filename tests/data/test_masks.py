@@ -262,3 +262,20 @@ def test_without_masks_one_line_says_so(tmp_path, monkeypatch, caplog):
 def test_a_named_file_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="nowhere.json"):
         attach_masks([record()], "my_train", [str(tmp_path / "nowhere.json")])
+
+
+def test_a_size_that_no_number_holds_is_named(tmp_path):
+    file = tmp_path / "masks.json"
+    entry = '{"bbox": [1, 2, 3, 4], "size": [Infinity, 2], "counts": "x"}'
+    file.write_text(f'{{"format": "person_search.masks/1", "masks": {{"a.jpg": [{entry}]}}}}')
+    with pytest.raises(DatasetError, match="masks.json: masks of 'a.jpg' are malformed"):
+        MaskStore.load(file)
+
+
+def test_masks_of_other_frames_name_their_file(tmp_path):
+    store = MaskStore("d", "p")
+    store.add("a.jpg", [0, 0, 4, 4], np.ones((8, 8), bool))
+    store.save(tmp_path / "masks.json")
+    record = {"image_id": "a.jpg", "height": 9, "width": 8, "annotations": [{"bbox": [0, 0, 4, 4]}]}
+    with pytest.raises(DatasetError, match="masks.json: mask of a.jpg is for a frame of height x width"):
+        attach_masks([record], "d", [str(tmp_path / "masks.json")])

@@ -376,3 +376,39 @@ def test_boxes_are_matched_one_to_one(script):
     assert sorted(script.match_boxes(annotated, detected)) == [(0, 1), (1, 0)]
     assert script.match_boxes(annotated, detected[:0]) == []
 
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(script, records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "grabcut", lambda *_: pytest.fail("worked first"))
+    (tmp_path / "taken").write_text("a file")
+    assert run(script, "--out", tmp_path / "taken" / "masks.json") == 1
+    error = capsys.readouterr().err.strip()
+    assert "masks.json cannot be written" in error and "--out" in error and "\n" not in error
+
+
+def test_a_failure_at_the_first_image_leaves_no_file(script, records, tmp_path, capsys):
+    (tmp_path / "parsing").mkdir()
+    (tmp_path / "parsing" / "f0.png").write_text("no image")
+    out = tmp_path / "out" / "masks.json"
+    arguments = ["--dataset", "toy_train", "--provider", "schp", "--parsing-dir", str(tmp_path / "parsing")]
+    assert script.main([*arguments, "--out", str(out)]) == 1
+    assert "f0.png: not a readable PNG" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_named(script, records, tmp_path, capsys):
+    (tmp_path / "w.pkl").write_text("x")
+    arguments = ["--dataset", "toy_train", "--provider", "mask_rcnn", "--weights", str(tmp_path / "w.pkl")]
+    assert script.main([*arguments, "--device", "nonsense"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "--device nonsense cannot be used" in error and "\n" not in error
+
+
+def test_a_disk_that_fills_up_is_named_in_one_line(script, records, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MaskStore, "save", full)
+    assert run(script) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot be written" in error and "No space left on device" in error

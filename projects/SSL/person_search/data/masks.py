@@ -63,7 +63,7 @@ class MaskStore:
         for image_id, entries in masks.items():
             try:
                 store._entries[image_id] = [_parse_entry(entry) for entry in entries]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise DatasetError(f"mask file {path}: masks of {image_id!r} are malformed ({error!r})") from error
         return store
 
@@ -133,6 +133,11 @@ class MaskStore:
                 attached += 1
         return attached
 
+    @property
+    def frames(self) -> int:
+        """Number of frames that something was added for."""
+        return len(self._entries)
+
     def __len__(self) -> int:
         """Number of persons with a mask."""
         return sum(rle is not None for entries in self._entries.values() for _, rle in entries)
@@ -167,7 +172,11 @@ def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Se
     if not files and default_mask_file(dataset_name).exists():
         files = [default_mask_file(dataset_name)]
     for file in files:
-        MaskStore.load(file).attach(records)
+        store = MaskStore.load(file)
+        try:
+            store.attach(records)
+        except DatasetError as error:
+            raise DatasetError(f"mask file {file}: {error}") from error
     persons = [a for record in records for a in record["annotations"] if not a.get("iscrowd", 0)]
     masked = sum("segmentation" in annotation for annotation in persons)
     if masked == 0:
