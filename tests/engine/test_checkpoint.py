@@ -135,3 +135,41 @@ def test_a_torchvision_resnet_reaches_backbone_and_both_heads(full_width_cfg: Cf
         torch.testing.assert_close(got4, expected4, rtol=1e-3, atol=1e-3 * float(expected4.abs().max()))
         for res5 in (model.roi_heads.first_res5, model.roi_heads.second_res5):
             torch.testing.assert_close(res5(got4), expected5, rtol=1e-3, atol=1e-3 * float(expected5.abs().max()))
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"model": None}, {"model": [1]}])
+def test_what_is_no_mapping_of_tensors_is_refused(model, tmp_path, content):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="expected a checkpoint: a mapping of names to tensors") as caught:
+        PersonSearchCheckpointer(model).load_for_inference(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"\x80\x04N."])
+def test_a_damaged_pickle_is_refused(model, tmp_path, content):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="weights.pkl cannot be read .*expected a checkpoint"):
+        PersonSearchCheckpointer(model).load_for_inference(str(path))
+
+
+class _State:
+    def state_dict(self) -> dict:
+        return {"iteration": 3}
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def test_resuming_from_weights_alone_is_refused(model, tmp_path):
+    PersonSearchCheckpointer(model, str(tmp_path)).save("weights")
+    with pytest.raises(CheckpointError, match=r"weights.pth: it holds weights but no state of a training \(trainer\)"):
+        PersonSearchCheckpointer(model, str(tmp_path), trainer=_State()).resume_or_load("", resume=True)
+    PersonSearchCheckpointer(model, trainer=_State()).resume_or_load(str(tmp_path / "weights.pth"), resume=False)
+
+
+@pytest.mark.parametrize("tag", ["gone.pth", ""])
+def test_a_last_checkpoint_that_is_gone_names_its_tag(model, tmp_path, tag):
+    (tmp_path / "last_checkpoint").write_text(tag)
+    with pytest.raises(CheckpointError, match="last_checkpoint names .*which does not exist"):
+        PersonSearchCheckpointer(model, str(tmp_path), trainer=_State()).resume_or_load("", resume=True)

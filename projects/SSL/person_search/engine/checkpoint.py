@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ from .weights import (
     is_torchvision_resnet,
 )
 
+# What a damaged file, or one that is no checkpoint, makes torch and pickle raise.
+_UNREADABLE = (
+    RuntimeError, EOFError, OSError, AssertionError, LookupError, ValueError, TypeError, AttributeError, ImportError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+_EXPECTED = "expected a checkpoint: a mapping of names to tensors, alone or below 'model'"
 # State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
 _TRAINING_STATE = "objective."
 # What the rows of its tensors are; of others, the persons that are annotated.
@@ -100,27 +108,44 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             self._incompatible = self._load_model({"model": download_torchvision(path)})
             return {}
         if path and "://" not in path and not os.path.isfile(path):
+            if path in (self.get_checkpoint_file(), self.save_dir):
+                tag = os.path.join(self.save_dir, "last_checkpoint")
+                raise CheckpointError(
+                    f"{tag} names {path}, which does not exist: write the name of a checkpoint there, or start anew "
+                    "without --resume"
+                )
             raise CheckpointError(f"weights {path} do not exist: check MODEL.WEIGHTS")
         try:
             return super().load(path, *args, **kwargs)
-        except (RuntimeError, EOFError, OSError, AssertionError, KeyError, ValueError, TypeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            reason = str(error).strip().splitlines()
-            raise CheckpointError(f"weights {path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
+        except CheckpointError as error:
+            raise error if path in str(error) else CheckpointError(f"{path}: {error}") from error
+        except _UNREADABLE as error:
+            reason = (str(error).strip() or "it is empty").splitlines()[0][:200]
+            raise CheckpointError(
+                f"weights {path} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}"
+            ) from error
         finally:
             self._parsed_url_during_load = None
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        import pickle
-
         try:
-            return super()._torch_load(f)
+            loaded = super()._torch_load(f)
         except pickle.UnpicklingError as error:
             raise CheckpointError(f"weights {f} are damaged or no PyTorch checkpoint of tensors alone") from error
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(f"weights {f} cannot be read: they are a {type(loaded).__name__}; {_EXPECTED}")
+        return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"its 'model' is a {type(state).__name__}; {_EXPECTED}")
+        if self._resuming and not self.checkpointables.keys() <= checkpoint.keys():
+            lacking = ", ".join(sorted(self.checkpointables.keys() - checkpoint.keys()))
+            raise CheckpointError(
+                f"it holds weights but no state of a training ({lacking}), so nothing can be resumed: start from its "
+                "weights in another OUTPUT_DIR, without --resume and with MODEL.WEIGHTS"
+            )
         if is_torchvision_resnet(state):
             checkpoint["model"] = convert_torchvision_resnet(state, self.model.state_dict())
         elif self._resuming:
