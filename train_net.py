@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +19,19 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.data import register_custom
+from person_search.data.training_set import registered_records
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
-from person_search.errors import PersonSearchError
+from person_search.errors import ConfigError, PersonSearchError
 from person_search.modeling.folding import fold_batch_norms
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The configuration of a run, and its logging."""
+    """The configuration of a run, and its logging.
+
+    Raises:
+        ConfigError: a key is unknown, or a value cannot work.
+    """
     cfg = get_cfg()
     add_ssl_config(cfg)
     merge_file_and_options(cfg, args.config_file, args.opts)
@@ -32,6 +39,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         print("No GPU is visible: running on the CPU (MODEL.DEVICE cpu).", file=sys.stderr)
         cfg.MODEL.DEVICE = "cpu"
     register_custom(cfg.DATASETS.CUSTOM)
+    check_machine(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logging(cfg.OUTPUT_DIR)
@@ -43,6 +51,7 @@ def main(args: argparse.Namespace) -> Any:
     quiet_expected_errors()
     try:
         cfg = setup(args)
+        check_test_sets(cfg)
         if args.eval_only:
             return evaluate(cfg, args.resume)
         trainer = PersonSearchTrainer(cfg)
@@ -53,11 +62,50 @@ def main(args: argparse.Namespace) -> Any:
         sys.exit(2)
 
 
+def check_machine(cfg: CfgNode) -> None:
+    """Refuses what Detectron2's own set-up would stumble over: device, seed and a folder that cannot be written.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected a device such as cpu or cuda") from None
+    if cfg.SEED >= 2**32:
+        raise ConfigError(f"SEED is {cfg.SEED}, expected less than 2**32; below 0: another one for each run")
+    if cfg.OUTPUT_DIR.endswith((".txt", ".log")):  # Detectron2 takes it for the name of the log
+        raise ConfigError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: give a folder whose name ends with neither .txt nor .log")
+    try:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written ({error}): choose another folder") from error
+
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Reads frames and queries of the test sets, so that what is wrong with them ends a run before its training.
+
+    Raises:
+        ConfigError: a set is not registered, or TEST.PERSON_SEARCH has a value that cannot work.
+        DatasetError: a file of a set is missing, damaged or breaks the format.
+    """
+    for name in cfg.DATASETS.TEST:
+        registered_records(name)
+        PersonSearchTrainer.build_evaluator(cfg, name)
+
+
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST.
 
     Features are kept: evaluating the same weights with another protocol does not run the network again.
+
+    Raises:
+        ConfigError: DATASETS.TEST is empty.
+        CheckpointError: see `PersonSearchCheckpointer.load_for_inference`.
     """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name a registered data set to evaluate on")
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
     last = checkpointer.get_checkpoint_file() if resume else ""

@@ -132,3 +132,33 @@ def test_an_unreadable_image_stops_the_evaluation_and_is_skipped_in_training(
     finally:
         for path, content in zip(broken, whole, strict=True):
             path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("MODEL.DEVICE", "tpu"), "MODEL.DEVICE is 'tpu', expected a device"),
+        (("SEED", "99999999999"), "SEED is 99999999999, expected less than"),
+        (("OUTPUT_DIR", "{}/a.txt"), "give a folder whose name ends with neither .txt nor .log"),
+        (("OUTPUT_DIR", "{}/taken/x"), "taken/x cannot be written"),
+        (("OUTPUT_DIR", "{}/taken"), "taken cannot be written"),
+    ],
+)
+def test_values_that_the_set_up_would_stumble_over(capfd, train_net, repository, tmp_path, options, message):
+    (tmp_path / "taken").write_text("a file")
+    options = tuple(word.format(tmp_path) for word in options)
+    assert message in refused(capfd, train_net, repository, tmp_path / "run", options=options)
+
+
+def test_a_bad_test_set_ends_the_run_before_its_training(capfd, train_net, repository, tmp_path):
+    for name, message in (("prw_tset", "data set prw_tset is not registered"), ("prw_test", "PRW is missing")):
+        line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TEST", f"('{name}',)"))
+        assert message in line
+    options = ("TEST.PERSON_SEARCH.GALLERY", "nothing")
+    assert "TEST.PERSON_SEARCH.GALLERY" in refused(capfd, train_net, repository, tmp_path, options=options)
+    assert not list(tmp_path.glob("*.pth")) and not (tmp_path / "metrics.json").exists()
+
+
+def test_an_evaluation_needs_a_test_set(capfd, train_net, repository, tmp_path):
+    line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=("DATASETS.TEST", "()"))
+    assert "DATASETS.TEST is empty" in line
