@@ -173,8 +173,9 @@ def test_options_reach_the_figures(golden_problem, records, protocol, expected, 
     assert len({round(value, 6) for value in (plain, cbgm, *others.values())}) == 6
 
 
-def test_ground_truth_gallery(golden_problem, records, protocol):
-    subject = build(records, protocol, gallery="ground_truth")
+def test_ground_truth_gallery(golden_problem, records, protocol, tmp_path):
+    options = {"query_feature": "detection", "score_weighted": True, "output_dir": str(tmp_path)}
+    subject = build(records, protocol, gallery="ground_truth", **options)
     for record in records:
         boxes = subject.given_boxes_by_image[record["image_id"]]
         persons = [query.person_id for query in protocol.queries if query.image_id == record["image_id"]]
@@ -189,6 +190,15 @@ def test_ground_truth_gallery(golden_problem, records, protocol):
     figures = subject.evaluate()
     assert figures["search"] == {"mAP": 100, "top1": 100, "top5": 100, "top10": 100}
     assert "detection" not in figures
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "detections" not in results["counts"]
+    # Nothing was detected: neither query nor similarity may be said to come from a detection.
+    described = {key: results["protocol"][key] for key in ("searched", "query_feature", "similarity")}
+    assert described == {
+        "searched": "ground-truth boxes",
+        "query_feature": "of the searched ground-truth box with the highest IoU to the query's",
+        "similarity": "cosine",
+    }
 
 
 def cuhk_protocol(protocol, sizes) -> SearchProtocol:
@@ -280,6 +290,23 @@ def test_options_that_cannot_work_are_named(records, protocol):
         build(records, replace(protocol, queries=()))
     with pytest.raises(DatasetError, match="query 0 .* is of frame"):
         build(records[:3], protocol)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SCORE_THRESHOLD", 1.5], "^TEST.PERSON_SEARCH.SCORE_THRESHOLD: 1.5 has to be in 0..1"),
+        (["CBGM.ENABLED", True, "CBGM.K1", 0], "^TEST.PERSON_SEARCH.CBGM: .*k1 = 0"),
+        (["RERANKING.ENABLED", True, "RERANKING.LAMBDA", 2.0], "^TEST.PERSON_SEARCH.RERANKING: .*= 2.0"),
+        (["CBGM.ENABLED", True, "RERANKING.ENABLED", True], "CBGM.ENABLED and .*RERANKING.ENABLED cannot both .* set one"),
+    ],
+)
+def test_keys_that_cannot_work_are_named(registered, options, message):
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_list([f"TEST.PERSON_SEARCH.{word}" if isinstance(word, str) else word for word in options])
+    with pytest.raises(ConfigError, match=message):
+        PersonSearchEvaluator.from_config(cfg, registered)
 
 
 @pytest.fixture()

@@ -105,7 +105,9 @@ def evaluation(folder: Path, problem: SearchProblem, detection: bool = True) -> 
     if detection:
         figures["detection"] = {"AP": 100 * found.AP, "recall": 100 * found.recall}
     choices = {"query_feature": "ground_truth", "gallery": "detections" if detection else "ground_truth"}
-    counts = {"frames": FRAMES, "detections": len(problem.det_frame), "annotated_boxes": 150, "queries": QUERIES}
+    counts = {"frames": FRAMES, "annotated_boxes": 150, "queries": QUERIES}
+    if detection:
+        counts["detections"] = len(problem.det_frame)
     content = {
         "dataset": "crowd", "figures": figures, "protocol": describe_protocol("prw", names, choices, options),
         "left_out": {"50": "TestG50.mat is not there"}, "counts": counts,
@@ -241,6 +243,7 @@ def test_ground_truth_galleries_have_no_detection(tmp_path, records):
     evaluation(tmp_path, make_problem(), detection=False)
     page = Page.read(write_report(tmp_path, records))
     assert "Detection" not in page.text
+    assert f"{QUERIES} queries, {FRAMES} frames, 150 annotated persons." in " ".join(page.text.split())
     assert "ground-truth boxes" in page.text
     assert len(page.all("svg", "chart")) == 2
 
@@ -257,6 +260,20 @@ def test_gallery_sizes(tmp_path, records):
     (label,) = [a["aria-label"] for a in page.all("svg", "chart") if a["aria-label"].startswith("mAP")]
     assert label == "mAP by the number of frames that are searched: 91.2 % in 50, 88.5 % in 100, 70.8 % in 6977."
     assert "mAP against gallery size" in page.text and "gallery of 100" in page.text
+
+
+def test_the_main_figures_come_first_and_then_the_galleries_by_size(tmp_path, records):
+    evaluation(tmp_path, make_problem())
+    results = json.loads((tmp_path / "results.json").read_text())
+    search = results["figures"]["search"]
+    shown = ["search", "search_gallery_50", "search_gallery_100", "search_gallery_full"]
+    found = results["figures"]["detection"]
+    results["figures"] = {name: search for name in (shown[0], shown[2], shown[1], shown[3])} | {"detection": found}
+    results["protocol"]["galleries"] = {name: name for name in (shown[1], shown[0], shown[2], shown[3])}
+    write_json(tmp_path / "results.json", results)
+    text = write_report(tmp_path, records).read_text()
+    rows = re.findall(r'<tr><th scope="row">(search[^<]*)</th>', text)
+    assert rows == [name.replace("_", " ") for name in shown]
 
 
 def test_a_query_that_finds_nothing_and_one_without_a_match(tmp_path, records):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from .results import SearchResult, finite_or_none
 from .storage import save_problem, write_json
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class PersonSearchEvaluator(DatasetEvaluator):
@@ -109,6 +111,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         """
         keys = cfg.TEST.PERSON_SEARCH
         records, protocol = _load(dataset_name)
+        context_matching, reranking = _rescoring(keys)
         return cls(
             dataset_name=dataset_name,
             records=records,
@@ -118,12 +121,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
             gallery=keys.GALLERY,
             score_weighted=keys.SCORE_WEIGHTED,
             score_threshold=keys.SCORE_THRESHOLD,
-            cbgm=ContextMatching(keys.CBGM.K1, keys.CBGM.K2, keys.CBGM.QUERY_NMS)
-            if keys.CBGM.ENABLED
-            else None,
-            reranking=Reranking(keys.RERANKING.K1, keys.RERANKING.K2, keys.RERANKING.LAMBDA)
-            if keys.RERANKING.ENABLED
-            else None,
+            cbgm=context_matching,
+            reranking=reranking,
             save=keys.SAVE_PROBLEM,
             device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available() else None,
             report=keys.REPORT,
@@ -245,7 +244,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             return
         counts = {
             "frames": len(problem.frame_name),
-            "detections": len(problem.det_frame),
+            **({} if detection is None else {"detections": len(problem.det_frame)}),
             "annotated_boxes": len(problem.gt_frame),
             "queries": len(problem.query_frame),
             "queries_without_match": len(problem.query_frame) - result.num_evaluated,
@@ -269,6 +268,31 @@ class PersonSearchEvaluator(DatasetEvaluator):
         write_json(self._output_dir / "results.json", content)
         if self._writes_report:
             logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
+
+
+def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]:
+    """Context matching and re-ranking as TEST.PERSON_SEARCH asks for them; errors name its keys."""
+    cbgm, reranking, section = keys.CBGM, keys.RERANKING, "TEST.PERSON_SEARCH"
+    if not 0 <= keys.SCORE_THRESHOLD <= 1:
+        raise ConfigError(f"{section}.SCORE_THRESHOLD: {keys.SCORE_THRESHOLD} has to be in 0..1")
+    if cbgm.ENABLED and reranking.ENABLED:
+        raise ConfigError(
+            f"{section}.CBGM.ENABLED and {section}.RERANKING.ENABLED cannot both be on, since each replaces the "
+            "similarities; set one of them to False"
+        )
+    return (
+        _named(f"{section}.CBGM", ContextMatching, cbgm.K1, cbgm.K2, cbgm.QUERY_NMS) if cbgm.ENABLED else None,
+        _named(f"{section}.RERANKING", Reranking, reranking.K1, reranking.K2, reranking.LAMBDA)
+        if reranking.ENABLED
+        else None,
+    )
+
+
+def _named(section: str, make: Callable[..., T], *values: Any) -> T:
+    try:
+        return make(*values)
+    except ConfigError as error:
+        raise ConfigError(f"{section}: {error}") from error
 
 
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:

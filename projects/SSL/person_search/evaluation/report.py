@@ -24,6 +24,7 @@ _QUERY_FEATURES = {
     "ground_truth": "of the ground-truth box",
     "detection": "of the detection with the highest IoU to the ground-truth box",
 }
+_SEARCHED_BOX = "of the searched ground-truth box with the highest IoU to the query's"
 
 
 def describe_protocol(
@@ -47,8 +48,9 @@ def describe_protocol(
             for figure in figures
         },
         "searched": f"detections of score >= {options.score_threshold:g}" if detections else "ground-truth boxes",
-        "query_feature": _QUERY_FEATURES[choices["query_feature"]],
-        "similarity": "cosine x detection score" if options.score_weighted else "cosine",
+        "query_feature": _query_feature(choices["query_feature"], detections),
+        # The score of every ground-truth box is 1.
+        "similarity": "cosine x detection score" if options.score_weighted and detections else "cosine",
         "context_matching": (
             f"CBGM, k1 = {matching.k1}, k2 = {matching.k2}, query NMS {matching.query_nms:g}" if matching else "none"
         ),
@@ -61,6 +63,10 @@ def describe_protocol(
         "true_positive": "in each frame the most similar with IoU >= min(0.5, wh / ((w + 10)(h + 10)))",
         "average_precision": "mean precision at the true positives x recall; queries without a match left out",
     }
+
+
+def _query_feature(choice: str, detections: bool) -> str:
+    return _SEARCHED_BOX if choice == "detection" and not detections else _QUERY_FEATURES[choice]
 
 
 def describe_breakdown(
