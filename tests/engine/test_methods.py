@@ -189,10 +189,12 @@ def cluster_loss(features: Tensor, rows: Tensor, bank: Tensor, labels: Tensor, m
 def test_cgps_losses_are_those_of_the_definition(trained):
     run = trained("cgps")
     assert run.losses[0].keys() == {"loss_cluster_instance", "loss_context"}
+    weight = run.trainer.cfg.SSL.CLUSTER_LOSS.WEIGHT
+    assert 0 < weight < 1, "so that a weight left out or applied twice is seen"
     for i in (0, ITERATIONS - 1):
         batch, memory, losses = run.batches[i], run.memories[i], run.losses[i]
         labels, rois = memory["cluster_labels"], batch.rois.detach()
-        expected = cluster_loss(rois, batch.roi_rows, memory["instance_bank.features"], labels, 0.6)
+        expected = weight * cluster_loss(rois, batch.roi_rows, memory["instance_bank.features"], labels, 0.6)
         assert float(losses["loss_cluster_instance"]) == pytest.approx(expected, rel=1e-3)
         to_persons, to_background = torch.cdist(rois, rois), torch.cdist(rois, batch.backgrounds.detach())
         hinges, background = [], []
@@ -206,13 +208,14 @@ def test_cgps_losses_are_those_of_the_definition(trained):
 
 def test_r_siamnet_losses_are_those_of_the_definition(trained):
     run = trained("rsiamnet")
+    weight = run.trainer.cfg.SSL.CLUSTER_LOSS.WEIGHT
     for i in (0, ITERATIONS - 1):
         batch, memory, losses = run.batches[i], run.memories[i], run.losses[i]
         labels, persons, crops = memory["cluster_labels"], batch.persons.detach(), batch.exemplars.detach()[:, 0]
         assert len(losses) == 4 and batch.exemplars.shape[1] == 1
         pairs = {"instance": (batch.rois.detach(), batch.roi_rows), "multi_scale": (crops, batch.rows)}
         for bank, (features, rows) in pairs.items():
-            expected = cluster_loss(features, rows, memory[f"{bank}_bank.features"], labels, 1.0)
+            expected = weight * cluster_loss(features, rows, memory[f"{bank}_bank.features"], labels, 1.0)
             assert float(losses[f"loss_cluster_{bank}"]) == pytest.approx(expected, rel=1e-3)
         cosine = float((persons * crops).sum(dim=1).mean())
         assert float(losses["loss_region"]) == pytest.approx(1 - cosine, rel=1e-4)
