@@ -63,6 +63,38 @@ def test_a_value_of_another_type_and_a_missing_file_are_refused():
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected a mapping of config keys"),
+        ("only text", "expected a mapping of config keys"),
+        ("SSL: [1, 2", "is no YAML: .*line 1, column"),
+        ("_BASE_: absent.yaml\n", "absent.yaml does not exist: check its _BASE_"),
+        ("SOLVER: {BASE_LR: fast}\n", "Type mismatch"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, content, message):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        merge_file_and_options(fresh(), str(file), [])
+    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"OUTPUT_DIR: 'caf\xe9'\n")
+    with pytest.raises(ConfigError, match="latin.yaml"):
+        merge_file_and_options(fresh(), str(file), [])
+
+
+def test_a_wrong_value_on_the_command_line_is_not_blamed_on_the_file(tmp_path):
+    file = tmp_path / "good.yaml"
+    file.write_text("SOLVER: {BASE_LR: 0.1}\n")
+    with pytest.raises(ConfigError, match="^command line: "):
+        merge_file_and_options(fresh(), str(file), ["SOLVER.BASE_LR", "fast"])
+
+
 def test_every_key_is_read_somewhere():
     """No option that does nothing: each key's name stands in the package outside config.py."""
     package = CONFIGS.parent / "person_search"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import yaml
 from detectron2.config import CfgNode
@@ -284,12 +285,28 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
         raise ConfigError(f"config file {config_file} does not exist: check --config-file")
     if len(options) % 2:
         raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
-    try:
-        if config_file:
+    if config_file:
+        with _named(cfg, config_file):
             cfg.merge_from_file(config_file)
+    with _named(cfg, "command line"):
         cfg.merge_from_list(list(options))
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-        where = config_file or "command line"
+
+
+@contextmanager
+def _named(cfg: CfgNode, where: str) -> Iterator[None]:
+    """Turns what goes wrong within into one line that says where it stands."""
+    try:
+        yield
+    except yaml.YAMLError as error:
+        # With the line and the column, which the first argument alone lacks.
+        raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{where}: expected a mapping of config keys, found something else") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8 text: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: {error.filename} does not exist: check its _BASE_") from error
+    except (KeyError, ValueError, AssertionError, OSError) as error:
         message = " ".join(str(error.args[0] if error.args else error).split())
         unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
         raise ConfigError(_unknown_key(cfg, unknown[1]) if unknown else f"{where}: {message}") from error
