@@ -311,7 +311,7 @@ def test_the_clustering_period_comes_from_the_run(draw, run_dir, monkeypatch):
         (lambda d: (shutil.rmtree(d / "inference"), (d / "metrics.json").write_text("")), "holds no metrics yet"),
         (lambda d: (d / "inference/synthetic_tiny_test").rename(d / "inference/other"), "other is not registered"),
         (lambda d: (d / "inference/synthetic_tiny_test/queries.json").write_text("["), "is not the evaluator's"),
-        (lambda d: (d / "config.yaml").write_text("SOLVER:\n  BASE_LRR: 1\n"), "unknown config key SOLVER.BASE_LRR"),
+        (lambda d: (d / "config.yaml").write_text("VERSION: 2\nSOLVER: {BASE_LRR: 1}\n"), "unknown config key SOLVER.BASE_LRR"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_one_line(draw, run_dir, capsys, damage, message):
