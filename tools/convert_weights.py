@@ -41,6 +41,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         CheckpointError: the file is missing, damaged or no state dict.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; expected the file of a checkpoint")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
@@ -78,6 +80,8 @@ def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: the place cannot be written.
     """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
     partial = None
     try:
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")

@@ -217,7 +217,7 @@ def test_what_seqnet_has_no_place_for_is_refused_and_training_state_named():
         with pytest.raises(CheckpointError, match=f"no place for {name}"):
             convert_to_seqnet({**ours, name: torch.zeros(1)})
     del ours["roi_heads.embedding.rescaler.bias"]
-    with pytest.raises(CheckpointError, match="1 of 3.. missing .roi_heads.embedding.rescaler.bias"):
+    with pytest.raises(CheckpointError, match="a ResNet-50 person search model .* 1 of 3.. missing .roi_heads.embedding.rescaler.bias"):
         convert_to_seqnet(ours)
 
 
@@ -302,6 +302,7 @@ def test_the_checkpointer_reads_what_the_tool_writes(tmp_path):
     ("arguments", "message"),
     [
         (["nowhere.pth", "out.pth"], "nowhere.pth does not exist"),
+        (["folder", "out.pth"], "folder is a folder; expected"),
         (["damaged.pth", "out.pth"], "damaged.pth cannot be read"),
         (["code.pth", "out.pth"], "code.pth cannot be read"),
         (["number.pth", "out.pth"], "number.pth holds no state dict"),
@@ -311,7 +312,7 @@ def test_the_checkpointer_reads_what_the_tool_writes(tmp_path):
         (["seqnet.pth", "out.pth", "--to-seqnet"], "holds seqnet weights, but --to-seqnet takes this project's alone"),
         (["ours.pth", "out.pth"], "holds this project's weights already"),
         (["seqnet.pth", "seqnet.pth"], "is both IN and OUT"),
-        (["seqnet.pth", "no/such/folder/out.pth"], "out.pth cannot be written"),
+        (["seqnet.pth", "no/such/folder/out.pth"], "out.pth cannot be written: there is no folder no/such/folder; create it"),
     ],
 )
 def test_refusals_take_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, message):
@@ -322,6 +323,7 @@ def test_refusals_take_one_line_and_write_nothing(tmp_path, monkeypatch, capsys,
     saved(tmp_path / "other.pth", {"layers.0.weight": torch.rand(1)})
     saved(tmp_path / "number.pth", {"model": 3})
     saved(tmp_path / "code.pth", {"model": Path("/")})
+    (tmp_path / "folder").mkdir()
     (tmp_path / "damaged.pth").write_bytes(b"PK no archive")
     before = sorted(p.name for p in tmp_path.rglob("*"))
     assert tool.main(arguments) == 2
