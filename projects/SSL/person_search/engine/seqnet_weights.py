@@ -96,7 +96,8 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
             deformable pooling), so that it would not be the same network.
     """
     pairs = name_pairs("roi_heads.second_regressor.norm.weight" in state)
-    _refuse_missing([p.ours for p in pairs if not _is_counter(p.ours)], state, "a ResNet-50 person search model of this project")
+    needed = [p.ours for p in pairs if not _is_counter(p.ours)]
+    _refuse_missing(needed, state, "a ResNet-50 person search model of this project")
     converted = {}
     for pair in pairs:
         if pair.ours in state:
