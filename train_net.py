@@ -19,7 +19,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.data import register_custom
-from person_search.data.training_set import registered_records
+from person_search.data.training_set import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import ConfigError, PersonSearchError
@@ -91,8 +91,8 @@ def check_test_sets(cfg: CfgNode) -> None:
         DatasetError: a file of a set is missing, damaged or breaks the format.
     """
     for name in cfg.DATASETS.TEST:
-        registered_records(name)
-        PersonSearchTrainer.build_evaluator(cfg, name)
+        check_registered(name)
+        PersonSearchTrainer.build_evaluator(cfg, name)  # reads the frames and the queries
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

@@ -119,14 +119,19 @@ def number_rows(records: list[dict[str, Any]]) -> TrainingSet:
     return TrainingSet(records, np.asarray(images, np.int64), np.asarray(persons, np.int64))
 
 
+def check_registered(name: str) -> None:
+    """Raises ConfigError, which lists the names that there are, unless a data set is registered as `name`."""
+    if name not in DatasetCatalog.list():
+        theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
+        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
+        raise ConfigError(f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)")
+
+
 def registered_records(name: str) -> list[dict[str, Any]]:
     """Records of a registered data set.
 
     Raises:
         ConfigError: the name is not registered; those that are get listed.
     """
-    if name not in DatasetCatalog.list():
-        theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
-        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
-        raise ConfigError(f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)")
+    check_registered(name)
     return DatasetCatalog.get(name)

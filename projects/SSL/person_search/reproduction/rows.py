@@ -190,8 +190,12 @@ PARAMETERS = {
     parameter.name: parameter
     for parameter in (
         Parameter("m", "margin m", "SSL.SCALE_LOSS.MARGIN", (0.1, 0.2, 0.3, 0.5, 0.8), lowest=0.0),
-        Parameter("gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5), lowest=0.0),
-        Parameter("delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0), lowest=0.0),
+        Parameter(
+            "gamma", "weight gamma of the original scale", "SSL.SCALE_LOSS.GAMMA", (0.0, 0.05, 0.2, 0.5), lowest=0.0
+        ),
+        Parameter(
+            "delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0), lowest=0.0
+        ),
         Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (-0.1, -0.05, 0.05, 0.1), relative=True),
         Parameter("alpha", "threshold's range alpha", "SSL.THRESHOLD.ALPHA", (0.0, 0.05, 0.1, 0.2)),
         Parameter("beta", "threshold's decay beta", "SSL.THRESHOLD.BETA", (-0.2, -0.1, -0.05, -0.02)),
@@ -200,7 +204,10 @@ PARAMETERS = {
             lambda base, count: ["SSL.EXEMPLAR.SCALES", spaced_scales(base, int(count))],
             lambda base: float(len(base.SSL.EXEMPLAR.SCALES)), lowest=1.0, whole=True,
         ),
-        Parameter("lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0), lowest=0.0, highest=1.0),
+        Parameter(
+            "lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0),
+            lowest=0.0, highest=1.0,
+        ),
         Parameter(
             "backbone", "exemplar backbone (0: shared, 1: separate)", "SSL.EXEMPLAR.SHARED_BACKBONE", (0.0, 1.0),
             lambda base, separate: ["SSL.EXEMPLAR.SHARED_BACKBONE", not separate],

@@ -66,7 +66,8 @@ def _draw_ranges(axes: Axes, name: str, areas: Mapping[int, np.ndarray]) -> None
     place = np.arange(1, len(ordered) + 1)
     low, first, middle, third, high = np.array([np.percentile(a, (0, 25, 50, 75, 100)) for a in ordered]).T
     width = max(0.85, min(8.0, 260 / len(ordered)))
-    axes.vlines(place, low, high, color=BLUE, linewidth=max(0.7, 0.45 * width), alpha=0.45, label="smallest to largest box")
+    thin = max(0.7, 0.45 * width)
+    axes.vlines(place, low, high, color=BLUE, linewidth=thin, alpha=0.45, label="smallest to largest box")
     axes.vlines(place, first, third, color=BLUE, linewidth=width, label="middle half")
     axes.plot(place, middle, "_", color=VERMILION, markersize=max(2.5, 1.4 * width), markeredgewidth=1.6, label="median")
     axes.set_yscale("log")
