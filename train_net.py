@@ -21,6 +21,7 @@ from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.training_set import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
+from person_search.engine.config_checks import check_inference
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import ConfigError, PersonSearchError
 from person_search.modeling.folding import fold_batch_norms
@@ -101,11 +102,12 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     Features are kept: evaluating the same weights with another protocol does not run the network again.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty.
+        ConfigError: DATASETS.TEST is empty, or a value cannot work.
         CheckpointError: see `PersonSearchCheckpointer.load_for_inference`.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name a registered data set to evaluate on")
+    check_inference(cfg)
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
     last = checkpointer.get_checkpoint_file() if resume else ""

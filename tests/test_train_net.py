@@ -162,3 +162,9 @@ def test_a_bad_test_set_ends_the_run_before_its_training(capfd, train_net, repos
 def test_an_evaluation_needs_a_test_set(capfd, train_net, repository, tmp_path):
     line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=("DATASETS.TEST", "()"))
     assert "DATASETS.TEST is empty" in line
+
+
+def test_an_evaluation_refuses_what_it_cannot_be_built_from(capfd, train_net, repository, tmp_path):
+    for key, value in (("MODEL.META_ARCHITECTURE", "Nothing"), ("DATALOADER.NUM_WORKERS", "-1")):
+        line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=(key, value))
+        assert f"{key} is" in line

@@ -43,12 +43,13 @@ def test_the_tag_follows_a_complete_file(model, tmp_path, monkeypatch):
     assert order == ["model_1.pth", "last_checkpoint"]
 
 
-def test_inference_ignores_banks_of_another_training_set(model, tmp_path):
+def test_inference_ignores_banks_of_another_training_set(model, tmp_path, caplog):
     model.objective.allocate(torch.tensor([0, 0, 1]))
     PersonSearchCheckpointer(model, str(tmp_path)).save("model")
     model.objective.allocate(torch.zeros(0, dtype=torch.int64))
     PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "model.pth"))
     assert model.objective.size == 0
+    assert not [r for r in caplog.records if r.levelname == "WARNING"], "what is left out on purpose is no warning"
 
 
 def test_resuming_with_banks_of_another_size_is_refused(model, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
 from person_search.data import training_set
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.trainer import forget_metrics_from
@@ -125,7 +126,24 @@ def test_a_nan_loss_names_the_iteration_and_the_frames(cfg, tmp_path):
     cfg.SOLVER.BASE_LR = 1e30
     cfg.SOLVER.WARMUP_ITERS = 0
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    with pytest.raises(TrainingError, match=r"NaN or infinite at iteration \d+; the last batch was .*\.png, .*\.png"):
+    where = r"at iteration \d+; the last batch was .*\.png, .*\.png\. Lower SOLVER.BASE_LR"
+    with pytest.raises(TrainingError, match=rf"^(a loss|proposals) became NaN or infinite .*{where}"):
+        run(cfg, tmp_path / "nan")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("Loss became infinite or NaN at iteration=0!\nloss_dict = {'loss_a': nan}", r"^a loss became .* \({'loss_a': nan}\)"),
+        ("Predicted boxes or scores contain Inf/NaN. Training has diverged.", "^proposals became NaN or infinite at"),
+    ],
+)
+def test_both_ways_to_diverge_are_told_apart(cfg, tmp_path, monkeypatch, told, expected):
+    def diverge(self) -> None:
+        raise FloatingPointError(told)
+
+    monkeypatch.setattr(SimpleTrainer, "run_step", diverge)
+    with pytest.raises(TrainingError, match=expected):
         run(cfg, tmp_path / "nan")
 
 
@@ -167,6 +185,13 @@ def test_frames_without_persons_train(cfg, tmp_path, monkeypatch):
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         ("SSL.MEMORY.LABEL_SOURCE", "both"),
         ("SOLVER.AMP.ENABLED", True),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("INPUT.MIN_SIZE_TRAIN", ()),
+        ("INPUT.MIN_SIZE_TRAIN", (144, 0)),
+        ("SSL.EXEMPLAR.SCALES", ((0, 16),)),
+        ("SSL.EXEMPLAR.SCALES", ((32.5, 16),)),
+        ("SSL.EXEMPLAR.SCALES", (32, 16)),
+        ("MODEL.META_ARCHITECTURE", "GeneralizedRCN"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(cfg, key, value):

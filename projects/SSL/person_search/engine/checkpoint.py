@@ -155,6 +155,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = complete_exemplar_backbone(weights, self.model.state_dict())
         loaded = set(checkpoint["model"]) & set(self.model.state_dict())
         self._incompatible = super()._load_model(checkpoint)
+        if not self._resuming:  # left out on purpose: no reason to warn
+            missing = self._incompatible.missing_keys
+            missing[:] = [k for k in missing if not k.startswith(_TRAINING_STATE)]
         if not loaded:
             raise CheckpointError(
                 "none of its weights has a name of this model; SeqNet's are converted by tools/convert_weights.py first"

@@ -23,12 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
 from ..data.training_set import TrainingSet, load_training_set, registered_records
-from ..errors import CheckpointError, ConfigError, TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..modeling import BankObjective
 from .bank_filling import extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
-from .clustering import build_clusterer, check_clustering, cluster_cameras
+from .clustering import build_clusterer, cluster_cameras
+from .config_checks import check_config
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -39,7 +40,7 @@ from .hooks import (
     UpdateBanks,
     seed_generators,
 )
-from .objective import check_objective, training_identities
+from .objective import training_identities
 from .optimizer import build_optimizer
 from .schedule import iterations_per_epoch, resolve_schedule
 from .testing import evaluate_dataset, feature_store
@@ -250,9 +251,12 @@ class PersonSearchTrainer(DefaultTrainer):
             super().run_step()
         except FloatingPointError as error:
             files = ", ".join(self._trainer.data_loader.files)
-            losses = str(error).rsplit("loss_dict = ", 1)[-1]
+            # Detectron2 raises the same error where the losses are not finite and, before there are any, where
+            # proposals are not.
+            *_, losses = str(error).partition("loss_dict = ")
+            what = f"a loss became NaN or infinite ({losses.strip()})" if losses else "proposals became NaN or infinite"
             raise TrainingError(
-                f"a loss became NaN or infinite at iteration {self.iter}; the last batch was {files}; losses: {losses}. "
+                f"{what} at iteration {self.iter}; the last batch was {files}. "
                 "Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
             ) from error
 
@@ -298,29 +302,6 @@ class LastBatch:
     def skipped(self) -> dict[str, int]:
         """Unreadable image file -> number of draws that fell on it."""
         return self._loader.skipped
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Refuses settings that this trainer cannot honour.
-
-    Raises:
-        ConfigError: naming the key and what to do.
-    """
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: with it a run could not resume exactly")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ConfigError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: each epoch draws every frame once"
-        )
-    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU, and none is visible: set it to False")
-    if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
-        raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
-    exemplar = cfg.SSL.EXEMPLAR
-    if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
-        raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
-    check_objective(cfg)
-    check_clustering(cfg)
 
 
 def forget_metrics_from(path: str, iteration: int) -> None:

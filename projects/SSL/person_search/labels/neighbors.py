@@ -114,29 +114,52 @@ class _BestSoFar:
             tile: (r, c) similarities.
         """
         count, width = tile.shape
-        bound = self.similarity[start : start + count, -1]
-        hits = tile.view(count, _GROUP, -1).amax(1) > bound[:, None] if width % _GROUP == 0 else None
-        if hits is None or int(hits.count_nonzero()) > tile.numel() // _WORTH_SELECTING:
-            value, column = tile.topk(min(self.k, width), dim=1, sorted=False)
-            row = torch.arange(count, device=tile.device).repeat_interleave(column.shape[1])
-            return row + start, value.flatten(), column.flatten() + first_column
-        row, group = hits.nonzero(as_tuple=True)
-        column = group[:, None] + hits.shape[1] * torch.arange(_GROUP, device=tile.device)
-        value = tile[row[:, None], column]
-        hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
-        return row[hit] + start, value[hit, member], column[hit, member] + first_column
+        if width % _GROUP == 0:
+            maxima = tile.view(count, _GROUP, -1).amax(1)
+            bound = self._bound(start, maxima)
+            if bound is not None:
+                row, group = (maxima > bound[:, None]).nonzero(as_tuple=True)
+                column = group[:, None] + maxima.shape[1] * torch.arange(_GROUP, device=tile.device)
+                value = _elements(tile, row[:, None] * width + column)
+                hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
+                return row[hit] + start, value[hit, member], column[hit, member] + first_column
+        value, column = tile.topk(min(self.k, width), dim=1, sorted=False)
+        row = torch.arange(count, device=tile.device).repeat_interleave(column.shape[1])
+        return row + start, value.flatten(), column.flatten() + first_column
 
     def select_mirrored(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
         """As `select`, for a transposed tile: tile[j, i] belongs to row start + i and column first_column + j."""
-        bound = self.similarity[start : start + tile.shape[1], -1]
-        hits = tile.view(-1, _GROUP, tile.shape[1]).amax(1) > bound
-        if int(hits.count_nonzero()) > tile.numel() // _WORTH_SELECTING:
+        maxima = tile.view(-1, _GROUP, tile.shape[1]).amax(1).T.contiguous()
+        bound = self._bound(start, maxima)
+        if bound is None:
             return self.select(start, tile.T.contiguous(), first_column)
-        row, group = hits.T.nonzero(as_tuple=True)
+        row, group = (maxima > bound[:, None]).nonzero(as_tuple=True)
         column = group[:, None] * _GROUP + torch.arange(_GROUP, device=tile.device)
-        value = tile[column, row[:, None]]
+        value = _elements(tile, column * tile.shape[1] + row[:, None])
         hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
         return row[hit] + start, value[hit, member], column[hit, member] + first_column
+
+    def _bound(self, start: int, maxima: Tensor) -> Tensor | None:
+        """Similarities (r,) that a pair has to exceed to be among the k best of its row, from what the row has met and
+        from maxima (r, g) over groups of the new columns; None where so many pairs exceed them that a selection is
+        cheaper.
+
+        A row that has met little gets its bound from the groups: k of their maxima are pairs of its own.
+        """
+        bound = self.similarity[start : start + len(maxima), -1]
+        if int((maxima > bound[:, None]).count_nonzero()) * _WORTH_SELECTING <= maxima.numel() * _GROUP:
+            return bound
+        if maxima.shape[1] < self.k:
+            return None
+        least = maxima.topk(self.k, dim=1, sorted=False).values.amin(1)
+        bound = torch.maximum(bound, least.nextafter(torch.full_like(least, -math.inf)))  # `least` itself has to pass
+        # More groups than these exceed the bound only where many similarities are equal.
+        return bound if int((maxima > bound[:, None]).count_nonzero()) <= 2 * self.k * len(maxima) else None
+
+
+def _elements(tile: Tensor, place: Tensor) -> Tensor:
+    """Elements of a tile at flat places of any shape. One flat index is read several times faster than two."""
+    return tile.reshape(-1).index_select(0, place.flatten()).view_as(place)
 
 
 def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:

@@ -17,7 +17,7 @@ from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
 from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables
 from ..data.training_set import load_training_set, registered_records
-from ..engine.trainer import check_config
+from ..engine.config_checks import check_config
 from ..errors import ConfigError
 
 Say = Callable[[str], None]
