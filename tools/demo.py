@@ -54,7 +54,7 @@ def main() -> int:
     """Runs the demonstration and returns its exit status: 0, 2 for an error, 130 where it was interrupted."""
     os.chdir(REPOSITORY)
     print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures.")
-    print("Some 8 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
+    print("Some 5 to 6 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
     seconds: dict[str, float] = {}
     try:
         clear_output(OUTPUT)
