@@ -65,7 +65,7 @@ def test_a_table(tool, fake, capsys):
     assert tool.main(call) == 0
     text = (fake / "table1.md").read_text()
     # 10 x the margin 0.3 + 3 x seed^2, and 5 more for the row "ssl".
-    assert "6 epochs, 2 frames an iteration, " in text
+    assert "5 epochs, 2 frames an iteration, " in text
     assert "| baseline | 4.5 ± 2.1 | 50.0 ± 0.0 | 90.0 ± 0.0 | 95.0 ± 0.0 |  | 2 of 2 | 18.8 / 67.0 |" in text
     assert "| + SL + DML (SSL) | 9.5 ± 2.1 |" in text and "| +5.0 ± 0.0 | 2 of 2 |" in text
     assert (fake / "table1.csv").read_text().count("\n") == 5
