@@ -87,7 +87,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         self.load(path, checkpointables=[])
         missing = [
             k for k in self._incompatible.missing_keys
-            if not k.startswith(("objective.", "exemplar_branch.")) and not k.endswith("num_batches_tracked")
+            if not k.startswith("exemplar_branch.") and not k.endswith("num_batches_tracked")
         ]  # fmt: skip
         wrong = [f"{k} is {a}, expected {b}" for k, a, b in self._incompatible.incorrect_shapes]
         if missing or wrong:

@@ -253,7 +253,7 @@ class PersonSearchTrainer(DefaultTrainer):
             files = ", ".join(self._trainer.data_loader.files)
             # Detectron2 raises the same error where the losses are not finite and, before there are any, where
             # proposals are not.
-            *_, losses = str(error).partition("loss_dict = ")
+            losses = str(error).partition("loss_dict = ")[2]
             what = f"a loss became NaN or infinite ({losses.strip()})" if losses else "proposals became NaN or infinite"
             raise TrainingError(
                 f"{what} at iteration {self.iter}; the last batch was {files}. "

@@ -114,52 +114,59 @@ class _BestSoFar:
             tile: (r, c) similarities.
         """
         count, width = tile.shape
-        if width % _GROUP == 0:
-            maxima = tile.view(count, _GROUP, -1).amax(1)
-            bound = self._bound(start, maxima)
-            if bound is not None:
-                row, group = (maxima > bound[:, None]).nonzero(as_tuple=True)
-                column = group[:, None] + maxima.shape[1] * torch.arange(_GROUP, device=tile.device)
-                value = _elements(tile, row[:, None] * width + column)
-                hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
-                return row[hit] + start, value[hit, member], column[hit, member] + first_column
-        value, column = tile.topk(min(self.k, width), dim=1, sorted=False)
-        row = torch.arange(count, device=tile.device).repeat_interleave(column.shape[1])
-        return row + start, value.flatten(), column.flatten() + first_column
+        found = self._groups(start, tile.view(count, _GROUP, -1).amax(1)) if width % _GROUP == 0 else None
+        if found is None:
+            return self._most_similar(start, tile, first_column)
+        row, group, bound = found
+        column = group[:, None] + width // _GROUP * torch.arange(_GROUP, device=tile.device)
+        return _above(tile, row[:, None] * width + column, row, column, bound, (start, first_column))
 
     def select_mirrored(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
         """As `select`, for a transposed tile: tile[j, i] belongs to row start + i and column first_column + j."""
-        maxima = tile.view(-1, _GROUP, tile.shape[1]).amax(1).T.contiguous()
-        bound = self._bound(start, maxima)
-        if bound is None:
-            return self.select(start, tile.T.contiguous(), first_column)
-        row, group = (maxima > bound[:, None]).nonzero(as_tuple=True)
+        found = self._groups(start, tile.view(-1, _GROUP, tile.shape[1]).amax(1).T.contiguous())
+        if found is None:
+            return self._most_similar(start, tile.T.contiguous(), first_column)
+        row, group, bound = found
         column = group[:, None] * _GROUP + torch.arange(_GROUP, device=tile.device)
-        value = _elements(tile, column * tile.shape[1] + row[:, None])
-        hit, member = (value > bound[row][:, None]).nonzero(as_tuple=True)
-        return row[hit] + start, value[hit, member], column[hit, member] + first_column
+        return _above(tile, column * tile.shape[1] + row[:, None], row, column, bound, (start, first_column))
 
-    def _bound(self, start: int, maxima: Tensor) -> Tensor | None:
-        """Similarities (r,) that a pair has to exceed to be among the k best of its row, from what the row has met and
-        from maxima (r, g) over groups of the new columns; None where so many pairs exceed them that a selection is
-        cheaper.
+    def _groups(self, start: int, maxima: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The groups of new columns, as (row, group, bound) of (n,) each, with a pair above the bound that their row's
+        k best have; None where so many have one that a selection is cheaper.
 
-        A row that has met little gets its bound from the groups: k of their maxima are pairs of its own.
+        A row that has met little gets its bound from the maxima (r, g) of the groups: k of them are pairs of its own.
         """
         bound = self.similarity[start : start + len(maxima), -1]
-        if int((maxima > bound[:, None]).count_nonzero()) * _WORTH_SELECTING <= maxima.numel() * _GROUP:
-            return bound
-        if maxima.shape[1] < self.k:
-            return None
-        least = maxima.topk(self.k, dim=1, sorted=False).values.amin(1)
-        bound = torch.maximum(bound, least.nextafter(torch.full_like(least, -math.inf)))  # `least` itself has to pass
-        # More groups than these exceed the bound only where many similarities are equal.
-        return bound if int((maxima > bound[:, None]).count_nonzero()) <= 2 * self.k * len(maxima) else None
+        hits = maxima > bound[:, None]
+        if int(hits.count_nonzero()) * _WORTH_SELECTING > maxima.numel() * _GROUP:
+            if maxima.shape[1] < self.k:
+                return None
+            least = maxima.topk(self.k, dim=1, sorted=False).values.amin(1)
+            bound = torch.maximum(bound, least.nextafter(torch.full_like(least, -math.inf)))  # `least` itself has to pass
+            hits = maxima > bound[:, None]
+            # More groups than these exceed the bound only where many similarities are equal.
+            if int(hits.count_nonzero()) > 2 * self.k * len(maxima):
+                return None
+        row, group = hits.nonzero(as_tuple=True)
+        return row, group, bound[row]
+
+    def _most_similar(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
+        """The k most similar pairs of each row of a tile."""
+        value, column = tile.topk(min(self.k, tile.shape[1]), dim=1, sorted=False)
+        row = torch.arange(len(tile), device=tile.device).repeat_interleave(column.shape[1])
+        return row + start, value.flatten(), column.flatten() + first_column
 
 
-def _elements(tile: Tensor, place: Tensor) -> Tensor:
-    """Elements of a tile at flat places of any shape. One flat index is read several times faster than two."""
-    return tile.reshape(-1).index_select(0, place.flatten()).view_as(place)
+def _above(
+    tile: Tensor, place: Tensor, row: Tensor, column: Tensor, bound: Tensor, corner: tuple[int, int]
+) -> _Pairs:
+    """The pairs above their bound, of groups (n, _GROUP) of which `place` tells where they lie in the flat tile.
+
+    One flat index is read several times faster than two.
+    """
+    value = tile.reshape(-1).index_select(0, place.flatten()).view_as(place)
+    hit, member = (value > bound[:, None]).nonzero(as_tuple=True)
+    return row[hit] + corner[0], value[hit, member], column[hit, member] + corner[1]
 
 
 def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
