@@ -75,6 +75,10 @@ def draw(rows: list[Figures], path: Path) -> None:
     memory.loglog(count, [4 * n * n / 2**20 for n in count], color="0.7", linestyle="--", label="one N x N float32 matrix")
     memory.set(xlabel="N, annotated boxes", ylabel="MiB")
     memory.legend(fontsize="small")
+    for axes in (time, memory):
+        # The usual labels of a logarithmic axis that spans one decade run into each other.
+        axes.set_xticks(count, [f"{n:,}" for n in count], rotation=30, ha="right")
+        axes.minorticks_off()
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format=path.suffix.lstrip("."), metadata={"Date": None} if path.suffix == ".svg" else None)
     os.replace(part, path)
