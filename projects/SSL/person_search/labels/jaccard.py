@@ -96,7 +96,7 @@ def distance_from_ranks(
     needed = 2 * (1 - max_distance) / (2 - max_distance)
     with Workers(features.device) as workers:
         codes = encode(features, ranks, k1, k2, workers)
-    first, second, mass = _shared_masses(codes, needed, progress)
+        first, second, mass = _shared_masses(codes, needed, workers, progress)
     matrix = _symmetric(len(features), first, second, mass)
     matrix.data = np.maximum(1 - matrix.data / (2 - matrix.data), 0)
     matrix.setdiag(0)
@@ -121,7 +121,9 @@ def _keep(matrix: sparse.csr_matrix, kept: NDArray) -> sparse.csr_matrix:
     return sparse.csr_matrix(arrays, shape=matrix.shape)
 
 
-def _shared_masses(codes: SparseRows, needed: float, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _shared_masses(
+    codes: SparseRows, needed: float, workers: Workers, progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs first < second (int32, ordered) that share at least about `needed` mass, and the mass, above 0.
 
     Where mass is needed, most work is spared by a prefix filter. Columns are ordered from the rarest to the commonest,
@@ -134,19 +136,17 @@ def _shared_masses(codes: SparseRows, needed: float, progress: bool) -> tuple[Te
     uncounted = _UNCOUNTED_SHARE * needed
     prefix = _cut_tails(codes, uncounted) if uncounted > 0 else codes
     parts, pairs = [(codes.row[:0].int(), codes.row[:0].int(), codes.value[:0])], 0
-    with Workers(codes.row.device) as workers:
-        for part in _candidates(prefix, max(needed - uncounted - _SLACK, 0), workers, progress):
-            pairs += len(part[0])
-            if pairs > MAX_PAIRS:
-                raise ValueError(
-                    f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that they have to be stored: most "
-                    "rows are identical (the features have collapsed), or max_distance is too large for so many rows"
-                )
-            parts.append(part)
+    for part in _candidates(prefix, max(needed - uncounted - _SLACK, 0), workers, progress):
+        pairs += len(part[0])
+        if pairs > MAX_PAIRS:
+            raise ValueError(
+                f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that they have to be stored: most rows "
+                "are identical (the features have collapsed), or max_distance is too large for so many rows"
+            )
+        parts.append(part)
     first, second, mass = (torch.cat(part) for part in zip(*parts))
     if uncounted > 0:
-        with Workers(codes.row.device) as workers:
-            mass = _full_masses(codes, first, second, workers)
+        mass = _full_masses(codes, first, second, workers)
     return first, second, mass
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +41,6 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.count)
-            _return_free_memory()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yields function(item) for each item, in order. Tensors that it reads must not require gradients."""
@@ -57,13 +55,6 @@ class Workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _return_free_memory() -> None:
-    """Gives the system what ended threads have freed: glibc keeps it for threads to come, some 200 MB after a search."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Scratch(threading.local):
