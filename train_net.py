@@ -13,6 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+try:
+    import person_search  # noqa: F401  (says in one line what is missing, Detectron2 above all)
+except ImportError as error:
+    sys.exit(f"error: {error}")
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch

@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_writable(out)
         records = registered_records(args.dataset)[: args.limit]
         store = open_store(out, args.dataset, args.provider)
-        unreadable = make_masks(records, make_provider(args), store, out)
+        provider = make_provider(args)
+        if isinstance(provider, ParsingProvider):
+            provider.check_covers(records)
+        unreadable = make_masks(records, provider, store, out)
     except PersonSearchError as error:
         print(f"prepare_masks.py: {error}", file=sys.stderr)
         return 1
@@ -283,15 +286,29 @@ class ParsingProvider:
             raise DatasetError(f"--parsing-dir {folder} is not a folder")
         self.folder = folder
 
-    def __call__(self, record: Record, boxes: np.ndarray) -> list[Mask]:
+    def check_covers(self, records: Sequence[Record]) -> None:
+        """Raises DatasetError where the folder has a parsing of none of the persons: its names must be other ones."""
+        stems = [(self._stem(record), len(person_boxes(record))) for record in records]
+        if stems and not any(file.exists() for stem, persons in stems for file in self._files(stem, persons)):
+            whole, person = self._files(stems[0][0], 1)
+            raise DatasetError(f"--parsing-dir {self.folder} has no parsing of these frames: expected {whole} or {person}")
+
+    def _stem(self, record: Record) -> Path:
         name = record["image_id"]
-        stem = self.folder / (name if split_video_frame(name) else Path(name).with_suffix(""))
+        return self.folder / (name if split_video_frame(name) else Path(name).with_suffix(""))
+
+    @staticmethod
+    def _files(stem: Path, persons: int) -> list[Path]:
+        """The parsing of a whole frame, then those of each person's box."""
+        return [stem.with_name(f"{stem.name}.png"), *(stem.with_name(f"{stem.name}_{k}.png") for k in range(persons))]
+
+    def __call__(self, record: Record, boxes: np.ndarray) -> list[Mask]:
+        whole_file, *person_files = self._files(self._stem(record), len(boxes))
         shape = (record["height"], record["width"])
-        whole_file = stem.with_name(stem.name + ".png")
         whole = self._read(whole_file) if whole_file.exists() else None
         if whole is not None and whole.shape != shape:
             raise DatasetError(f"{whole_file}: height x width is {list(whole.shape)}, its frame's is {list(shape)}")
-        return [self._person(stem.with_name(f"{stem.name}_{k}.png"), box, shape, whole) for k, box in enumerate(boxes)]
+        return [self._person(file, box, shape, whole) for file, box in zip(person_files, boxes, strict=True)]
 
     def _person(self, file: Path, box: np.ndarray, shape: tuple[int, int], whole: Mask) -> Mask:
         window = box_window(box, *shape)

@@ -61,6 +61,8 @@ def test_a_value_of_another_type_and_a_missing_file_are_refused():
         merge_file_and_options(fresh(), "nowhere.yaml", [])
     with pytest.raises(ConfigError, match="command line"):
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM"])
+    with pytest.raises(ConfigError, match="--num-gpus stands behind a config key"):
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM", "0.5", "--num-gpus", "1"])
 
 
 @pytest.mark.parametrize(

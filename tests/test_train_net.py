@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -168,3 +170,10 @@ def test_an_evaluation_refuses_what_it_cannot_be_built_from(capfd, train_net, re
     for key, value in (("MODEL.META_ARCHITECTURE", "Nothing"), ("DATALOADER.NUM_WORKERS", "-1")):
         line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=(key, value))
         assert f"{key} is" in line
+
+
+def test_without_detectron2_one_line_says_what_to_do(repository):
+    hidden = "import sys, runpy; sys.modules['detectron2'] = None; runpy.run_path('train_net.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: person_search needs Detectron2") and len(done.stderr.splitlines()) == 1

@@ -73,3 +73,22 @@ def test_what_is_no_struct_is_refused():
     assert matlab.structs(np.zeros((0, 0))) == []
     with pytest.raises(ValueError, match="expected a struct array, found float64"):
         matlab.structs(np.ones((1, 2)))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_that_was_cut_off_anywhere_is_told_without_reading_it(tmp_path, compressed):
+    file = tmp_path / "a.mat"
+    savemat(file, {"x": np.arange(40.0), "y": np.arange(7)}, do_compression=compressed)
+    matlab.check_complete(file)
+    whole = file.read_bytes()
+    ends = {128 + 8 + int.from_bytes(whole[132:136], "little")}  # a file of its first variable alone is a whole file
+    for length in range(0, len(whole), 5):
+        if length not in ends:
+            file.write_bytes(whole[:length])
+            with pytest.raises(DatasetError, match=rf"a.mat: was cut off, it has {length} of at least \d+ bytes"):
+                matlab.check_complete(file)
+
+
+def test_files_of_other_versions_are_left_to_the_reader(tmp_path):
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file, HDF5")
+    matlab.check_complete(tmp_path / "a.mat")

@@ -412,3 +412,14 @@ def test_a_disk_that_fills_up_is_named_in_one_line(script, records, capsys, monk
     assert run(script) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "cannot be written" in error and "No space left on device" in error
+
+
+def test_a_folder_with_a_parsing_of_none_of_the_frames_is_refused(script, records, tmp_path, capsys):
+    folder = tmp_path / "parsing"
+    folder.mkdir()
+    write_palette(folder / "of_another_set.png", np.ones((4, 4), np.uint8))
+    out = tmp_path / "out.json"
+    assert run(script, "--provider", "schp", "--parsing-dir", folder, "--out", out) == 1
+    expected = folder / Path(records[0]["image_id"]).with_suffix(".png")
+    assert f"has no parsing of these frames: expected {expected} or" in capsys.readouterr().err
+    assert not out.exists()

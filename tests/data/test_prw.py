@@ -356,3 +356,14 @@ def test_missing_parts_are_explained(small, missing):
     shutil.rmtree(part) if part.is_dir() else part.unlink()
     with pytest.raises(DatasetError, match=f"prw_test: the (file|folder) .*{missing} is missing.*DETECTRON2_DATASETS"):
         load_prw_protocol(small)
+
+
+def test_a_list_without_queries_and_a_resized_frame_are_named(small):
+    file = small / "query_info.txt"
+    line = file.read_text().splitlines()[0]
+    file.write_text("\n")
+    with pytest.raises(DatasetError, match="query_info.txt: holds no query"):
+        load_prw_protocol(small)
+    file.write_text(line.replace(line.split()[1], "1919.5", 1).replace(line.split()[3], "-3.0", 1))
+    with pytest.raises(DatasetError, match="shows nothing of the frame .*, which has 1920 x 1080 pixels; mend the line"):
+        load_prw_protocol(small)

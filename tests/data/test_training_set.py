@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from person_search.data import training_set
 from person_search.data.training_set import load_training_set, number_rows, registered_records
-from person_search.errors import ConfigError
+from person_search.errors import ConfigError, DatasetError
 
 
 def records(persons: list[list[int]]) -> list[dict]:
@@ -51,3 +51,19 @@ def test_an_unknown_name_lists_person_search_sets_alone():
     with pytest.raises(ConfigError, match="data set prw_trian is not registered; registered are .*prw_train") as caught:
         registered_records("prw_trian")
     assert "coco" not in str(caught.value)
+
+
+def test_a_set_of_which_no_image_is_there_is_refused_and_one_with_some_is_not(tmp_path):
+    both = records([[1], [2]])
+    for record in both:
+        record["file_name"] = str(tmp_path / record["file_name"])
+    with pytest.raises(DatasetError, match="none of the 2 training images is there, the first is .*frame0.jpg"):
+        number_rows(both).check_images()
+    (tmp_path / "frame1.jpg").touch()
+    number_rows(both).check_images()
+    both[0]["file_name"] = f"{tmp_path / 'gone.avi'}#frame=0"
+    both[1]["file_name"] = f"{tmp_path / 'clip.avi'}#frame=1"
+    with pytest.raises(DatasetError, match="none of the 2"):
+        number_rows(both).check_images()
+    (tmp_path / "clip.avi").touch()
+    number_rows(both).check_images()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -174,3 +175,26 @@ def test_a_last_checkpoint_that_is_gone_names_its_tag(model, tmp_path, tag):
     (tmp_path / "last_checkpoint").write_text(tag)
     with pytest.raises(CheckpointError, match="last_checkpoint names .*which does not exist"):
         PersonSearchCheckpointer(model, str(tmp_path), trainer=_State()).resume_or_load("", resume=True)
+
+
+def test_training_from_another_backbone_is_refused_but_not_from_another_head(model, narrow_cfg, tmp_path):
+    PersonSearchCheckpointer(model, str(tmp_path)).save("model")
+    narrow_cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = narrow_cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM * 2
+    other_head = PersonSearchCheckpointer(build_model(narrow_cfg))
+    other_head.resume_or_load(str(tmp_path / "model.pth"), resume=False)
+    assert other_head._incompatible.incorrect_shapes
+    narrow_cfg.MODEL.RESNETS.RES2_OUT_CHANNELS *= 2
+    other = PersonSearchCheckpointer(build_model(narrow_cfg))
+    with pytest.raises(CheckpointError, match=r"model.pth are of another backbone: backbone.* is \(\d+.*with this config"):
+        other.resume_or_load(str(tmp_path / "model.pth"), resume=False)
+
+
+@pytest.mark.parametrize("url", ["https://nowhere.invalid/r50.pkl", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])
+def test_other_weights_that_cannot_be_downloaded_say_what_to_do(model, monkeypatch, url, tmp_path):
+    def unreachable(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"MODEL.WEIGHTS {url}: could not be downloaded .*no network.*give its path"):
+        PersonSearchCheckpointer(model).load(url)

@@ -342,3 +342,28 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     with pytest.raises(DatasetError, match="golden_prw_registered has no queries"):
         PersonSearchEvaluator.given_boxes(cfg, registered)
     MetadataCatalog.get(registered).set(load_protocol=lambda: protocol)
+
+
+def test_own_sets_are_searched_across_cameras_when_asked(golden_problem, records, protocol, expected):
+    own = replace(protocol, kind="custom")
+    names = {"golden_own": records, "golden_unknown": [{**r, "camera_id": None} for r in records]}
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_list(["TEST.PERSON_SEARCH.SCORE_WEIGHTED", False])
+    try:
+        for name, these in names.items():
+            DatasetCatalog.register(name, lambda these=these: these)
+            MetadataCatalog.get(name).set(load_protocol=lambda: own)
+        subject = PersonSearchEvaluator.from_config(cfg, "golden_own")
+        run(subject, golden_problem)
+        assert list(subject.evaluate()) == ["search", "detection"]
+        cfg.merge_from_list(["TEST.PERSON_SEARCH.CROSS_CAMERA", True])
+        subject = PersonSearchEvaluator.from_config(cfg, "golden_own")
+        run(subject, golden_problem)
+        assert subject.evaluate()["search_cross_camera"] == pytest.approx(expected["cross_camera"], abs=1e-4)
+        with pytest.raises(ConfigError, match="CROSS_CAMERA is True, but golden_unknown has frames without camera_id"):
+            PersonSearchEvaluator.from_config(cfg, "golden_unknown")
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)

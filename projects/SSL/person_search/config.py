@@ -241,6 +241,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.QUERY_FEATURE = "ground_truth"
     # What is searched: the "detections", or the "ground_truth" boxes (the bound that a perfect detector would reach).
     cfg.TEST.PERSON_SEARCH.GALLERY = "detections"
+    # Own sets: also search the frames of other cameras alone. PRW is searched both ways in any case.
+    cfg.TEST.PERSON_SEARCH.CROSS_CAMERA = False
     # Multiply similarities by the detection score (SeqNet's CWS).
     cfg.TEST.PERSON_SEARCH.SCORE_WEIGHTED = True
     # Detections below this score are not searched.
@@ -283,6 +285,9 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
     """
     if config_file and not os.path.isfile(config_file):
         raise ConfigError(f"config file {config_file} does not exist: check --config-file")
+    flags = [word for word in options if word.startswith("--")]
+    if flags:
+        raise ConfigError(f"command line: {flags[0]} stands behind a config key; flags come before all KEY VALUE pairs")
     if len(options) % 2:
         raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
     if config_file:

@@ -42,10 +42,14 @@ def load_cuhk_sysu_protocol(root: Path) -> SearchProtocol:
         DatasetError: no gallery file, a damaged one, or a query whose frame pool.mat does not name.
     """
     require_folder("cuhk_sysu_test", root, EXPECTED)
-    smallest = next(iter(gallery_files(root).values()))
+    files = gallery_files(root)
+    for file in files.values():
+        matlab.check_complete(file)  # the large ones are read when they are asked for, maybe after a long training
+    smallest = next(iter(files.values()))
     queries = _queries(_gallery_arrays(root, smallest))
     frames = pool_frames(root)
-    return check_queries("cuhk_sysu_test", SearchProtocol("cuhk_sysu", queries, CuhkGalleries(root, queries)), frames)
+    protocol = SearchProtocol("cuhk_sysu", queries, CuhkGalleries(root, queries))
+    return check_queries(f"{smallest}: cuhk_sysu_test", protocol, frames)
 
 
 class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):

@@ -52,7 +52,9 @@ class MaskStore:
         except OSError as error:
             raise DatasetError(f"mask file {path}: cannot be read ({error.strerror})") from error
         except ValueError as error:
-            raise DatasetError(f"mask file {path}: not JSON ({error}); make it again with prepare_masks.py") from error
+            raise DatasetError(
+                f"mask file {path}: not JSON ({error}); remove it and make it again with prepare_masks.py"
+            ) from error
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         if found != FORMAT:
             raise DatasetError(f"mask file {path}: field 'format' is {found!r}, expected {FORMAT!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from scipy.io import loadmat, whosmat
 
 from ..errors import DatasetError
+
+_HEADER_BYTES = 128
 
 
 def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
@@ -36,6 +39,27 @@ def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
         if name in variables:
             return variables[name]
     raise DatasetError(f"{path}: holds {held or 'no variable'}, expected {' or '.join(names)}")
+
+
+def check_complete(path: Path) -> None:
+    """Refuses a file that was cut off, without reading what it holds: its variables tell their lengths.
+
+    Raises:
+        DatasetError: the file ends within a variable, or holds none. Files of other versions than 5 are not looked at.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        header = f.read(_HEADER_BYTES)
+        if not header.startswith(b"MATLAB 5.0"[: len(header)]):
+            return
+        order = "<" if header.endswith(b"IM") else ">"
+        end = _HEADER_BYTES
+        while end < size:
+            f.seek(end)
+            tag = f.read(8)
+            end += 8 + (struct.unpack(f"{order}I", tag[4:])[0] if len(tag) == 8 else 0)
+    if end != size or size == _HEADER_BYTES:
+        raise DatasetError(f"{path}: was cut off, it has {size} of at least {max(end, _HEADER_BYTES + 8)} bytes; fetch it again")
 
 
 @contextmanager

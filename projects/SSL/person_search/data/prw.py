@@ -74,6 +74,8 @@ def load_prw_protocol(root: Path) -> SearchProtocol:
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         if line.strip():
             queries.append(_parse_query(line, f"{file}: line {number}", sizes))
+    if not queries:
+        raise DatasetError(f"{file}: holds no query; fetch the file again")
     return check_queries("prw_test", SearchProtocol("prw", tuple(queries)), sizes)
 
 
@@ -104,7 +106,11 @@ def _parse_query(line: str, where: str, sizes: dict[str, list[int]]) -> Query:
         raise DatasetError(f"{where}: the query's frame {image_id!r} is not one of PRW's {len(sizes)} test frames")
     clipped = clip_box(bbox, *sizes[image_id])
     if clipped is None:
-        raise DatasetError(f"{where}: the query's box shows nothing of the frame {image_id!r}")
+        height, width = sizes[image_id]
+        raise DatasetError(
+            f"{where}: the query's box shows nothing of the frame {image_id!r}, which has {width} x {height} pixels; "
+            "mend the line, or fetch the image again if it was resized"
+        )
     return Query(image_id, clipped, person_id)
 
 

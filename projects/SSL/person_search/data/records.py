@@ -191,19 +191,19 @@ def _annotations(dataset: str, frame: Frame, row: int, strict: bool, tally: _Tal
     return annotations
 
 
-def check_queries(dataset: str, protocol: SearchProtocol, image_ids: Iterable[str]) -> SearchProtocol:
-    """The protocol itself, once every query is known to lie in a frame of the dataset.
+def check_queries(where: str, protocol: SearchProtocol, image_ids: Iterable[str]) -> SearchProtocol:
+    """The protocol itself, once every query is known to lie in a frame of the dataset; `where` begins a message.
 
     Raises:
         DatasetError: there is no query, or a query's frame is not in `image_ids`; the message names it.
     """
     known = set(image_ids)
     if not protocol.queries:
-        raise DatasetError(f"{dataset}: has no query; a query needs a person who appears in two frames or more")
+        raise DatasetError(f"{where}: has no query; a query needs a person who appears in two frames or more")
     for number, query in enumerate(protocol.queries):
         if query.image_id not in known:
             raise DatasetError(
-                f"{dataset}: query {number} (person {query.person_id}) lies in the frame {query.image_id!r}, "
+                f"{where}: query {number} (person {query.person_id}) lies in the frame {query.image_id!r}, "
                 f"which is not one of the {len(known)} frames of the dataset"
             )
     return protocol

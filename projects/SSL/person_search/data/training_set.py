@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from ..errors import ConfigError, DatasetError
 from .masks import attach_masks
+from .video import split_video_frame
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class TrainingSet:
     def frame_of(self, row: int) -> str:
         """File name of the frame that shows a row's person."""
         return self.records[int(self.row_image[row])]["file_name"]
+
+    def check_images(self) -> None:
+        """Refuses a set of which no image is there: each of them would be skipped with a warning of its own.
+
+        Raises:
+            DatasetError: naming the first.
+        """
+        files = (record["file_name"] for record in self.records)
+        if not any(os.path.exists((split_video_frame(file) or (file,))[0]) for file in files):
+            raise DatasetError(
+                f"none of the {len(self.records)} training images is there, the first is {self.records[0]['file_name']}: "
+                "put the images into that folder, or set DETECTRON2_DATASETS to where they are"
+            )
 
     def fingerprint(self, with_identities: bool = False) -> str:
         """Digest of frames and boxes: equal for sets whose bank rows mean the same persons.

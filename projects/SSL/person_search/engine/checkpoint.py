@@ -68,13 +68,28 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         """Loads everything from the last checkpoint if `resume` and there is one, else only weights from `path`.
 
         Raises:
-            CheckpointError: see `load`; also if banks or labels of the checkpoint are of another training set.
+            CheckpointError: see `load`; also if banks or labels of the checkpoint are of another training set, or the
+                weights of another backbone.
         """
         self._resuming = resume and self.has_checkpoint()
         try:
-            return super().resume_or_load(path, resume=resume)
+            rest = super().resume_or_load(path, resume=resume)
+            if path and not self._resuming:
+                self._check_backbone(path)
+            return rest
         finally:
             self._resuming = False
+
+    def _check_backbone(self, path: str) -> None:
+        """Refuses to train from another backbone: of it nothing would be left but the weights that happen to fit."""
+        wrong = [x for x in self._incompatible.incorrect_shapes if x[0].startswith("backbone.")]
+        if wrong:
+            name, theirs, own = wrong[0]
+            raise CheckpointError(
+                f"weights {path} are of another backbone: {name} is {tuple(theirs)}, and {tuple(own)} with this config "
+                f"({len(wrong)} such weights); give weights that fit, change MODEL.RESNETS, or start from nothing with "
+                "MODEL.WEIGHTS \"\""
+            )
 
     def load_for_inference(self, path: str) -> None:
         """Loads weights to evaluate with.
@@ -119,6 +134,13 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except CheckpointError as error:
             raise error if path in str(error) else CheckpointError(f"{path}: {error}") from error
+        except OSError as error:
+            if "://" not in path:
+                raise CheckpointError(f"weights {path} cannot be read ({error}); {_EXPECTED}") from error
+            raise CheckpointError(
+                f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). Fetch that file where there is a network, "
+                "and give its path"
+            ) from error
         except _UNREADABLE as error:
             reason = (str(error).strip() or "it is empty").splitlines()[0][:200]
             raise CheckpointError(

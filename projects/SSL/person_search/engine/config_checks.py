@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 
 from ..errors import ConfigError
 from .clustering import check_clustering
 from .objective import check_objective
+from .value_ranges import check_ranges
+
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+# Keys that name a registered class or function, beside META_ARCHITECTURE, and where such are registered.
+_REGISTRIES = {
+    "BACKBONE": BACKBONE_REGISTRY,
+    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
+    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
+    "ROI_HEADS": ROI_HEADS_REGISTRY,
+}
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -33,6 +45,11 @@ def check_config(cfg: CfgNode) -> None:
         )
     if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
         raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
+    if cfg.SOLVER.LR_SCHEDULER_NAME not in _SCHEDULERS:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}, expected one of {', '.join(_SCHEDULERS)}"
+        )
+    check_ranges(cfg)
     _check_exemplars(cfg)
     check_objective(cfg)
     check_clustering(cfg)
@@ -49,6 +66,12 @@ def check_inference(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered: expected "
             "SSLPersonSearch, as all configs of this project have it"
         )
+    for section, registry in _REGISTRIES.items():
+        if cfg.MODEL[section].NAME not in registry:
+            known = ", ".join(sorted(name for name, _ in registry))
+            raise ConfigError(
+                f"MODEL.{section}.NAME is {cfg.MODEL[section].NAME!r}, which is not registered; registered are {known}"
+            )
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise ConfigError(
             f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 (images are read by the main process) or "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +73,7 @@ class PersonSearchTrainer(DefaultTrainer):
         self.training_set = load_training_set(
             cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        self.training_set.check_images()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg = resolve_schedule(cfg, len(self.training_set.records))
         self.iterations_per_epoch = iterations_per_epoch(len(self.training_set.records), cfg.SOLVER.IMS_PER_BATCH)
@@ -254,7 +257,7 @@ class PersonSearchTrainer(DefaultTrainer):
             # Detectron2 raises the same error where the losses are not finite and, before there are any, where
             # proposals are not.
             losses = str(error).partition("loss_dict = ")[2]
-            what = f"a loss became NaN or infinite ({losses.strip()})" if losses else "proposals became NaN or infinite"
+            what = f"a loss became NaN or infinite ({_not_finite(losses)})" if losses else "proposals became NaN or infinite"
             raise TrainingError(
                 f"{what} at iteration {self.iter}; the last batch was {files}. "
                 "Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
@@ -302,6 +305,12 @@ class LastBatch:
     def skipped(self) -> dict[str, int]:
         """Unreadable image file -> number of draws that fell on it."""
         return self._loader.skipped
+
+
+def _not_finite(losses: str) -> str:
+    """Names and values of the losses that are not finite, of all as Detectron2 prints them."""
+    values = re.findall(r"'(\w+)': (?:[\w.]+\()?([-+\w.]+)", losses)
+    return ", ".join(f"{name}: {value}" for name, value in values if not math.isfinite(float(value)))
 
 
 def forget_metrics_from(path: str, iteration: int) -> None:

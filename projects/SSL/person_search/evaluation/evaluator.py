@@ -112,6 +112,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         keys = cfg.TEST.PERSON_SEARCH
         records, protocol = _load(dataset_name)
         context_matching, reranking = _rescoring(keys)
+        _check_cross_camera(keys, dataset_name, records, protocol)
         return cls(
             dataset_name=dataset_name,
             records=records,
@@ -119,6 +120,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             output_dir=output_dir,
             query_feature=keys.QUERY_FEATURE,
             gallery=keys.GALLERY,
+            cross_camera=True if keys.CROSS_CAMERA else None,
             score_weighted=keys.SCORE_WEIGHTED,
             score_threshold=keys.SCORE_THRESHOLD,
             cbgm=context_matching,
@@ -286,6 +288,19 @@ def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]
         if reranking.ENABLED
         else None,
     )
+
+
+def _check_cross_camera(
+    keys: CfgNode, dataset_name: str, records: Sequence[Mapping[str, Any]], protocol: SearchProtocol
+) -> None:
+    """Refuses a search across cameras that could not be made, before the network runs."""
+    if not keys.CROSS_CAMERA:
+        return
+    key = "TEST.PERSON_SEARCH.CROSS_CAMERA is True"
+    if protocol.galleries:
+        raise ConfigError(f"{key}, but {dataset_name} lists the frames that each query is searched in: set it to False")
+    if any(record.get("camera_id") is None for record in records):
+        raise ConfigError(f"{key}, but {dataset_name} has frames without camera_id: annotate it, or set the key to False")
 
 
 def _named(section: str, make: Callable[..., T], *values: Any) -> T:

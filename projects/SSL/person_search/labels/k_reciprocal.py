@@ -129,8 +129,9 @@ def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -
     def work(rows: Tensor) -> tuple[Tensor, Tensor]:
         sources = neighbors.index_select(0, rows).flatten()
         length = lengths.index_select(0, sources)
-        entry = concatenated_ranges(pointer.index_select(0, sources), length)
-        key = torch.repeat_interleave(rows.repeat_interleave(k) * count, length) + codes.column.index_select(0, entry)
+        owner = torch.repeat_interleave(length)
+        entry = concatenated_ranges(pointer.index_select(0, sources), length, owner)
+        key = (rows * count).repeat_interleave(k).index_select(0, owner) + codes.column.index_select(0, entry)
         key, order = key.sort(stable=True)
         key, group = torch.unique_consecutive(key, return_inverse=True)
         value = codes.value.index_select(0, entry.index_select(0, order))
@@ -141,11 +142,11 @@ def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -
     return SparseRows(count, key // max(count, 1), key % max(count, 1), value)
 
 
-def concatenated_ranges(start: Tensor, length: Tensor, total: int | None = None) -> Tensor:
+def concatenated_ranges(start: Tensor, length: Tensor, owner: Tensor) -> Tensor:
     """The integers start[0] .. start[0] + length[0] - 1, then those of start[1], and so on: (sum of length,).
 
-    The result has the type of `start`. `total`, the sum of length, spares a device synchronisation where it is known.
+    The result has the type of `start`. `owner` is `torch.repeat_interleave(length)`, which callers need for themselves.
     """
     before = length.cumsum(0) - length
-    shift = torch.repeat_interleave((start - before).to(start.dtype), length, output_size=total)
+    shift = (start - before).to(start.dtype).index_select(0, owner)
     return shift.add_(torch.arange(len(shift), dtype=start.dtype, device=shift.device))
