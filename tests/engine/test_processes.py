@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
+from person_search.engine.bank_filling import _settle_statistics
+from person_search.modeling.synced_norm import SyncedBatchNorm1d
 
 
-def run(config: str) -> PersonSearchTrainer:
+def run(config: str, resume: bool = False) -> PersonSearchTrainer:
     from detectron2.config import get_cfg
     from person_search import add_ssl_config
 
@@ -22,7 +25,7 @@ def run(config: str) -> PersonSearchTrainer:
     add_ssl_config(cfg)
     cfg.merge_from_file(config)
     trainer = PersonSearchTrainer(cfg)
-    trainer.resume_or_load(False)
+    trainer.resume_or_load(resume)
     trainer.train()
     return trainer
 
@@ -96,3 +99,48 @@ def test_two_processes_keep_equal_tables_and_queues(narrow_cfg, config_file, tmp
     assert first["seen"] != second["seen"]
     for key, value in first["state"].items():
         assert torch.equal(value, second["state"][key]) and value.any(), key
+
+
+def settle(output: str) -> None:
+    """Settles a lone layer on batches of which the two processes can use different numbers."""
+    rows = [[[1.0, 3.0], [2.0, 8.0, 5.0]], [[9.0], [4.0, 6.0], [7.0]]][comm.get_rank()]
+    layer = SyncedBatchNorm1d(1)
+    model = SimpleNamespace(roi_heads=SimpleNamespace(embedding=layer))
+    model.embed_persons = lambda batch: layer(torch.cat([x["instances"] for x in batch]))
+    _settle_statistics(model, [[{"instances": torch.tensor(batch)[:, None]}] for batch in rows], 3)
+    torch.save({"mean": layer.running_mean, "var": layer.running_var, "synced": layer.synced}, f"{output}.{comm.get_rank()}")
+
+
+def test_processes_with_different_numbers_of_usable_frames_settle_the_same_statistics(tmp_path):
+    output = str(tmp_path / "settled")
+    launch(settle, 2, dist_url="auto", args=(output,))
+    usable = [torch.tensor(batch) for batch in ([1.0, 3.0], [2.0, 8.0, 5.0], [4.0, 6.0])]
+    for rank in (0, 1):
+        state = torch.load(f"{output}.{rank}")
+        assert state["synced"]
+        torch.testing.assert_close(state["mean"], torch.stack([batch.mean() for batch in usable]).mean()[None])
+        torch.testing.assert_close(state["var"], torch.stack([batch.var() for batch in usable]).mean()[None])
+
+
+def train_from(config: str, output: str, resume: bool) -> None:
+    trainer = run(config, resume)
+    torch.save(trainer.person_search_model.state_dict(), f"{output}.{comm.get_rank()}")
+
+
+def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalisation(narrow_cfg, config_file, tmp_path):
+    narrow_cfg.merge_from_list([
+        *("MODEL.RESNETS.NORM", "BN", "SSL.MEMORY.INIT_BN_BATCHES", 2, "SOLVER.BASE_LR", 0.02),
+        *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.CHECKPOINT_EPOCHS", 0, "DATASETS.TEST", ()),
+    ])  # fmt: skip
+    Path(config_file).write_text(narrow_cfg.dump())
+    launch(train_from, 2, dist_url="auto", args=(config_file, str(tmp_path / "unbroken"), False))
+    for name in ("model_final.pth", "last_checkpoint"):
+        (tmp_path / name).unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    launch(train_from, 2, dist_url="auto", args=(config_file, str(tmp_path / "resumed"), True))
+    for rank in (0, 1):
+        unbroken, resumed = (torch.load(tmp_path / f"{name}.{rank}") for name in ("unbroken", "resumed"))
+        counters = [k for k in unbroken if k.endswith("num_batches_tracked")]  # of each process, and never read again
+        assert not [k for k in unbroken if k not in counters and not torch.equal(unbroken[k], resumed[k])]
+    first, second = (torch.load(tmp_path / f"unbroken.{rank}") for rank in (0, 1))
+    assert not [k for k in first if k not in counters and not torch.equal(first[k], second[k])]

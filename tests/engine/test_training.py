@@ -264,3 +264,13 @@ def test_training_learns_to_detect(cfg, tmp_path):
 
     assert mean("loss_rpn_cls", slice(-8, None)) < 0.6 * mean("loss_rpn_cls", slice(0, 8))
     assert mean("loss_cls_first", slice(-8, None)) < mean("loss_cls_first", slice(0, 8))
+
+
+def test_whatever_was_logged_before_a_checkpoint_is_written_with_it(cfg, tmp_path):
+    cfg.merge_from_list(["SOLVER.LOG_PERIOD", 1000, "SOLVER.CHECKPOINT_EPOCHS", 0, "SOLVER.CHECKPOINT_PERIOD", 3])
+    run(cfg, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
+    # A line for each iteration that logged something itself, and for each checkpoint with the losses.
+    assert [line["iteration"] for line in lines if "loss_scale" in line][:2] == [2, 5]
+    assert lines[0]["iteration"] == 0
+    assert {"pseudo_labels/clusters", "pseudo_labels/cluster_precision"} <= lines[0].keys()

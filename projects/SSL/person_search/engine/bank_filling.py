@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from ..modeling import SSLPersonSearch
+from ..modeling.synced_norm import SyncedBatchNorm1d, average_running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,28 @@ def fill_banks(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]], 
     training = model.training
     model.eval()
     if calibration_batches:
-        logger.info("Settling the embedding's batch normalisation on up to %d batches", calibration_batches)
-        with averaged_statistics(model.roi_heads.embedding):
-            for batch in itertools.islice(batches, calibration_batches):
-                if sum(len(x["instances"]) for x in batch) > 1:
-                    model.embed_persons(batch)
-        _share_statistics(model.roi_heads.embedding)
+        _settle_statistics(model, batches, calibration_batches)
     model.train(training)
     features = extract_features(model, batches)
     for bank, rows in zip((model.objective.instance_bank, model.objective.multi_scale_bank), features, strict=True):
         if bank is not None:
             bank.fill(torch.arange(len(rows), device=rows.device), rows)
+
+
+def _settle_statistics(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]], count: int) -> None:
+    """Takes the embedding's batch statistics from the first `count` batches of each process, those of one person left
+    out.
+
+    Each process averages its own first, since they may have different numbers of batches with two and more persons.
+    """
+    logger.info("Settling the embedding's batch normalisation on up to %d batches", count)
+    seen = 0
+    with averaged_statistics(model.roi_heads.embedding) as layers:
+        for batch in itertools.islice(batches, count):
+            if sum(len(x["instances"]) for x in batch) > 1:
+                model.embed_persons(batch)
+                seen += 1
+    average_running_statistics(layers, weight=seen)
 
 
 @torch.no_grad()
@@ -87,27 +99,20 @@ def _extract(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) ->
 
 
 @contextmanager
-def averaged_statistics(module: nn.Module):
-    """Within, batch normalisation averages the statistics of all batches evenly and starts from none."""
-    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+def averaged_statistics(module: nn.Module) -> Iterator[list[SyncedBatchNorm1d]]:
+    """Within, batch normalisation averages the statistics of all batches of this process evenly and starts from none.
+
+    Yields the layers.
+    """
+    layers = [m for m in module.modules() if isinstance(m, SyncedBatchNorm1d)]
     momenta = [m.momentum for m in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None
+        layer.momentum, layer.synced = None, False
         layer.train()
     try:
-        yield
+        yield layers
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+            layer.momentum, layer.synced = momentum, True
             layer.eval()
-
-
-def _share_statistics(module: nn.Module) -> None:
-    """Averages the statistics over the processes, so that all fill the banks with the same network."""
-    if comm.get_world_size() == 1:
-        return
-    for layer in (m for m in module.modules() if isinstance(m, nn.BatchNorm1d)):
-        for name in ("running_mean", "running_var"):
-            value = getattr(layer, name)
-            value.copy_(torch.stack([v.to(value) for v in comm.all_gather(value.cpu())]).mean(dim=0))

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from detectron2.engine import hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from torch import nn
 
 from ..data.training_set import TrainingSet
 from ..errors import TrainingError
@@ -25,6 +28,7 @@ from ..labels import (
     pair_precision_recall,
 )
 from ..modeling import BankObjective, ReIDObjective, SSLObjective
+from ..modeling.synced_norm import average_running_statistics, unsynced_norms
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +99,9 @@ class ThresholdSchedule(HookBase):
 class ClusterLabels(HookBase):
     """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows, or features of now, anew.
 
-    All processes check and, where that is asked for, extract the features. The main process clusters and sends the labels to the others, which wait without the collectives' usual time limit.
-    Where identities are known, precision and recall of the pseudo labels are logged; nothing else reads them.
+    All processes check and, where that is asked for, extract the features. The main process clusters and sends the
+    labels to the others, which wait without the collectives' usual time limit. Where identities are known, precision and
+    recall of the pseudo labels are logged; nothing else reads them.
     """
 
     # Rows whose multi-labels are judged each time; all N would cost an N x N similarity.
@@ -213,6 +218,35 @@ class UpdateBanks(HookBase):
 
     def after_step(self) -> None:
         self._objective.apply_pending()
+
+
+class ShareStatistics(HookBase):
+    """After each iteration, averages over the processes what plain batch normalisation has counted on each alone.
+
+    Exemplars are normalised by running statistics in training too, and a checkpoint holds one set of them: a resumed
+    run of several processes would otherwise not be the unbroken one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = unsynced_norms(model)
+
+    def after_step(self) -> None:
+        average_running_statistics(self._layers)
+
+
+class MetricsWriter(hooks.PeriodicWriter):
+    """Detectron2's writer, which also writes whenever a checkpoint does: a resumed run could not do it again."""
+
+    def __init__(self, writers: list[EventWriter], period: int, checkpoint_period: int) -> None:
+        super().__init__(writers, period)
+        self._checkpoint_period = checkpoint_period
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._checkpoint_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
 
 
 class ReportSkipped(HookBase):

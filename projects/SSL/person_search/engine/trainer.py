@@ -36,8 +36,10 @@ from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
     FillBanks,
+    MetricsWriter,
     ReportSkipped,
     SeedIterations,
+    ShareStatistics,
     ThresholdSchedule,
     UpdateBanks,
     seed_generators,
@@ -175,6 +177,7 @@ class PersonSearchTrainer(DefaultTrainer):
             EvaluateUntrained(evaluate) if cfg.TEST.EVAL_BEFORE_TRAINING else None,
             *self._build_label_hooks(),
             UpdateBanks(objective),
+            ShareStatistics(self.person_search_model),
             ReportSkipped(lambda: self._trainer.data_loader.skipped.items()),
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -245,7 +248,8 @@ class PersonSearchTrainer(DefaultTrainer):
         """
         if comm.is_main_process():
             forget_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)])
+            solver = self.cfg.SOLVER
+            self.register_hooks([MetricsWriter(self.build_writers(), solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)])
         return super().train()
 
     def run_step(self) -> None:

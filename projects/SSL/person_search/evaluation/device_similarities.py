@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .index import DetectionIndex
 from .members import Members
-from .similarities import Ranks
+from .ranks import Found, Ranks
 
 # Similarities that are held at once; sorting them takes four times their memory, 256 MB in single precision.
 BLOCK_SIZE = 16_000_000
@@ -76,10 +76,13 @@ class DeviceSimilarities:
     def array(self) -> np.ndarray:
         return self._similarity.cpu().numpy()
 
-    def ranks(
-        self, members: Members, first: int, offset: np.ndarray, value: np.ndarray, wanted: np.ndarray, best: int
-    ) -> Ranks:
-        masked = self._similarity.masked_fill(self._search.outside(members, first, len(self)), -torch.inf)
+    def ranks(self, found: Sequence[Found], wanted: np.ndarray, best: int) -> list[Ranks]:
+        return [self._ranks(one, wanted, best) for one in found]
+
+    def _ranks(self, found: Found, wanted: np.ndarray, best: int) -> Ranks:
+        offset, value = found.offset, found.value
+        outside = self._search.outside(found.members, found.first, len(self))
+        masked = self._similarity.masked_fill(outside, -torch.inf)
         rising = masked.sort(dim=1).values
         number = rising.shape[1]
         # One row of thresholds a query, filled up with ones that nothing reaches.

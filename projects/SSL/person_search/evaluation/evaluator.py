@@ -300,7 +300,9 @@ def _check_cross_camera(
     if protocol.galleries:
         raise ConfigError(f"{key}, but {dataset_name} lists the frames that each query is searched in: set it to False")
     if any(record.get("camera_id") is None for record in records):
-        raise ConfigError(f"{key}, but {dataset_name} has frames without camera_id: annotate it, or set the key to False")
+        raise ConfigError(
+            f"{key}, but {dataset_name} has frames without camera_id: annotate it, or set the key to False"
+        )
 
 
 def _named(section: str, make: Callable[..., T], *values: Any) -> T:

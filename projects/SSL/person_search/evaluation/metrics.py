@@ -18,6 +18,7 @@ from .members import Members
 from .problem import SearchProblem
 from .ragged import offsets_of
 from .ranking import count_at_least_in_group
+from .ranks import Found, Ranks
 from .reranking import KReciprocalRescorer, Reranking
 from .results import TOP_K, SearchResult
 from .similarities import ArraySimilarities, Similarities
@@ -102,7 +103,9 @@ def evaluate_galleries(
     index = DetectionIndex.build(problem, options.score_threshold, options.score_weighted)
     rescore = _rescorer(problem, index, options)
     names = [problem.gallery_name(name) for name in (problem.galleries if names is None else names)]
-    tables = {name: _Table(problem, problem.galleries[name], index) for name in names}
+    # A query without a feature has no direction to compare with: it finds nothing.
+    searchable = problem.query_feature.any(axis=1)
+    tables = {name: _Table(problem, problem.galleries[name], index, searchable) for name in names}
     query_feature = problem.query_feature.astype(index.feature.dtype, copy=False)
     num_queries = len(query_feature)
     compare, block_size = _comparison(index, device)
@@ -110,8 +113,12 @@ def evaluate_galleries(
     with tqdm(total=num_queries, desc="search", unit="query", disable=not progress, leave=False) as bar:
         for first in range(0, num_queries, block):
             similarities = compare(query_feature[first : first + block])
-            for table in tables.values():
-                table.add(first, similarities, rescore)
+            wanted = searchable[first : first + block]
+            if rescore is None:
+                _rank(list(tables.values()), first, similarities, wanted)
+            else:
+                for table in tables.values():
+                    _rank([table], first, table.rescored(first, similarities, rescore), wanted, everywhere=True)
             bar.update(len(similarities))
     return {name: table.result(name) for name, table in tables.items()}
 
@@ -133,15 +140,29 @@ def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOpti
     return None
 
 
+def _rank(
+    tables: Sequence[_Table], first: int, similarities: Similarities, wanted: np.ndarray, everywhere: bool = False
+) -> None:
+    """Ranks the queries `first`, `first + 1`, ... in the gallery of each table; together, as they share work.
+
+    Args:
+        wanted: (b,) bool, whether the best of a query are wanted.
+        everywhere: rank all detections but those with a similarity of -inf instead.
+    """
+    found = [table.found(first, similarities, everywhere) for table in tables]
+    for table, own, ranks in zip(tables, found, similarities.ranks(found, wanted, _NUM_BEST), strict=True):
+        table.add(first, own, ranks)
+
+
 class _Table:
     """The figures of one gallery, filled block by block of queries."""
 
-    def __init__(self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex) -> None:
+    def __init__(
+        self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex, searchable: np.ndarray
+    ) -> None:
         num_queries = len(problem.query_frame)
-        # A query without a feature has no direction to compare with: it finds nothing.
-        self._searchable = problem.query_feature.any(axis=1)
         self._index, self._members = index, Members(problem, galleries, index)
-        self._matches = match_targets(galleries, index, self._searchable)
+        self._matches = match_targets(galleries, index, searchable)
         self._target_count = galleries.target_count
         self._ap = np.where(galleries.target_count > 0, 0.0, np.nan)
         self._first_hit = np.zeros(num_queries, np.int64)
@@ -150,23 +171,24 @@ class _Table:
         self._best_similarity = np.zeros((num_queries, _NUM_BEST))
         self._best_correct = np.zeros((num_queries, _NUM_BEST), bool)
 
-    def add(self, first: int, similarities: Similarities, rescore: Rescorer | None) -> None:
-        """Ranks the queries `first`, `first + 1`, ... by their similarities to all detections."""
-        members: Members | None = self._members
-        if rescore is not None:
-            rows = enumerate(similarities.array(), first)
-            rescored = [rescore(query, self._members.masked(query, row)) for query, row in rows]
-            similarities, members = ArraySimilarities(np.stack(rescored)), None
-        number = len(similarities)
-        offset, hit = true_positives(self._matches, first, similarities)
-        hit_row = np.repeat(np.arange(number), np.diff(offset))
-        hit_value = similarities.at(hit_row, hit)
-        searchable = self._searchable[first : first + number]
-        ranks = similarities.ranks(members, first, offset, hit_value, searchable, _NUM_BEST)
-        self._score(first, offset, ranks.retrieved, count_at_least_in_group(hit_row, hit_value))
+    def rescored(self, first: int, similarities: Similarities, rescore: Rescorer) -> Similarities:
+        """New similarities of the queries `first`, `first + 1`, ..., -inf outside their galleries."""
+        rows = enumerate(similarities.array(), first)
+        return ArraySimilarities(np.stack([rescore(query, self._members.masked(query, row)) for query, row in rows]))
+
+    def found(self, first: int, similarities: Similarities, everywhere: bool) -> Found:
+        """The true positives of the queries `first`, `first + 1`, ...; `everywhere`: see `_rank`."""
+        offset, position = true_positives(self._matches, first, similarities)
+        value = similarities.at(np.repeat(np.arange(len(similarities)), np.diff(offset)), position)
+        return Found(None if everywhere else self._members, first, offset, position, value)
+
+    def add(self, first: int, found: Found, ranks: Ranks) -> None:
+        """Makes the figures of the queries `first`, `first + 1`, ... from their true positives and ranks."""
+        row = np.repeat(np.arange(len(found.offset) - 1), np.diff(found.offset))
+        self._score(first, found.offset, ranks.retrieved, count_at_least_in_group(row, found.value))
         num_detections = len(self._index.detection)
-        correct = np.isin(ranks.best_row * num_detections + ranks.best_position, hit_row * num_detections + hit)
-        self._keep_best(first + ranks.best_row, ranks.best_position, ranks.best_value, correct)
+        place, hit = ranks.best_row * num_detections + ranks.best_position, row * num_detections + found.position
+        self._keep_best(first + ranks.best_row, ranks.best_position, ranks.best_value, np.isin(place, hit))
 
     def _score(self, first: int, offset: np.ndarray, retrieved: np.ndarray, correct: np.ndarray) -> None:
         """Figures of b queries from `first` on.

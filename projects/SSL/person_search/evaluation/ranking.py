@@ -70,3 +70,38 @@ def highest(values: np.ndarray, count: int) -> np.ndarray:
         best = values[candidates]
         candidates = candidates[best >= np.partition(best, -count)[-count]]
     return candidates[values[candidates] > -np.inf]
+
+
+def highest_of_rows(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the `count` highest values of each row and of all that equal the lowest of these.
+
+    Args:
+        values: (b, n); -inf never counts.
+        count: >= 1.
+
+    Returns:
+        Rows (m,) int64, rising, and columns (m,) int64, rising within a row.
+    """
+    shown = values > -np.inf
+    if values.shape[1] > count:
+        shown &= values >= np.partition(values, -count, axis=1)[:, -count, None]
+    return shown.nonzero()
+
+
+def levels(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many of the thresholds each value reaches.
+
+    Args:
+        values: (n,) of the same dtype as the thresholds.
+        thresholds: (T,), rising.
+
+    Returns:
+        (n,) int64.
+    """
+    if len(thresholds) > 255:
+        return thresholds.searchsorted(values, "right")
+    # Bytes: a pass of comparisons takes no more time than to read the values.
+    level = np.zeros(len(values), np.uint8)
+    for threshold in thresholds:
+        level += (values >= threshold).view(np.uint8)
+    return level.astype(np.int64)

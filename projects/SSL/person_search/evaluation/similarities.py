@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from .members import Members
+from .listed_ranks import NUM_JOINT, JointRanks, is_small, ranks_of_small
 from .ranking import count_at_least, highest
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What the figures need of the ranking of b queries.
-
-    Attributes:
-        retrieved: (t,) int64, how many detections of the gallery are at least as similar as each true positive.
-        best_row: (m,) int64, rising: the query, counted from 0 in the block, of each of its best detections.
-        best_position: (m,) int64, positions in a `DetectionIndex`; in no order within a query, with all that equal the
-            last of the best.
-        best_value: (m,) their similarities.
-    """
-
-    retrieved: np.ndarray
-    best_row: np.ndarray
-    best_position: np.ndarray
-    best_value: np.ndarray
+from .ranks import Found, Ranks
 
 
 class Similarities(Protocol):
@@ -41,23 +24,18 @@ class Similarities(Protocol):
     def array(self) -> np.ndarray:
         """All of them."""
 
-    def ranks(
-        self, members: Members | None, first: int, offset: np.ndarray, value: np.ndarray, wanted: np.ndarray, best: int
-    ) -> Ranks:
-        """Ranks the detections of each query's gallery.
+    def ranks(self, found: Sequence[Found], wanted: np.ndarray, best: int) -> list[Ranks]:
+        """Ranks the detections of each query in each of several galleries.
 
         Args:
-            members: the galleries; None: all detections but those with -inf.
-            first: the query of the first row.
-            offset: (b + 1,); the true positives of the i-th query are `offset[i], ..., offset[i + 1] - 1`.
-            value: (t,) similarities of the true positives.
+            found: the galleries with their true positives, all of the b queries.
             wanted: (b,) bool, whether the best of a query are wanted.
             best: how many.
         """
 
 
 class ArraySimilarities:
-    """`Similarities` as a NumPy array, ranked query by query."""
+    """`Similarities` as a NumPy array."""
 
     def __init__(self, similarity: np.ndarray) -> None:
         self._similarity = similarity
@@ -71,17 +49,35 @@ class ArraySimilarities:
     def array(self) -> np.ndarray:
         return self._similarity
 
-    def ranks(
-        self, members: Members | None, first: int, offset: np.ndarray, value: np.ndarray, wanted: np.ndarray, best: int
-    ) -> Ranks:
-        retrieved = np.zeros(len(value), np.int64)
+    def ranks(self, found: Sequence[Found], wanted: np.ndarray, best: int) -> list[Ranks]:
+        ranks, large = {}, []
+        for number, one in enumerate(found):
+            if one.members is None or one.members.galleries.frame is None:
+                ranks[number] = self._ranks(one, wanted, best)
+            elif is_small(one.members, one.first, len(self)):
+                ranks[number] = ranks_of_small(self._similarity, one, wanted, best)
+            else:
+                large.append(number)
+        for start in range(0, len(large), NUM_JOINT):
+            numbers = large[start : start + NUM_JOINT]
+            joint = self._joint_ranks([found[number] for number in numbers], wanted, best)
+            ranks.update(zip(numbers, joint, strict=True))
+        return [ranks[number] for number in range(len(found))]
+
+    def _joint_ranks(self, found: Sequence[Found], wanted: np.ndarray, best: int) -> list[Ranks]:
+        if len(found) == 1 or not self._similarity.size:
+            return [self._ranks(one, wanted, best) for one in found]
+        return JointRanks(self._similarity, found).ranks(wanted, best)
+
+    def _ranks(self, found: Found, wanted: np.ndarray, best: int) -> Ranks:
+        """Ranks query by query."""
+        retrieved = np.zeros(len(found.value), np.int64)
         best_position, best_value = [], []
         for row, own in enumerate(self._similarity):
-            values, position = (own, None) if members is None else members.select(first + row, own)
-            hits = slice(offset[row], offset[row + 1])
-            retrieved[hits] = count_at_least(values, value[hits])
-            candidates = highest(values, best) if wanted[row] else np.zeros(0, np.int64)
-            best_value.append(values[candidates])
-            best_position.append(candidates if position is None else position[candidates])
+            values = own if found.members is None else found.members.masked(found.first + row, own)
+            hits = slice(found.offset[row], found.offset[row + 1])
+            retrieved[hits] = count_at_least(values, found.value[hits])
+            best_position.append(highest(values, best) if wanted[row] else np.zeros(0, np.int64))
+            best_value.append(values[best_position[-1]])
         best_row = np.repeat(np.arange(len(self)), [len(candidates) for candidates in best_position])
         return Ranks(retrieved, best_row, np.concatenate(best_position), np.concatenate(best_value))

@@ -1,0 +1,109 @@
+"""Galleries of listed frames, small and large, ranked together: against ranking them one by one, query by query."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from person_search.evaluation import listed_ranks, metrics
+from person_search.evaluation.listed_ranks import NUM_JOINT, shortlist
+from person_search.evaluation.metrics import evaluate_galleries
+from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries
+from person_search.evaluation.ragged import offsets_of
+from person_search.evaluation.similarities import ArraySimilarities
+
+NUM_FRAMES, NUM_QUERIES = 160, 30
+
+
+@pytest.fixture(scope="module")
+def problem() -> SearchProblem:
+    """Nearly all similarities differ; one query has no feature. The galleries have 1 to 160 frames, some ragged."""
+    rng = np.random.default_rng(5)
+    gt_frame, gt_person = np.sort(rng.integers(NUM_FRAMES, size=900)), rng.integers(-1, 20, size=900)
+    corner = rng.uniform(0, 900, (900, 2))
+    gt_box = np.column_stack([corner, corner + (40, 90)])
+    source, asked = rng.integers(900, size=1600), rng.choice(np.flatnonzero(gt_person >= 0), NUM_QUERIES)
+    center = rng.normal(size=(21, 16))
+    made = SearchProblem(
+        det_frame=gt_frame[source],
+        det_box=(gt_box[source] + rng.uniform(-9, 9, (1600, 4))).astype(np.float32),
+        det_score=rng.uniform(0.4, 1, 1600).astype(np.float32),
+        det_feature=(center[gt_person[source]] + 2 * rng.normal(size=(1600, 16))).astype(np.float32),
+        frame_name=tuple(map(str, range(NUM_FRAMES))),
+        gt_frame=gt_frame,
+        gt_box=gt_box,
+        gt_person_id=gt_person,
+        query_frame=gt_frame[asked],
+        query_box=gt_box[asked],
+        query_person_id=gt_person[asked],
+        query_feature=(center[gt_person[asked]] * (np.arange(NUM_QUERIES) != 4)[:, None]).astype(np.float32),
+    )
+    return with_galleries(made, _galleries(rng, made))
+
+
+def _galleries(rng, problem: SearchProblem) -> dict:
+    everywhere = own_frame_galleries(problem, cross_camera=False)
+    sizes = {str(size): [size] * NUM_QUERIES for size in (1, 5, 10, 20, 40, 80, 90, 100, 120, NUM_FRAMES)}
+    sizes |= {"ragged": rng.integers(0, NUM_FRAMES, NUM_QUERIES), "few": rng.integers(0, 9, NUM_QUERIES)}
+    galleries = {"all": everywhere}
+    for name, numbers in sizes.items():
+        lists = [rng.permutation(NUM_FRAMES)[:number] for number in numbers]
+        query = np.repeat(np.arange(NUM_QUERIES), np.diff(everywhere.target_offset))
+        kept = np.array([frame in lists[q] for q, frame in zip(query, everywhere.target_frame, strict=True)])
+        count = np.bincount(query[kept], minlength=NUM_QUERIES)
+        galleries[name] = replace(
+            everywhere, excluded_frame=None, target_offset=offsets_of(count), target_count=count,
+            target_frame=everywhere.target_frame[kept], target_box=everywhere.target_box[kept],
+            frame_offset=offsets_of(numbers), frame=np.concatenate(lists).astype(np.int32),
+        )  # fmt: skip
+    return galleries
+
+
+def one_by_one(self, found, wanted, best):
+    return [self._ranks(one, wanted, best) for one in found]
+
+
+@pytest.mark.parametrize("length", [1, 25, 100, 512])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "all alike", "double"])
+def test_every_number_is_that_of_ranking_one_by_one(problem, kind, length, monkeypatch):
+    if kind == "double":
+        problem = replace(problem, det_feature=problem.det_feature.astype(np.float64))
+    elif kind == "ties":
+        problem = replace(problem, det_feature=problem.det_feature.round(), query_feature=problem.query_feature.round())
+    elif kind == "all alike":
+        alike = np.ones_like(problem.query_feature) * problem.query_feature.any(axis=1, keepdims=True)
+        problem = replace(problem, det_feature=np.ones_like(problem.det_feature), query_feature=alike)
+    monkeypatch.setattr(listed_ranks, "_SHORTLIST", length)
+    monkeypatch.setattr(metrics, "_BLOCK_SIZE", 7 * 1600)
+    names = list(problem.galleries)
+    assert len(names) > 1 + NUM_JOINT
+    found = evaluate_galleries(problem)
+    monkeypatch.setattr(ArraySimilarities, "ranks", one_by_one)
+    expected = evaluate_galleries(problem)
+    assert list(found) == list(expected) == names
+    for name, result in found.items():
+        for part in fields(result):
+            np.testing.assert_array_equal(getattr(result, part.name), getattr(expected[name], part.name), part.name)
+
+
+def test_without_detections_or_galleries(problem):
+    empty = {name: getattr(problem, name)[:0] for name in ("det_frame", "det_box", "det_score", "det_feature")}
+    for result in evaluate_galleries(replace(problem, **empty)).values():
+        assert (result.best_detection == -1).all() and not result.first_hit.any()
+    assert evaluate_galleries(problem, names=[]) == {}
+
+
+@pytest.mark.parametrize("size", [3, 900, 1500, 40_000])
+def test_a_shortlist_has_the_highest_and_all_that_equal_its_last(size):
+    similarity = np.random.default_rng(size).integers(0, 100_000, (5, size)).astype(np.float32)
+    similarity[2] = 7
+    value, position = shortlist(similarity, np.arange(5) != 1)
+    count = np.count_nonzero(value > -np.inf, axis=1)
+    assert count[1] == 0
+    assert count[2] == (size if size < 2000 else 0)  # too many are equal
+    for row in (0, 3, 4):
+        assert min(size, 250) <= count[row] <= 1500
+        kept = value[row, : count[row]]
+        np.testing.assert_array_equal(position[row, : count[row]], np.flatnonzero(similarity[row] >= kept.min()))
+        np.testing.assert_array_equal(kept, similarity[row, position[row, : count[row]]])
