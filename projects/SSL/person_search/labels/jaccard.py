@@ -133,11 +133,11 @@ def _shared_masses(
     and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two rows,
     all shared columns outside both remainders lie in the remainder of the one that was cut first, so a pair whose
     remainders share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
-    shares, are so never looked at; the few pairs left are added up in full.
+    shares, are so never looked at; to the few pairs left, that remainder's share is added.
     """
     codes = _rarest_columns_first(codes, workers)
     uncounted = _UNCOUNTED_SHARE * needed
-    prefix = _cut_tails(codes, uncounted) if uncounted > 0 else codes
+    prefix, tails = _cut_tails(codes, uncounted)
     parts, pairs = [(codes.row[:0].int(), codes.row[:0].int(), codes.value[:0])], 0
     for part in _candidates(prefix, max(needed - uncounted - _SLACK, 0), workers, progress):
         pairs += len(part[0])
@@ -149,7 +149,7 @@ def _shared_masses(
         parts.append(part)
     first, second, mass = (torch.cat(part) for part in zip(*parts))
     if uncounted > 0:
-        mass = _full_masses(codes, first, second, workers)
+        mass += _tail_masses(codes, tails, first, second, workers)
     return first, second, mass
 
 
@@ -175,14 +175,16 @@ def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
     return SparseRows(count, codes.row, column, value)
 
 
-def _cut_tails(codes: SparseRows, mass: float) -> SparseRows:
-    """Drops from the end of each row the entries that together hold less than `mass`."""
+def _cut_tails(codes: SparseRows, mass: float) -> tuple[SparseRows, SparseRows]:
+    """Cuts from the end of each row the entries that together hold less than `mass`: what is left, and what was cut."""
     # Sums run over all rows, so they need double precision.
     before = codes.value.cumsum(0, dtype=torch.float64)
     before = torch.cat([before.new_zeros(1), before])
     tail = before[codes.pointer[1:]].index_select(0, codes.row) - before[:-1]
-    kept = (tail >= mass).nonzero()[:, 0]
-    return SparseRows(codes.count, *(part.index_select(0, kept) for part in (codes.row, codes.column, codes.value)))
+    halves = ((tail >= mass).nonzero()[:, 0], (tail < mass).nonzero()[:, 0])
+    parts = (codes.row, codes.column, codes.value)
+    kept, cut = (SparseRows(codes.count, *(part.index_select(0, half) for part in parts)) for half in halves)
+    return kept, cut
 
 
 class _InvertedIndex:
@@ -258,11 +260,30 @@ def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[in
         start = stop
 
 
-def _full_masses(codes: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
-    """Shared mass of each pair of rows, (P,) float32, summed by rising column. `first` must rise."""
+def _tail_masses(codes: SparseRows, tails: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
+    """What each pair shares beyond the prefixes of both rows, (P,) float32: the tail of the one that was cut first
+    against the whole other row."""
+    start = tails.pointer
+    cut = torch.full((codes.count,), codes.count, device=codes.row.device)
+    has_tail = start.diff() > 0
+    cut[has_tail] = tails.column[start[:-1][has_tail]]
+    cut_first = cut.index_select(0, first) <= cut.index_select(0, second)
+    whole = torch.where(cut_first, second, first)
+    order = whole.argsort(stable=True)
+    masses = torch.empty(len(first), device=codes.row.device)
+    whole, cut_rows = whole[order], torch.where(cut_first, first, second)[order]
+    masses[order] = _masses_of_pairs(codes, whole, tails, cut_rows, workers)
+    return masses
+
+
+def _masses_of_pairs(
+    codes: SparseRows, first: Tensor, others: SparseRows, second: Tensor, workers: Workers
+) -> Tensor:
+    """Mass that row first[i] of `codes` shares with row second[i] of `others`, (P,) float32. `first` must rise."""
     count, device = codes.count, codes.row.device
     pointer, column = codes.pointer, codes.column.int()
-    length = pointer.diff().index_select(0, second)
+    other_start, other_column = others.pointer, others.column.int()
+    length = other_start.diff().index_select(0, second)
     ends = torch.searchsorted(first, torch.arange(count + 1, dtype=first.dtype, device=device)).cpu()
     work_before = torch.cat([ends.new_zeros(1), length.cpu().cumsum(0)])[ends]
     scratch = Scratch()
@@ -275,9 +296,9 @@ def _full_masses(codes: SparseRows, first: Tensor, second: Tensor, workers: Work
         dense = scratch.zeros((stop - start) * count, device)
         dense[(codes.row[entries] - start) * count + column[entries]] = codes.value[entries]
         pair = torch.repeat_interleave(length[pairs], output_size=total)
-        entry = concatenated_ranges(pointer.index_select(0, second[pairs]), length[pairs], pair)
-        place = ((first[pairs].long() - start) * count).index_select(0, pair) + column.index_select(0, entry)
-        shared = torch.minimum(dense.index_select(0, place), codes.value.index_select(0, entry))
+        entry = concatenated_ranges(other_start.index_select(0, second[pairs]), length[pairs], pair)
+        place = ((first[pairs].long() - start) * count).index_select(0, pair) + other_column.index_select(0, entry)
+        shared = torch.minimum(dense.index_select(0, place), others.value.index_select(0, entry))
         return torch.zeros(pairs.stop - pairs.start, device=device).index_add_(0, pair, shared)
 
     return torch.cat(list(workers.map(work, _blocks(work_before, count, device))))
