@@ -47,7 +47,7 @@ _bare_package("person_search.data", _ROOT / "data")
 
 from person_search.data import matlab  # noqa: E402
 from person_search.data.protocol import BoxXYXY, Gallery  # noqa: E402
-from person_search.errors import DatasetError, PersonSearchError  # noqa: E402
+from person_search.errors import ConfigError, DatasetError, PersonSearchError  # noqa: E402
 from person_search.evaluation.context_matching import ContextMatching  # noqa: E402
 from person_search.evaluation.detection import evaluate_detection  # noqa: E402
 from person_search.evaluation.galleries import Galleries  # noqa: E402
@@ -63,24 +63,50 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     if (args.problem is None) == (args.simulate is None):
         sys.exit("error: give either PROBLEM.npz or --simulate; see --help")
+    if args.seed < 0:
+        sys.exit(f"error: --seed {args.seed}: expected 0 or more")
+    if args.shortlist is not None and not args.reranking:
+        sys.exit("error: --shortlist belongs to --reranking; give both or neither")
     try:
         problem = load_problem(args.problem) if args.problem else _SIMULATIONS[args.simulate](args.seed)
         if args.protocol:
             problem = _with_protocol_files(problem, args.protocol)
+        _check(problem, args)
         if args.save:
             save_problem(problem, args.save)
-        print(json.dumps(measure(problem, args)))
+        print(json.dumps(measure(problem, args), allow_nan=False))
     except PersonSearchError as error:
         sys.exit(f"error: {error}")
 
 
+def _check(problem: SearchProblem, args: argparse.Namespace) -> None:
+    """Refuses what would have no figures, and a device that is not there."""
+    where = args.problem or "simulation"
+    if not problem.galleries:
+        raise DatasetError(f"{where} has no gallery, nor annotated boxes to make one of: give its --protocol TestG100.mat")
+    main_gallery = problem.gallery_name("cross_camera" if args.cross_camera else None)
+    if not problem.galleries[main_gallery].target_count.any():
+        raise DatasetError(f"{where}: no query has a match in the gallery {main_gallery}, so there is nothing to measure")
+    if args.detection and not len(problem.gt_frame):
+        raise DatasetError(f"{where} has no annotated boxes, so there are no detection figures: leave out --detection")
+    if args.device:
+        import torch  # here, so that its import is not timed
+
+        try:
+            torch.zeros(1, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--device {args.device} cannot be used ({reason}); leave it out for NumPy") from error
+
+
 def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `problem` as the arguments say and returns what is printed."""
+    shortlist = Reranking.shortlist if args.shortlist is None else args.shortlist
     options = SearchOptions(
         score_threshold=args.score_threshold,
         score_weighted=args.score_weighted,
         context_matching=ContextMatching(*args.cbgm, args.query_nms) if args.cbgm else None,
-        reranking=Reranking(shortlist=args.shortlist) if args.reranking else None,
+        reranking=Reranking(shortlist=shortlist) if args.reranking else None,
     )
     main_gallery = problem.gallery_name("cross_camera" if args.cross_camera else None)
     listed = problem.galleries[main_gallery].frame is not None
@@ -125,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cbgm", type=int, nargs=2, metavar=("K1", "K2"), help="context bipartite graph matching")
     parser.add_argument("--query-nms", type=float, default=1.0, help="of CBGM: IoU above which it is the query")
     parser.add_argument("--reranking", action="store_true", help="k-reciprocal re-ranking")
-    parser.add_argument("--shortlist", type=int, default=Reranking.shortlist, help="detections that are re-ranked")
+    parser.add_argument("--shortlist", type=int, help=f"detections that are re-ranked ({Reranking.shortlist})")
     parser.add_argument("--score-weighted", action="store_true", help="similarity times detection score")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--device", help="of PyTorch, for example cuda; without: NumPy, the faster on a CPU")

@@ -111,6 +111,7 @@ def interrupt(*_: Any) -> None:
 
 if __name__ == "__main__":
     # Whatever ends this program ends its trainings too, which continue when it is started again.
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sign) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(sign, interrupt)
     sys.exit(main())

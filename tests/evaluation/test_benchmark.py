@@ -49,12 +49,17 @@ def test_a_simulated_problem_of_prw_s_size_fits_in_300_mb(benchmark, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     ([], "give either PROBLEM.npz or --simulate"),
     (["absent.npz"], "absent.npz does not exist"),
-    (["{golden}/search_cuhk_g100.npz"], "no gallery"),
+    (["{golden}/search_cuhk_g100.npz"], "no gallery, nor annotated boxes to make one of: give its --protocol"),
+    (["{golden}/search_cuhk_g100.npz", "--protocol", "{data}/TestG100.mat", "--detection"], "leave out --detection"),
+    (["{golden}/search_prw.npz", "--device", "abacus"], "--device abacus cannot be used"),
+    (["{golden}/search_prw.npz", "--shortlist", 3], "--shortlist belongs to --reranking"),
+    (["{golden}/search_prw.npz", "--shortlist", 0, "--reranking"], "shortlist = 0"),
+    (["--simulate", "prw", "--seed", -1], "--seed -1: expected 0 or more"),
     (["{golden}/search_prw.npz", "--cbgm", 0, 4], "k1 = 0"),
     (["{golden}/search_cuhk_g100.npz", "--protocol", "absent/TestG50.mat"], "absent/TestG50.mat: the file is missing"),
 ])  # fmt: skip
 def test_errors_are_one_line(benchmark, shared, arguments, message):
-    done = benchmark(*(str(argument).format(golden=shared / "golden") for argument in arguments))
+    done = benchmark(*(str(argument).format(golden=shared / "golden", data=shared / "data" / "cuhk_sysu") for argument in arguments))
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

@@ -99,3 +99,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="cannot write .*file/results.json"):
         write_json(tmp_path / "file" / "results.json", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"det_score": lambda a: a.astype(str)}, "det_score has to hold numbers, not <U"),
+        ({"det_frame": lambda a: a + 0.5}, "det_frame has to hold integers, not float64"),
+        ({"gt_pid": lambda a: a + 0.5}, "gt_person_id has to hold integers, not float64"),
+        ({"frame_name": lambda a: np.where(np.arange(len(a)) == 3, a[5], a)}, "frame_name has '.*' more than once"),
+    ],
+)
+def test_arrays_that_would_give_wrong_figures_are_refused(shared, tmp_path, change, message):
+    arrays = dict(np.load(shared / "golden" / "search_prw.npz"))
+    for name, make in change.items():
+        arrays[name] = make(arrays[name])
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(DatasetError, match=f"p.npz: search problem: {message}"):
+        load_problem(tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_archive_is_told(tmp_path, content):
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(DatasetError, match="p.npz is not a search problem: expected an npz archive"):
+        load_problem(tmp_path / "p.npz")

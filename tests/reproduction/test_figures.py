@@ -212,6 +212,14 @@ def test_the_page_of_the_sweep():
     line, own = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     np.testing.assert_allclose(line.get_ydata()[:2], [12.0, 20.0])
     np.testing.assert_allclose(own.get_xydata(), [[1.0, 20.0]])
+    assert "± standard deviation" in texts_apart(figure)
+
+
+def test_the_page_of_a_sweep_with_one_seed_shows_no_deviation():
+    panels = {PARAMETERS["m"]: [SweepPoint(0.1, spread([10.0])), SweepPoint(0.3, spread([20.0]))]}
+    figure = sweep_figure(panels, {PARAMETERS["m"]: 0.3}, "one")
+    assert "one seed" in texts_apart(figure) and "± standard deviation" not in texts_apart(figure)
+    assert not any(len(bar) for bars in figure.axes[0].collections for bar in bars.get_segments())
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -239,6 +247,8 @@ def test_runs_are_rows_or_folders(tmp_path):
         find_compared(tmp_path / "out", ["sl"], ())
     with pytest.raises(ConfigError, match="two trainings have one title among SSL, SSL"):
         find_compared(tmp_path / "out", ["ssl", f"SSL={other}"], ())
+    with pytest.raises(ConfigError, match="give the training a title"):
+        find_compared(tmp_path / "out", [f"={other}"], ())
     with pytest.raises(ConfigError, match="holds none of the rows baseline"):
         find_compared(tmp_path, [], ("baseline",))
     with pytest.raises(DatasetError, match=r"problem.npz is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM"):

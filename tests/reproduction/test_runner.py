@@ -128,7 +128,7 @@ def test_a_killed_row_continues(runner, runs, said, tmp_path):
     wait_for(lambda: (runs[0].folder / "output.txt").exists() and "hanging" in (runs[0].folder / "output.txt").read_text())
     os.killpg(runner._active[0].process.pid, signal.SIGKILL)
     thread.join(30)
-    assert any(line.startswith("FAILED baseline, seed 0: exit status -9") for line in said)
+    assert any(line.startswith("FAILED baseline, seed 0: exit status -9, killed by SIGKILL; did the memory") for line in said)
     control(tmp_path, "baseline", "")
     assert runner.run(runs) == []
     assert starts(runs[0]) == ["new 1 -", "resumed 1 -"] and starts(runs[1]) == ["new 1 -"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -108,6 +110,31 @@ def test_what_cannot_be_done_is_told_in_one_line(tool, capsys, arguments, messag
     assert line.startswith("error: ") and message in line
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_trained(tool, fake, capsys):
+    fake.write_text("a file")
+    call = ["--table", "3", "--dataset", "synthetic_tiny", "--output", str(fake / "x"), *FAST]
+    assert tool.main(call) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"--output {fake / 'x'} cannot be written" in said.err
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(repository):
+    """As under nohup: closing the terminal must not end what was to outlive it."""
+    started = """
+import runpy, signal, sys
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.argv = ["tools/reproduce.py", "--help"]
+try:
+    runpy.run_path("tools/reproduce.py", run_name="__main__")
+finally:
+    print("ignored" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else "handled")
+"""
+    for state in ("ignored", "handled"):
+        done = subprocess.run([sys.executable, "-c", started, state], cwd=repository, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == state, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,6 +142,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tool, capsys, arguments, messag
         (["--sweep", "m", "SSL.CLUSTERING.K1", "0"], "row m_0.1: SSL.CLUSTERING.K1"),
         (["--table", "1", "DATASETS.TEST", "('prw_test',)"], "PRW is missing"),
         (["--table", "1", "DATASETS.TRAIN", "('prw_train',)"], "PRW is missing"),
+        (["--table", "1", "MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS nowhere.pth does not exist"),
     ],
 )
 def test_what_no_row_can_be_trained_with_is_told_before_anything_is_trained(tool, fake, capsys, arguments, message):

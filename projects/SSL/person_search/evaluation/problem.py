@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -38,7 +39,8 @@ class SearchProblem:
         main_gallery: name of the gallery whose figures stand for the problem; "": the first.
 
     Raises:
-        DatasetError: an array has a wrong shape, an index is out of range or a number is not finite.
+        DatasetError: an array has a wrong shape or type, an index is out of range, a number is not finite, or two frames
+            have one name.
     """
 
     det_frame: np.ndarray
@@ -72,8 +74,15 @@ class SearchProblem:
             array = getattr(self, name)
             if array.shape != shape:
                 raise DatasetError(f"search problem: {name} has shape {array.shape}, expected {shape}")
+            kinds = "iu" if name.endswith("_id") else "iuf"
+            if array.dtype.kind not in kinds and not name.endswith("_frame"):
+                what = "numbers" if "f" in kinds else "integers"
+                raise DatasetError(f"search problem: {name} has to hold {what}, not {array.dtype}")
             if array.dtype.kind == "f" and not _is_finite(array):
                 raise DatasetError(f"search problem: {name} holds numbers that are not finite")
+        if len(set(self.frame_name)) != len(self.frame_name):
+            twice = next(name for name, count in Counter(self.frame_name).items() if count > 1)
+            raise DatasetError(f"search problem: frame_name has {twice!r} more than once; frames need names of their own")
         for name in ("det_frame", "gt_frame", "query_frame"):
             _check_frames(name, getattr(self, name), len(self.frame_name))
         for name, galleries in self.galleries.items():

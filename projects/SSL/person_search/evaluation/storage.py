@@ -77,7 +77,8 @@ def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
     values = {name: arrays[key] for name, key in _KEYS.items()}
     values["frame_name"] = tuple(values["frame_name"].tolist())
     for name in ("det_frame", "gt_frame", "query_frame", "gt_person_id", "query_person_id"):
-        values[name] = values[name].astype(np.int64, copy=False)
+        if values[name].dtype.kind in "iu":  # others are refused by the problem
+            values[name] = values[name].astype(np.int64, copy=False)
     try:
         problem = SearchProblem(**values, frame_camera=arrays.get("frame_camera"))
         if "galleries" in arrays:
@@ -134,6 +135,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DatasetError(f"{path} is not a search problem: expected an npz archive as `save_problem` writes it")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}

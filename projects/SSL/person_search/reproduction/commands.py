@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ def make_table(number: str, setting: Setting, say: Say = print) -> bool:
         whether every row has been trained with every seed. The files are there in any case.
 
     Raises:
-        ConfigError: a row's config does not exist, does not fit or cannot be trained; nothing was trained then.
+        ConfigError: a row's config does not exist, does not fit or cannot be trained, its weights are not there or the
+            output folder cannot be written; nothing was trained then.
         DatasetError: the data cannot be read; nothing was trained then.
     """
     title, rows = TABLES[number]
@@ -113,8 +115,23 @@ def _plan(rows: Sequence[Row], setting: Setting) -> list[Run]:
         except ConfigError as error:
             raise ConfigError(f"row {run.row.name}: {error}") from error
     if any(read_result(run) is None for run in runs):
+        _check_weights(setting.base.MODEL.WEIGHTS)
         _read_data(setting.base)
+    _check_output(setting.output)
     return runs
+
+
+def _check_output(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written ({error}): choose another folder") from error
+
+
+def _check_weights(weights: str) -> None:
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS {weights} does not exist, and every row starts from it: train or fetch it first")
 
 
 def _read_data(cfg: CfgNode) -> None:

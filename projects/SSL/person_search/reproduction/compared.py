@@ -51,6 +51,8 @@ def find_compared(output: Path, names: Sequence[str], default: Sequence[str]) ->
     found = []
     for name in names or default:
         title, named, place = name.partition("=")
+        if named and not title.strip():
+            raise ConfigError(f"--runs {name}: give the training a title, as in TITLE=FOLDER")
         done = sorted((output / name).glob(f"seed_*/{RESULT}"))
         folders = [Path(place)] if named else [file.parent for file in done]
         folders = [folder for folder in folders if (folder / "config.yaml").is_file()]

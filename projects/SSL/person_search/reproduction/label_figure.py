@@ -64,7 +64,8 @@ def label_figure(
         tidy(panel)
     if not drawn:
         raise DatasetError(
-            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: the training set needs identities"
+            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: the training set needs identities, "
+            "and the method pseudo labels"
         )
     figure.supxlabel("epoch", fontsize=11)
     figure.supylabel("%", fontsize=11)

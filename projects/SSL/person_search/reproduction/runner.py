@@ -171,6 +171,8 @@ class Runner:
         self._active.remove(training)
         run, seconds = training.run, time.monotonic() - training.start
         try:
+            if training.process.returncode < 0:
+                raise PersonSearchError(_killed(training.process.returncode))
             if training.process.returncode:
                 raise PersonSearchError(f"exit status {training.process.returncode}; {_last_line(run)}")
             result = write_result(run, None if training.resumed else seconds)
@@ -207,6 +209,16 @@ class Runner:
         for training in self._active:
             training.lock.close()
         self._active = []
+
+
+def _killed(status: int) -> str:
+    """What ended a training that a signal ended (a negative exit status); its own output does not say it."""
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "a signal"
+    hint = "; did the memory run out? Fewer --jobs need less" if name == "SIGKILL" else ""
+    return f"exit status {status}, killed by {name}{hint}"
 
 
 def _last_line(run: Run) -> str:

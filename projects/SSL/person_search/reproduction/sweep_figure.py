@@ -47,7 +47,8 @@ def sweep_figure(panels: Mapping[Parameter, Sequence[SweepPoint]], defaults: Map
         panel.set_visible(False)
     figure.supylabel("mAP, %", fontsize=11)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    figure.legend(handles=_legend(), loc="outside lower right", ncols=3, fontsize=10, frameon=False)
+    spread = any(point.mAP.deviation > 0 for points in panels.values() for point in points)
+    figure.legend(handles=_legend(spread), loc="outside lower right", ncols=3, fontsize=10, frameon=False)
     return figure
 
 
@@ -61,7 +62,7 @@ def draw_sweep(
 def _draw(axes: Axes, points: Sequence[SweepPoint], default: float) -> None:
     place = np.arange(len(points))
     mean = np.array([point.mAP.mean for point in points])
-    deviation = np.nan_to_num(np.array([point.mAP.deviation for point in points]))
+    deviation = np.array([point.mAP.deviation for point in points])  # NaN with one seed: no bar
     axes.errorbar(place, mean, deviation, color=BLUE, marker="o", markersize=5, linewidth=1.5, capsize=4)
     own = [i for i, point in enumerate(points) if point.value == default]
     axes.plot(place[own], mean[own], "D", color=VERMILION, markersize=10, fillstyle="none", markeredgewidth=2)
@@ -71,10 +72,11 @@ def _draw(axes: Axes, points: Sequence[SweepPoint], default: float) -> None:
     axes.tick_params(axis="y", labelleft=True)
 
 
-def _legend() -> list[Line2D]:
+def _legend(spread: bool) -> list[Line2D]:
+    bars = Line2D([], [], color=GREY, marker="|", markersize=12, linestyle="none", label="± standard deviation")
     return [
-        Line2D([], [], color=BLUE, marker="o", markersize=5, label="mean over the seeds"),
-        Line2D([], [], color=GREY, marker="|", markersize=12, linestyle="none", label="± standard deviation"),
+        Line2D([], [], color=BLUE, marker="o", markersize=5, label="mean over the seeds" if spread else "one seed"),
+        *([bars] if spread else []),
         Line2D([], [], color=VERMILION, marker="D", markersize=9, fillstyle="none", linestyle="none",
                markeredgewidth=2, label="the dataset's own value"),
     ]  # fmt: skip
