@@ -192,6 +192,9 @@ def test_learning_rate_steps():
     assert learning_rate_steps({"lr": (iterations, rates)}) == [100, 160]
     cosine = 0.5 * (1 + np.cos(np.linspace(0, 2.5, 60)))
     assert learning_rate_steps({"lr": (np.arange(60), cosine)}) == []
+    to_its_end = 0.5 * (1 + np.cos(np.linspace(0, np.pi, 20)))
+    assert learning_rate_steps({"lr": (np.arange(20), to_its_end)}) == []
+    assert learning_rate_steps({"lr": (np.arange(2), np.array([1, 0.1]))}) == [1]
     assert learning_rate_steps({}) == []
 
 

@@ -134,10 +134,12 @@ def iterations_per_epoch(metrics: dict[str, Series], clustering_period: int = 1)
 def learning_rate_steps(metrics: dict[str, Series]) -> list[int]:
     """Where the learning rate fell to half or less: in each case the iteration after the last one with the old rate.
 
-    Rates are known only at the iterations that were logged, so a step may have come a few iterations later.
+    Rates are known only at the iterations that were logged, so a step may have come a few iterations later. A rate that
+    was falling already, as at the end of a cosine schedule, makes no step.
     """
     iterations, rates = metrics.get("lr", (np.zeros(0, np.int64), np.zeros(0)))
-    return (iterations[:-1][rates[1:] <= 0.5 * rates[:-1]] + 1).tolist()
+    was_falling = np.concatenate([[False], rates[1:-1] < 0.9 * rates[:-2]])[: max(len(rates) - 1, 0)]
+    return (iterations[:-1][(rates[1:] <= 0.5 * rates[:-1]) & ~was_falling] + 1).tolist()
 
 
 def loss_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figure:
