@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 try:
@@ -29,6 +27,7 @@ from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.config_checks import check_inference
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import ConfigError, PersonSearchError
+from person_search.files import probe_folder
 from person_search.modeling.folding import fold_batch_norms
 
 
@@ -83,8 +82,7 @@ def check_machine(cfg: CfgNode) -> None:
     if cfg.OUTPUT_DIR.endswith((".txt", ".log")):  # Detectron2 takes it for the name of the log
         raise ConfigError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: give a folder whose name ends with neither .txt nor .log")
     try:
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR).close()
+        probe_folder(cfg.OUTPUT_DIR)
     except OSError as error:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written ({error}): choose another folder") from error
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from person_search.data.masks import MaskStore, box_window, default_mask_file, l
 from person_search.data.training_set import registered_records
 from person_search.data.video import split_video_frame
 from person_search.errors import DatasetError, PersonSearchError
+from person_search.files import probe_folder
 
 Record = dict[str, Any]
 Mask = np.ndarray | None  # (height, width) of the frame, bool; None where there is none
@@ -129,8 +129,7 @@ def check_device(device: str) -> None:
 def check_writable(out: Path) -> None:
     """Raises DatasetError, before any work is done, where `out` cannot be written."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
+        probe_folder(out.parent)
     except OSError as error:
         raise DatasetError(f"{out} cannot be written ({error}); choose another place with --out") from error
 

@@ -102,3 +102,29 @@ def slow() -> SimpleNamespace:
     return SimpleNamespace(
         iou=slow_iou, gallery=slow_gallery, similarity=slow_similarity, query=slow_query, detection=slow_detection
     )
+
+
+def scattered_scenes(
+    rng: np.random.Generator, frames: int, boxes: int, persons: int, detections: int, queries: int
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """All of a `SearchProblem` but scores and features: upright boxes anywhere, detections a little off some of them.
+
+    Returns the arguments, and the persons of the detections and of the queries (below 0: nobody's).
+    """
+    gt_frame, gt_person = np.sort(rng.integers(frames, size=boxes)), rng.integers(-1, persons, size=boxes)
+    corner = rng.uniform(0, 900, (boxes, 2))
+    gt_box = np.column_stack([corner, corner + (40, 90)])
+    source, asked = rng.integers(boxes, size=detections), rng.choice(np.flatnonzero(gt_person >= 0), queries)
+    arguments = {
+        "det_frame": gt_frame[source],
+        "det_box": (gt_box[source] + rng.uniform(-9, 9, (detections, 4))).astype(np.float32),
+        "frame_name": tuple(map(str, range(frames))),
+        "gt_frame": gt_frame, "gt_box": gt_box, "gt_person_id": gt_person,
+        "query_frame": gt_frame[asked], "query_box": gt_box[asked], "query_person_id": gt_person[asked],
+    }  # fmt: skip
+    return arguments, gt_person[source], gt_person[asked]
+
+
+@pytest.fixture(scope="session")
+def scattered():
+    return scattered_scenes

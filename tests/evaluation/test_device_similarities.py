@@ -20,26 +20,15 @@ DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 @pytest.fixture(scope="module")
-def problem() -> SearchProblem:
+def problem(scattered) -> SearchProblem:
     """Features of small whole numbers: similarities are exact in every order of summation, and many are equal."""
     rng = np.random.default_rng(1)
     frames, detections, queries = 200, 1500, 40
-    gt_frame, gt_person = np.sort(rng.integers(frames, size=600)), rng.integers(-1, 30, size=600)
-    corner = rng.uniform(0, 900, (600, 2))
-    gt_box = np.column_stack([corner, corner + (40, 90)])
-    source, asked = rng.integers(600, size=detections), rng.choice(np.flatnonzero(gt_person >= 0), queries)
+    arguments, _, _ = scattered(rng, frames, 600, 30, detections, queries)
     made = SearchProblem(
-        det_frame=gt_frame[source],
-        det_box=(gt_box[source] + rng.uniform(-9, 9, (detections, 4))).astype(np.float32),
+        **arguments,
         det_score=rng.choice(np.float32([0.25, 0.5, 0.75, 1]), detections),
         det_feature=rng.integers(-4, 5, (detections, 12)).astype(np.float32),
-        frame_name=tuple(map(str, range(frames))),
-        gt_frame=gt_frame,
-        gt_box=gt_box,
-        gt_person_id=gt_person,
-        query_frame=gt_frame[asked],
-        query_box=gt_box[asked],
-        query_person_id=gt_person[asked],
         query_feature=rng.integers(-4, 5, (queries, 12)).astype(np.float32) * (np.arange(queries) != 7)[:, None],
         frame_camera=rng.integers(1, 4, frames),
     )

@@ -17,27 +17,16 @@ NUM_FRAMES, NUM_QUERIES = 160, 30
 
 
 @pytest.fixture(scope="module")
-def problem() -> SearchProblem:
+def problem(scattered) -> SearchProblem:
     """Nearly all similarities differ; one query has no feature. The galleries have 1 to 160 frames, some ragged."""
     rng = np.random.default_rng(5)
-    gt_frame, gt_person = np.sort(rng.integers(NUM_FRAMES, size=900)), rng.integers(-1, 20, size=900)
-    corner = rng.uniform(0, 900, (900, 2))
-    gt_box = np.column_stack([corner, corner + (40, 90)])
-    source, asked = rng.integers(900, size=1600), rng.choice(np.flatnonzero(gt_person >= 0), NUM_QUERIES)
+    arguments, shown, asked = scattered(rng, NUM_FRAMES, 900, 20, 1600, NUM_QUERIES)
     center = rng.normal(size=(21, 16))
     made = SearchProblem(
-        det_frame=gt_frame[source],
-        det_box=(gt_box[source] + rng.uniform(-9, 9, (1600, 4))).astype(np.float32),
+        **arguments,
         det_score=rng.uniform(0.4, 1, 1600).astype(np.float32),
-        det_feature=(center[gt_person[source]] + 2 * rng.normal(size=(1600, 16))).astype(np.float32),
-        frame_name=tuple(map(str, range(NUM_FRAMES))),
-        gt_frame=gt_frame,
-        gt_box=gt_box,
-        gt_person_id=gt_person,
-        query_frame=gt_frame[asked],
-        query_box=gt_box[asked],
-        query_person_id=gt_person[asked],
-        query_feature=(center[gt_person[asked]] * (np.arange(NUM_QUERIES) != 4)[:, None]).astype(np.float32),
+        det_feature=(center[shown] + 2 * rng.normal(size=(1600, 16))).astype(np.float32),
+        query_feature=(center[asked] * (np.arange(NUM_QUERIES) != 4)[:, None]).astype(np.float32),
     )
     return with_galleries(made, _galleries(rng, made))
 

@@ -134,14 +134,12 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except CheckpointError as error:
             raise error if path in str(error) else CheckpointError(f"{path}: {error}") from error
-        except OSError as error:
-            if "://" not in path:
-                raise CheckpointError(f"weights {path} cannot be read ({error}); {_EXPECTED}") from error
-            raise CheckpointError(
-                f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). Fetch that file where there is a network, "
-                "and give its path"
-            ) from error
         except _UNREADABLE as error:
+            if isinstance(error, OSError) and "://" in path:
+                raise CheckpointError(
+                    f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). Fetch that file where there is a network, "
+                    "and give its path"
+                ) from error
             reason = (str(error).strip() or "it is empty").splitlines()[0][:200]
             raise CheckpointError(
                 f"weights {path} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}"

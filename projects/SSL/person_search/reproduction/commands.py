@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tab
 from ..data.training_set import load_training_set, registered_records
 from ..engine.config_checks import check_config
 from ..errors import ConfigError
+from ..files import probe_folder
 
 Say = Callable[[str], None]
 
@@ -123,8 +123,7 @@ def _plan(rows: Sequence[Row], setting: Setting) -> list[Run]:
 
 def _check_output(output: Path) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
+        probe_folder(output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written ({error}): choose another folder") from error
 
