@@ -31,7 +31,7 @@ from detectron2.utils.events import EventStorage
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.engine import PersonSearchTrainer
-from person_search.errors import PersonSearchError
+from person_search.errors import ConfigError, PersonSearchError
 from person_search.modeling import SSLPersonSearch
 from process_memory import peak_mb, reset_peak
 
@@ -97,6 +97,8 @@ class Bench:
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0  # every step sees the same network
         self.batch = draw_batch(cfg, persons, boxes)
+        # As Detectron2's AMPTrainer has them.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.SOLVER.AMP.ENABLED)
         objective = self.objective = self.model.objective
         objective.allocate(torch.arange(boxes) // persons)
         objective.threshold = cfg.SSL.THRESHOLD.INITIAL + cfg.SSL.THRESHOLD.ALPHA
@@ -112,11 +114,12 @@ class Bench:
     def step(self, row: str) -> None:
         """One iteration as `row` trains."""
         self.select(row)
-        with EventStorage():
+        with EventStorage(), torch.autocast(self.device.type, torch.float16, enabled=self._scaler.is_enabled()):
             losses = self.model(self.batch)
         self.optimizer.zero_grad()
-        self._backward(sum(losses.values()))
-        self.optimizer.step()
+        self._backward(self._scaler.scale(sum(losses.values())))
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.objective.apply_pending()
 
     def select(self, row: str) -> None:
@@ -257,6 +260,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     add_ssl_config(cfg)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     merge_file_and_options(cfg, args.config_file, ["MODEL.DEVICE", device, *args.opts])
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ConfigError(f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to False")
     bench = Bench(cfg, args.persons, args.boxes)
     line: dict[str, Any] = {
         "config": args.config_file,
@@ -264,7 +269,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "batch": len(bench.batch),
         "persons": args.persons,
         "boxes": args.boxes,
-        "device": cfg.MODEL.DEVICE,
+        "device": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else cfg.MODEL.DEVICE,
+        "mixed_precision": cfg.SOLVER.AMP.ENABLED,
         "threads": torch.get_num_threads(),
         "rows": measure(bench, args.rows, args.rounds),
     }

@@ -12,6 +12,19 @@ from person_search import add_ssl_config
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and the GPU where there is one."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[pytest.param("cuda", marks=NO_GPU)])
+def gpu(request: pytest.FixtureRequest) -> str:
+    """The GPU; a test that asks for it is skipped where there is none."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,17 @@ def refused(capfd: pytest.CaptureFixture[str], train_net, repository, output, *w
     return printed.strip().splitlines()[-1]
 
 
+def test_what_a_gpu_trained_is_evaluated_on_a_cpu_with_the_same_figures(train_net, repository, tmp_path, gpu):
+    output = tmp_path / "run"
+    call(train_net, repository, output, options=("MODEL.DEVICE", gpu))
+    weights = ("MODEL.WEIGHTS", str(output / "model_final.pth"))
+    there, here = (
+        call(train_net, repository, output, "--eval-only", options=(*weights, "MODEL.DEVICE", device)) for device in (gpu, "cpu")
+    )
+    assert there["search"]["mAP"] == pytest.approx(here["search"]["mAP"], abs=1.0)
+    assert there["detection"]["AP"] == pytest.approx(here["detection"]["AP"], abs=1.0)
+
+
 def test_trains_then_evaluates_from_the_checkpoint(train_net, repository, tmp_path):
     output = tmp_path / "run"
     call(train_net, repository, output, options=("TEST.EVAL_BEFORE_TRAINING", "True"))

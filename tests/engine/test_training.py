@@ -223,19 +223,18 @@ def test_metrics_of_lost_iterations_are_forgotten(tmp_path):
     assert path.read_text() == '{"iteration": 1, "a": 2}\n{"iteration": 5}\n'
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("SSL.EXEMPLAR.ENABLED", False),
-        ("SSL.EXEMPLAR.SHARED_BACKBONE", False),
-        ("SSL.EXEMPLAR.SCALES", (), "SSL.EXEMPLAR.MASK_BACKGROUND", False),
-        ("SSL.EXEMPLAR.ORIGINAL", False, "SSL.MEMORY.LABEL_SOURCE", "instance"),
-        ("SSL.CLUSTER_LOSS.WEIGHT", 0.0, "MODEL.ROI_BOX_HEAD.POOLING", "deformable"),
-        ("SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO", 0.1, "SSL.THRESHOLD.ALPHA", 0.0),
-        ("MODEL.SECOND_HEAD.FIRST_HEAD_SCORE", False, "MODEL.SECOND_HEAD.BN_NECK", False),
-    ],
-    ids=lambda o: o[0].split(".", 1)[1],
-)
+VARIANTS = [
+    ("SSL.EXEMPLAR.ENABLED", False),
+    ("SSL.EXEMPLAR.SHARED_BACKBONE", False),
+    ("SSL.EXEMPLAR.SCALES", (), "SSL.EXEMPLAR.MASK_BACKGROUND", False),
+    ("SSL.EXEMPLAR.ORIGINAL", False, "SSL.MEMORY.LABEL_SOURCE", "instance"),
+    ("SSL.CLUSTER_LOSS.WEIGHT", 0.0, "MODEL.ROI_BOX_HEAD.POOLING", "deformable"),
+    ("SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO", 0.1, "SSL.THRESHOLD.ALPHA", 0.0),
+    ("MODEL.SECOND_HEAD.FIRST_HEAD_SCORE", False, "MODEL.SECOND_HEAD.BN_NECK", False),
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: o[0].split(".", 1)[1])
 def test_every_variant_trains_and_moves_the_embedding(cfg, tmp_path, options):
     cfg.merge_from_list(["SOLVER.MAX_ITER", 3, *options])
     trainer = run(cfg, tmp_path / "variant")
@@ -246,13 +245,46 @@ def test_every_variant_trains_and_moves_the_embedding(cfg, tmp_path, options):
     assert all(torch.allclose(final[k].norm(dim=1), torch.ones(len(final[k])), atol=1e-4) for k in banks)
 
 
-def test_training_learns_to_detect(cfg, tmp_path):
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_training_on_a_gpu_resumes_from_its_whole_state(cfg, tmp_path, gpu, mixed_precision):
+    cfg.merge_from_list(["MODEL.DEVICE", gpu, "SOLVER.AMP.ENABLED", mixed_precision])
+    first = cfg.clone()
+    first.SOLVER.MAX_ITER = 12
+    broken = run(first, tmp_path / "run")
+    assert broken.person_search_model.device.type == gpu
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    resumed = PersonSearchTrainer(cfg)
+    resumed.resume_or_load(True)
+    assert resumed.start_iter == 12
+    assert_equal(state_of(broken), state_of(resumed))
+    optimizers = [t._trainer.optimizer.state_dict()["state"] for t in (broken, resumed)]
+    assert optimizers[0] and all(
+        torch.equal(optimizers[0][key]["momentum_buffer"], optimizers[1][key]["momentum_buffer"]) for key in optimizers[0]
+    )
+    if mixed_precision:
+        scales = [t._trainer.grad_scaler.state_dict() for t in (broken, resumed)]
+        assert scales[0] == scales[1]
+    resumed.train()
+    assert resumed.iter == 16 and all(v.isfinite().all() for v in state_of(resumed).values())
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: o[0].split(".", 1)[1])
+def test_every_variant_trains_in_mixed_precision(cfg, tmp_path, gpu, options):
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "MODEL.DEVICE", gpu, "SOLVER.AMP.ENABLED", True, *options])
+    assert all(v.isfinite().all() for v in state_of(run(cfg, tmp_path / "variant")).values())
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_training_learns_to_detect(cfg, tmp_path, device, mixed_precision):
     """Sixty iterations from nothing: the losses of both RPN terms and of the first head fall by far."""
+    if mixed_precision and device == "cpu":
+        pytest.skip("mixed precision needs a GPU")
     cfg.merge_from_list([
         *("MODEL.BACKBONE.NAME", "build_slim_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 2e-3),
         *("SOLVER.MAX_ITER", 60, "SOLVER.WARMUP_ITERS", 5, "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64, 96]]),
-        *("SSL.MULTI_LABEL_LOSS.WEIGHT", 0.1),
+        *("SSL.MULTI_LABEL_LOSS.WEIGHT", 0.1, "MODEL.DEVICE", device),
+        *("SOLVER.AMP.ENABLED", mixed_precision),
     ])  # fmt: skip
     run(cfg, tmp_path / "learns")
     lines = [json.loads(line) for line in (tmp_path / "learns" / "metrics.json").open()]

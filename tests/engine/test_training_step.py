@@ -46,6 +46,33 @@ def test_rows_have_the_losses_of_the_papers_table_and_do_not_train(program, smal
     assert torch.equal(bench.model.backbone.stem.conv1.weight, weight)
 
 
+@pytest.mark.parametrize(("mixed_precision", "tolerance"), [(False, 1e-3), (True, 0.05)])
+def test_losses_and_gradients_on_a_gpu_are_those_of_a_cpu(program, small, gpu, mixed_precision, tolerance, monkeypatch):
+    """All proposals and anchors are sampled, so that no random number plays a part."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    small.merge_from_list([
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**6),
+        *("MODEL.RPN.POSITIVE_FRACTION", 0.5, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5),
+    ])  # fmt: skip
+    here = program["Bench"](small, persons=2, boxes=40)
+    small.MODEL.DEVICE = gpu
+    there = program["Bench"](small, persons=2, boxes=40)
+    there.model.load_state_dict(here.model.state_dict())
+    results = []
+    for bench in (here, there):
+        bench.select("all")
+        with EventStorage(), torch.autocast(bench.device.type, torch.float16, enabled=mixed_precision and bench is there):
+            losses = bench.model(bench.batch)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad.cpu() for name, p in bench.model.named_parameters() if p.grad is not None}
+        results.append(({name: float(value) for name, value in losses.items()}, gradients))
+    (expected, slopes), (found, found_slopes) = results
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    assert len(slopes) == len(found_slopes) > 50
+    for name, slope in slopes.items():
+        assert torch.cosine_similarity(slope.flatten(), found_slopes[name].flatten(), dim=0) > 1 - tolerance, name
+
+
 def test_prints_figures_of_rows_and_parts(program, small, tmp_path, monkeypatch, capsys):
     (tmp_path / "small.yaml").write_text(small.dump())
     arguments = ["--config-file", str(tmp_path / "small.yaml"), "--rows", "cluster,all", "--rounds", "1", "--boxes", "40"]
@@ -58,6 +85,14 @@ def test_prints_figures_of_rows_and_parts(program, small, tmp_path, monkeypatch,
         assert row["peak_mb"] > 100 and row["ratio"] == pytest.approx(row["seconds"] / line["rows"]["cluster"]["seconds"], rel=0.01)
     assert {"backbone", "heads", "heads/exemplars/backbone", "heads/exemplars/crops", "backward"} <= set(line["parts_ms"])
     assert 0 < line["multi_label_share"] < 1
+
+
+def test_mixed_precision_needs_a_gpu(program, small, tmp_path, monkeypatch, capsys):
+    (tmp_path / "small.yaml").write_text(small.dump())
+    options = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"]
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--config-file", str(tmp_path / "small.yaml"), *options])
+    with pytest.raises(SystemExit, match="SOLVER.AMP.ENABLED needs a GPU"):
+        program["main"]()
 
 
 @pytest.mark.parametrize("wrong", [["--rows", "cluster,none"], ["--rounds", "0"], ["--persons", "9", "--boxes", "5"]])

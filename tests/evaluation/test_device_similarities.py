@@ -15,9 +15,6 @@ from person_search.evaluation.problem import SearchProblem, own_frame_galleries,
 from person_search.evaluation.ragged import offsets_of
 from person_search.evaluation.reranking import Reranking
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
-
 
 @pytest.fixture(scope="module")
 def problem(scattered) -> SearchProblem:
@@ -49,7 +46,6 @@ def _listed(galleries: Galleries, frames: list[np.ndarray]) -> Galleries:
     return replace(galleries, excluded_frame=None, frame_offset=offset, frame=np.concatenate(frames).astype(np.int32))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("block", [1, 7, 10_000])
 @pytest.mark.parametrize("options", [
     SearchOptions(),
@@ -72,17 +68,15 @@ def test_every_number_is_that_of_numpy(problem, options, block, device, monkeypa
             np.testing.assert_array_equal(getattr(result, part.name), getattr(expected[name], part.name), part.name)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_without_detections(problem, device):
     empty = {name: getattr(problem, name)[:0] for name in ("det_frame", "det_box", "det_score", "det_feature")}
     for result in evaluate_galleries(replace(problem, **empty), device=device).values():
         assert result.mAP == 0 and (result.best_detection == -1).all()
 
 
-@NO_GPU
-def test_tf32_of_training_does_not_reach_the_figures(problem, monkeypatch):
+def test_tf32_of_training_does_not_reach_the_figures(problem, gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     large = replace(problem, det_feature=problem.det_feature * 1025, query_feature=problem.query_feature * 1025)
-    expected, found = evaluate_galleries(large), evaluate_galleries(large, device="cuda")
+    expected, found = evaluate_galleries(large), evaluate_galleries(large, device=gpu)
     np.testing.assert_array_equal(found["all"].best_similarity, expected["all"].best_similarity)
     assert torch.backends.cuda.matmul.allow_tf32

@@ -40,11 +40,10 @@ def test_labels_and_threshold_of_two_epochs(golden):
     assert fresh.threshold != clusterer.threshold
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
-def test_labels_on_a_gpu(golden):
+def test_labels_on_a_gpu(golden, gpu):
     clusterer = SelfPacedDBSCAN(tuple(golden["eps"].tolist()), int(golden["min_samples"]))
     for epoch in (1, 2):
-        features = torch.from_numpy(golden["feature" if epoch == 1 else "feature2"]).cuda()
+        features = torch.from_numpy(golden["feature" if epoch == 1 else "feature2"]).to(gpu)
         assert adjusted_rand_score(golden[f"labels{epoch}"], clusterer.fit(features, golden["image"])) == 1.0
     assert clusterer.threshold == pytest.approx(float(golden["threshold"]), abs=1e-6)
 

@@ -69,9 +69,9 @@ def test_equals_the_reference(shared: Path) -> None:
 
 @pytest.mark.parametrize(("k1", "k2"), [(30, 6), (20, 1), (7, 3), (5, 5), (1, 1), (2, 4)])
 @pytest.mark.parametrize("count", [2, 12, 90])
-def test_equals_the_textbook(count: int, k1: int, k2: int) -> None:
+def test_equals_the_textbook(count: int, k1: int, k2: int, device: str) -> None:
     features = clustered_rows(count, 16, seed=count + k1)
-    assert np.abs(dense(jaccard_distance(features, k1, k2)) - textbook(features, k1, k2)).max() < 1e-5
+    assert np.abs(dense(jaccard_distance(torch.from_numpy(features).to(device), k1, k2)) - textbook(features, k1, k2)).max() < 1e-5
 
 
 def test_equals_the_textbook_for_rows_of_any_length() -> None:
@@ -81,11 +81,14 @@ def test_equals_the_textbook_for_rows_of_any_length() -> None:
 
 @pytest.mark.parametrize("max_distance", [0.3, 0.5, 0.72, 0.95])
 @pytest.mark.parametrize("block", [64, 1 << 18])
-def test_leaves_out_exactly_what_is_too_far(max_distance: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaves_out_exactly_what_is_too_far(
+    max_distance: float, block: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The prefix filter may drop no pair; small blocks cut rows and accumulators many times."""
-    monkeypatch.setattr(jaccard, "_PAIRS_CPU", block)
-    monkeypatch.setattr(jaccard, "_ACCUMULATOR_CPU", 16 * block)
-    features = clustered_rows(300, 12, seed=5)
+    for kind in ("CPU", "GPU"):
+        monkeypatch.setattr(jaccard, f"_PAIRS_{kind}", block)
+        monkeypatch.setattr(jaccard, f"_ACCUMULATOR_{kind}", 16 * block)
+    features = torch.from_numpy(clustered_rows(300, 12, seed=5)).to(device)
     complete = jaccard_distance(features, 15, 4)
     near = jaccard_distance(features, 15, 4, max_distance=max_distance)
     assert near.nnz == (complete.data <= np.float32(max_distance)).sum() > 300

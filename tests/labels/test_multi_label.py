@@ -35,15 +35,17 @@ def walk(similarity: torch.Tensor, image_ids: torch.Tensor, rows: torch.Tensor, 
     seed=st.integers(0, 10_000),
 )
 @settings(max_examples=150, deadline=None)
-def test_equals_the_walk_also_with_ties(count: int, images: int, queries: int, threshold: float, seed: int) -> None:
+def test_equals_the_walk_also_with_ties(
+    device: str, count: int, images: int, queries: int, threshold: float, seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     # Multiples of 1/4: many candidates are equally similar, and some equal the threshold.
     similarity = torch.randint(-4, 5, (queries, count), generator=random) / 4
     image_ids = torch.randint(0, images, (count,), generator=random) * 1000 - 3000
     rows = torch.randint(0, count, (queries,), generator=random)
-    labels = predict_multi_labels(similarity, image_ids, rows, threshold)
-    assert labels.dtype == torch.bool
-    assert torch.equal(labels, walk(similarity, image_ids, rows, threshold))
+    labels = predict_multi_labels(similarity.to(device), image_ids, rows, threshold)
+    assert labels.dtype == torch.bool and labels.device.type == device
+    assert torch.equal(labels.cpu(), walk(similarity, image_ids, rows, threshold))
 
 
 def test_the_row_itself_stays_below_the_threshold_and_closes_its_image() -> None:
@@ -80,8 +82,8 @@ class _LargestFloat(TorchDispatchMode):
         return result
 
 
-def test_makes_no_float_copy_of_the_similarity() -> None:
-    similarity = torch.rand(16, 500)
+def test_makes_no_float_copy_of_the_similarity(device: str) -> None:
+    similarity = torch.rand(16, 500, device=device)
     with _LargestFloat() as largest:
         predict_multi_labels(similarity, torch.arange(500) // 3, torch.arange(16), 0.95)
     assert 0 < largest.elements < similarity.numel() // 8

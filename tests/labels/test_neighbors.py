@@ -16,6 +16,8 @@ def unit_rows(count: int, dimension: int, seed: int = 0) -> torch.Tensor:
 
 def assert_nearest(found: torch.Tensor, features: torch.Tensor, k: int) -> None:
     """The found rows are k different ones, the row itself first, at the k smallest distances (rounding may swap two)."""
+    assert found.device == features.device
+    found, features = found.cpu(), features.cpu()
     count = len(features)
     k = min(k, count)
     assert found.shape == (count, k) and found.dtype == torch.int64
@@ -27,13 +29,15 @@ def assert_nearest(found: torch.Tensor, features: torch.Tensor, k: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 7, 40, 200, 517])
-def test_exact_search_equals_sorting(count: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_search_equals_sorting(count: int, threads: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Small tiles: several panels, tiles of other widths at the end, and both ways to select from a tile.
     monkeypatch.setattr(neighbors, "_TILE_CPU", (32, 64))
+    monkeypatch.setattr(neighbors, "_TILE_GPU", (32, 64))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for features in (unit_rows(count, 24), 3 * unit_rows(count, 24) * torch.rand(count, 1)):
+            features = features.to(device)
             for k in (1, 5, 30):
                 assert_nearest(nearest_neighbors(features, k), features, k)
         assert torch.get_num_threads() == threads
@@ -41,18 +45,26 @@ def test_exact_search_equals_sorting(count: int, threads: int, monkeypatch: pyte
         torch.set_num_threads(before)
 
 
-def test_exact_search_with_the_real_tile_sizes() -> None:
-    features = unit_rows(2500, 16)
+def test_exact_search_with_the_real_tile_sizes(device: str) -> None:
+    features = unit_rows(2500, 16).to(device)
     assert_nearest(nearest_neighbors(features, 10), features, 10)
 
 
-def test_bounds_stay_right_where_near_rows_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_stay_right_where_near_rows_come_last(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows ever nearer to the first: nearly every later tile holds better columns than all before it."""
     monkeypatch.setattr(neighbors, "_TILE_CPU", (16, 32))
+    monkeypatch.setattr(neighbors, "_TILE_GPU", (16, 32))
     angle = torch.linspace(1.5, 0.01, 400, dtype=torch.float64)
     angle[0] = 0
-    features = torch.stack([angle.cos(), angle.sin()], dim=1).float()
+    features = torch.stack([angle.cos(), angle.sin()], dim=1).float().to(device)
     assert_nearest(nearest_neighbors(features, 4), features, 4)
+
+
+def test_tf32_of_training_does_not_reach_the_neighbours(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    features = unit_rows(1500, 64)
+    assert torch.equal(nearest_neighbors(features.to(gpu), 10).cpu(), nearest_neighbors(features, 10))
+    assert torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("search", ["exact", "faiss"])

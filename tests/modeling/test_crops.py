@@ -53,7 +53,7 @@ def cut_one(image: Tensor, box: Tensor, size: tuple[int, int], mask: Tensor | No
 
 @given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=3), masked=st.booleans(), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=40)
-def test_a_batch_equals_one_crop_after_the_other(counts, masked, seed):
+def test_a_batch_equals_one_crop_after_the_other(device, counts, masked, seed):
     random = torch.Generator().manual_seed(seed)
     images = torch.randn(len(counts), 2, 24, 20, generator=random)
     sizes = [(int(torch.randint(1, 25, (), generator=random)), int(torch.randint(1, 21, (), generator=random))) for _ in counts]
@@ -61,19 +61,19 @@ def test_a_batch_equals_one_crop_after_the_other(counts, masked, seed):
     boxes = [torch.rand(n, 4, generator=random) * 30 - 5 for n in counts]
     boxes = [torch.cat([torch.minimum(b[:, :2], b[:, 2:]), torch.maximum(b[:, :2], b[:, 2:])], dim=1) for b in boxes]
     masks = [torch.rand(n, *s, generator=random) < 0.5 if masked else None for n, s in zip(counts, sizes, strict=True)]
-    crops = PersonCrops(images, boxes, sizes, masks)
+    crops = PersonCrops(images.to(device), [b.to(device) for b in boxes], sizes, masks)
     expected = [
         cut_one(image, box, size, None if mask is None else mask[i])
         for image, group, size, mask in zip(images, boxes, sizes, masks, strict=True)
         for i, box in enumerate(group)
     ]
     assert crops.sizes == [tuple(e.shape[1:]) for e in expected] and len(crops) == sum(counts)
-    resized = crops.resized((7, 4))
+    resized = crops.resized((7, 4)).cpu()
     assert resized.shape == (sum(counts), 2, 7, 4)
     for own, one in zip(expected, resized, strict=True):
         torch.testing.assert_close(one, F.interpolate(own[None], size=(7, 4), mode="bilinear")[0], atol=1e-5, rtol=1e-5)
     chosen = list(range(sum(counts)))[::-2]
-    cut = crops.cut(chosen, (25, 26))
+    cut = crops.cut(chosen, (25, 26)).cpu()
     for i, one in zip(chosen, cut, strict=True):
         assert torch.equal(one, F.pad(expected[i], (0, 26 - expected[i].shape[2], 0, 25 - expected[i].shape[1])))
 

@@ -9,7 +9,6 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from person_search.modeling.folding import fold_batch_norms
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
 
 @pytest.fixture
@@ -149,10 +148,10 @@ def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, 
     assert abs(len(found["instances"]) - len(expected["instances"])) <= 0.3 * len(expected["instances"])
 
 
-@NO_GPU
-def test_half_precision_and_channels_last_on_a_gpu(build, narrow_cfg, image):
+def test_half_precision_and_channels_last_on_a_gpu(build, narrow_cfg, image, gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     expected = run(build(narrow_cfg), image)
-    on_gpu = ("MODEL.DEVICE", "cuda")
+    on_gpu = ("MODEL.DEVICE", gpu)
     assert_close(run(build(narrow_cfg, *on_gpu, "TEST.CHANNELS_LAST", True), image), expected, 1e-2)
     half = build(narrow_cfg, *on_gpu, "TEST.HALF_PRECISION", True, "TEST.CHANNELS_LAST", True)
     assert similar(run(half, image), expected).min() > 0.99

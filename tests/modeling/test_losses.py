@@ -52,13 +52,14 @@ def textbook_scale_loss(f: Tensor, o: Tensor | None, s: Tensor, images: Tensor, 
     gamma=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_scale_loss_equals_the_equation(images, scales, original, margin, gamma, seed):
+def test_scale_loss_equals_the_equation(device, images, scales, original, margin, gamma, seed):
     if not original and not scales:
         return
     persons, ids = len(images), torch.tensor(images)
     f, s = unit(persons, 6, seed=seed), unit(persons, scales, 6, seed=seed + 1)
     o = unit(persons, 6, seed=seed + 2) if original else None
     expected = textbook_scale_loss(f, o, s, ids, margin, gamma)
+    f, o, s, ids = (None if x is None else x.to(device) for x in (f, o, s, ids))
     assert float(scale_invariant_loss(f, o, s, ids, margin, gamma)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -118,11 +119,12 @@ def textbook_multi_label(f: Tensor, memory: Tensor, labels: Tensor, delta: float
 @given(
     q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000)
 )
-def test_multi_label_loss_equals_the_equation(q, n, ratio, seed):
+def test_multi_label_loss_equals_the_equation(device, q, n, ratio, seed):
     f, memory = unit(q, 6, seed=seed), unit(n, 6, seed=seed + 1)
     labels = torch.rand(q, n, generator=torch.Generator().manual_seed(seed)) < 0.4
     labels[:, 0] = True
     expected = textbook_multi_label(f, memory, labels, 5.0, ratio)
+    f, memory, labels = f.to(device), memory.to(device), labels.to(device)
     assert float(multi_label_loss(f, memory, labels, 5.0, ratio)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -130,12 +132,12 @@ def test_multi_label_loss_equals_the_equation(q, n, ratio, seed):
 @given(
     q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000)
 )
-def test_multi_label_gradient_equals_that_of_the_equation(q, n, ratio, seed):
+def test_multi_label_gradient_equals_that_of_the_equation(device, q, n, ratio, seed):
     memory = unit(n, 6, seed=seed + 1)
     labels = torch.rand(q, n, generator=torch.Generator().manual_seed(seed)) < 0.4
     labels[:, 0] = True
     got, expected = (unit(q, 6, seed=seed).requires_grad_() for _ in range(2))
-    (3 * multi_label_loss(got, memory, labels, 5.0, ratio)).backward()
+    (3 * multi_label_loss(got.to(device), memory.to(device), labels.to(device), 5.0, ratio)).backward()
     for i in range(q):
         similarity = expected[i] @ memory.T
         negatives = similarity[~labels[i]].sort(descending=True).values
@@ -163,10 +165,10 @@ class LargeFloats(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.01])
-def test_multi_label_loss_and_its_gradient_hold_the_similarity_and_no_other_array_of_its_size(ratio):
+def test_multi_label_loss_and_its_gradient_hold_the_similarity_and_no_other_array_of_its_size(ratio, device):
     q, n = 16, 2000
-    f, memory = unit(q, 8).requires_grad_(), unit(n, 8, seed=1)
-    labels = torch.eye(n, dtype=torch.bool)[:q]
+    f, memory = unit(q, 8).to(device).requires_grad_(), unit(n, 8, seed=1).to(device)
+    labels = torch.eye(n, dtype=torch.bool, device=device)[:q]
     with LargeFloats(q * n) as large:
         multi_label_loss(f, memory, labels, 5.0, ratio).backward()
     assert large.count == 1 and f.grad.abs().sum() > 0
@@ -205,13 +207,13 @@ def textbook_cluster(
     mass=st.sampled_from([0.6, 0.3, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_cluster_loss_equals_the_definition(q, n, clusters, mass, seed):
+def test_cluster_loss_equals_the_definition(device, q, n, clusters, mass, seed):
     generator = torch.Generator().manual_seed(seed)
     f, memory = unit(q, 6, seed=seed), unit(n, 6, seed=seed + 1)
     _, labels = torch.unique(torch.randint(0, clusters, (n,), generator=generator), return_inverse=True)
     targets = torch.randint(0, n, (q,), generator=generator)
     expected = textbook_cluster(f, memory, labels, targets, 0.2, mass)
-    got = cluster_contrastive_loss(f, memory, labels, targets, 0.2, mass)
+    got = cluster_contrastive_loss(*(x.to(device) for x in (f, memory, labels, targets)), 0.2, mass)
     assert float(got) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 

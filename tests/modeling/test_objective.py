@@ -9,27 +9,27 @@ from person_search import add_ssl_config
 from person_search.modeling import SSLObjective, TrainingEmbeddings
 
 
-def test_mixed_precision_does_not_reach_the_losses():
+def test_mixed_precision_does_not_reach_the_losses(device):
     cfg = get_cfg()
     add_ssl_config(cfg)
     cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 16
-    objective = SSLObjective(cfg)
+    objective = SSLObjective(cfg).to(device)
     objective.allocate(torch.arange(60) // 3)
     generator = torch.Generator().manual_seed(0)
 
     def unit(*shape: int) -> torch.Tensor:
-        return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+        return F.normalize(torch.randn(*shape, generator=generator), dim=-1).to(device)
 
     objective.instance_bank.features.copy_(unit(60, 16))
     objective.multi_scale_bank.features.copy_(unit(60, 16))
     objective.threshold = 0.2
-    rows = torch.tensor([0, 1, 2, 30])
+    rows = torch.tensor([0, 1, 2, 30], device=device)
     batch = TrainingEmbeddings(
-        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30]), backgrounds=unit(2, 16),
-        persons=unit(4, 16), rows=rows, images=torch.tensor([0, 0, 0, 1]), exemplars=unit(4, 4, 16),
+        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30], device=device), backgrounds=unit(2, 16),
+        persons=unit(4, 16), rows=rows, images=torch.tensor([0, 0, 0, 1], device=device), exemplars=unit(4, 4, 16),
     )  # fmt: skip
     expected = objective(batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         mixed = objective(batch)
     assert len(expected) == 5 and expected.keys() == mixed.keys()
     for name, value in expected.items():

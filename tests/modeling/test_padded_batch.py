@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,10 +36,10 @@ def random_network(cfg: CfgNode) -> tuple[nn.Module, nn.Module]:
     return modules
 
 
-def test_a_padded_batch_equals_each_image_alone(narrow_cfg):
-    backbone, res5 = random_network(narrow_cfg)
+def test_a_padded_batch_equals_each_image_alone(narrow_cfg, device):
+    backbone, res5 = (module.to(device) for module in random_network(narrow_cfg))
     generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(3, *size, generator=generator, dtype=torch.float64) for size in SIZES]
+    images = [torch.randn(3, *size, generator=generator, dtype=torch.float64).to(device) for size in SIZES]
     height, width = canvas_size(SIZES)
     assert (height, width) == (128, 96)
     canvas = torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images])
@@ -64,13 +66,38 @@ def test_the_hooks_are_gone_afterwards(narrow_cfg):
     assert torch.equal(backbone(image)["res4"], before)
 
 
-@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 100)), max_size=20), st.floats(1, 4))
-def test_groups_hold_every_image_once_and_waste_little(sizes, waste):
-    groups = group_by_size(sizes, waste)
-    assert sorted(i for g in groups for i in g) == list(range(len(sizes)))
+def cost(groups: list[list[int]], sizes: list[tuple[int, int]], pass_cost: float) -> float:
+    """Pixels of all canvases, and of what the passes cost beside."""
+    total = 0.0
     for group in groups:
-        canvas = max(sizes[i][0] for i in group) * max(sizes[i][1] for i in group) * len(group)
-        assert len(group) == 1 or canvas <= waste * sum(sizes[i][0] * sizes[i][1] for i in group) + 1e-6
+        own = [sizes[i] for i in group]
+        height, width = own[0] if len(set(own)) == 1 else canvas_size(own)
+        total += pass_cost + len(group) * height * width
+    return total
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 100)), max_size=20))
+def test_groups_without_a_cost_of_passes_are_those_of_equal_size(sizes):
+    assert group_by_size([], 0) == group_by_size([], 100) == []
+    groups = group_by_size(sizes * 2, 0)
+    assert sorted(i for g in groups for i in g) == list(range(2 * len(sizes)))
+    assert len(groups) == len(set(sizes)) and all(len({(sizes * 2)[i] for i in g}) == 1 for g in groups)
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 100)), min_size=1, max_size=7), st.floats(1, 1e6))
+def test_no_other_cut_through_the_sizes_costs_less(sizes, pass_cost):
+    groups = group_by_size(sizes, pass_cost)
+    assert sorted(i for g in groups for i in g) == list(range(len(sizes)))
+    alike = {size: [i for i, s in enumerate(sizes) if s == size] for size in sizes}
+    ordered = sorted(alike, key=lambda size: (size[0] * size[1], size))
+    least = cost(groups, sizes, pass_cost)
+    for cuts in itertools.product([False, True], repeat=len(ordered) - 1):
+        other: list[list[int]] = [[]]
+        for size, cut in zip(ordered, (False, *cuts), strict=True):
+            if cut:
+                other.append([])
+            other[-1].extend(alike[size])
+        assert least <= cost(other, sizes, pass_cost) + 1e-3
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(nn.GroupNorm(1, 3), True), (nn.BatchNorm2d(3), False)])

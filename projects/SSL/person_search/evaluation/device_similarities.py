@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..precision import full_precision
 from .index import DetectionIndex
 from .members import Members
 from .ranks import Found, Ranks
@@ -34,7 +34,7 @@ class DeviceSearch:
 
     def similarities(self, query_feature: np.ndarray) -> DeviceSimilarities:
         """Those of b queries (b, d) of the detections' dtype."""
-        with _full_precision():
+        with full_precision():
             return DeviceSimilarities(self, torch.from_numpy(query_feature).to(self.device) @ self.feature.T)
 
     def outside(self, members: Members, first: int, number: int) -> Tensor:
@@ -99,14 +99,3 @@ class DeviceSimilarities:
         return Ranks(
             number - below[row, column], *(part.cpu().numpy() for part in (best_row, best_position, best_value))
         )
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Without TF32, whose ten bits would change the order of results, whatever the program has chosen for training."""
-    chosen = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = chosen

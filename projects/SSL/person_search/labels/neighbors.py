@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..precision import full_precision
 from .parallel import Workers
 
 SEARCHES = ("exact", "faiss")
@@ -192,7 +193,7 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
             best.merge(*best.select_mirrored(below, mirrored if half is None else mirrored - half[start:stop, None], start))
         return best.select(start, tile if half is None else tile - half[left:right], left)
 
-    with Workers(device) as workers:
+    with full_precision(), Workers(device) as workers:
         for start in tqdm(range(0, count, tile_rows), desc="nearest neighbours", disable=not progress):
             # Narrow enough to be shared evenly among the workers.
             width = math.ceil((count - start) / (4 * workers.count) / tile_rows) * tile_rows

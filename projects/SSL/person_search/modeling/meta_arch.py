@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from .exemplar_branch import ExemplarBranch
+from .frozen_norm import fuse_frozen_norms
 from .reid_objective import ReIDObjective, build_objective
 
 
@@ -51,6 +52,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         self.objective = objective
         self.size_divisibility = size_divisibility
         self.half_precision_test, self.channels_last_test = half_precision_test, channels_last_test
+        fuse_frozen_norms(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

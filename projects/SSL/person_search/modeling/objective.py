@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..labels import predict_multi_labels
+from ..precision import full_precision
 from .bank_objective import BankObjective
 from .losses import multi_label_loss, scale_invariant_loss
 from .one_head import TrainingEmbeddings
@@ -97,4 +98,6 @@ class SSLObjective(BankObjective):
     def predict_labels(self, rows: Tensor) -> Tensor:
         """Multi-labels (q, N) bool of bank rows (q,) at the current threshold (Eq. 7-10)."""
         features = self.label_features()
-        return predict_multi_labels(features[rows] @ features.T, self.image_ids, rows, self.threshold)
+        with full_precision():
+            similarity = features[rows] @ features.T
+        return predict_multi_labels(similarity, self.image_ids, rows, self.threshold)

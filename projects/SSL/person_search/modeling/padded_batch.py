@@ -7,35 +7,48 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
-# A pass over many small images costs little more than over one; a canvas much larger than its images costs more.
-_MOST_WASTE = 2.0
+# What a pass of a ResNet costs beside its pixels, in pixels that cost as much: a GPU is kept waiting for the start of
+# some hundred kernels (measured on an H100), a CPU for nothing.
+PASS_COST_GPU = 300_000
 _STRIDE = 32  # of res5, so that every level of a canvas is a whole fraction of it
+# Blocks of convolutions, sums and rectifiers alone.
+_BLOCKS = (BasicBlock, BottleneckBlock)
 
 
-def group_by_size(sizes: Sequence[tuple[int, int]], most_waste: float = _MOST_WASTE) -> list[list[int]]:
-    """Groups images so that the canvases of a group have at most `most_waste` times the pixels of its images.
+def group_by_size(sizes: Sequence[tuple[int, int]], pass_cost: float) -> list[list[int]]:
+    """Groups images so that passing group after group costs least.
+
+    A group of one size is passed as it is; the images of others lie on canvases that hold the largest.
 
     Args:
         sizes: (height, width) of each image.
-        most_waste: 1 or more; an image alone always forms a group.
+        pass_cost: what a pass costs beside its pixels, in pixels. 0 joins images of equal size only.
 
     Returns:
         indices of the images, group by group.
     """
-    groups: list[list[int]] = []
-    pixels = 0
-    for index in sorted(range(len(sizes)), key=lambda i: (sizes[i][0] * sizes[i][1], i)):
-        trial = [*groups[-1], index] if groups else [index]
-        canvas = max(sizes[i][0] for i in trial) * max(sizes[i][1] for i in trial)
-        area = sizes[index][0] * sizes[index][1]
-        if groups and canvas * len(trial) <= most_waste * (pixels + area):
-            groups[-1], pixels = trial, pixels + area
-        else:
-            groups.append([index])
-            pixels = area
-    return groups
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        alike.setdefault(tuple(size), []).append(index)
+    ordered = sorted(alike, key=lambda size: (size[0] * size[1], size))
+    # The cost of the first sizes together, and where the last of their groups starts.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(ordered) + 1):
+        options, images = [], 0
+        for start in range(stop - 1, -1, -1):
+            images += len(alike[ordered[start]])
+            height, width = ordered[start] if start == stop - 1 else canvas_size(ordered[start:stop])
+            options.append((best[start][0] + pass_cost + images * height * width, start))
+        best.append(min(options, key=lambda option: (option[0], -option[1])))
+    groups, stop = [], len(ordered)
+    while stop:
+        start = best[stop][1]
+        groups.append([index for size in ordered[start:stop] for index in alike[size]])
+        stop = start
+    return groups[::-1]
 
 
 def canvas_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -72,15 +85,18 @@ class ValidArea:
 def padded_with_zeros(modules: Sequence[nn.Module], valid: ValidArea) -> Iterator[None]:
     """Within, every convolution that looks beyond its pixel sees zeros outside the images, as it does at their borders.
 
-    The outputs of such layers before which nothing is convolved any more (the stem's pooling) are treated likewise.
+    Its output is treated likewise where a pooling may follow, as in the stem; in residual blocks none does.
     Normalisation must not look at other pixels: batch normalisation with running statistics does not.
     """
     handles = []
     for module in modules:
-        for layer in module.modules():
+        layers = list(module.modules())
+        in_blocks = {inner for layer in layers if isinstance(layer, _BLOCKS) for inner in layer.modules()}
+        for layer in layers:
             if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1:
                 handles.append(layer.register_forward_pre_hook(lambda _, inputs: (valid.keep(inputs[0]),)))
-                handles.append(layer.register_forward_hook(lambda _, __, output: valid.keep(output)))
+                if layer not in in_blocks:
+                    handles.append(layer.register_forward_hook(lambda _, __, output: valid.keep(output)))
     try:
         yield
     finally:
