@@ -175,17 +175,19 @@ class Bench:
 
 @contextlib.contextmanager
 def _settled(model: SSLPersonSearch) -> Iterator[None]:
-    """Within, frozen batch normalisation takes its statistics from what it sees.
+    """Within, frozen batch normalisation takes its statistics from what it sees first, which are scenes, not crops.
 
     Without pre-trained weights its placeholders let activations grow from block to block, and proposals fall outside.
     """
+    waiting = {m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)}
 
     def settle(layer: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        layer.running_mean.copy_(inputs[0].detach().mean((0, 2, 3)))
-        layer.running_var.copy_(inputs[0].detach().var((0, 2, 3)) + layer.eps)
+        if layer in waiting:
+            waiting.remove(layer)
+            layer.running_mean.copy_(inputs[0].detach().mean((0, 2, 3)))
+            layer.running_var.copy_(inputs[0].detach().var((0, 2, 3)) + layer.eps)
 
-    layers = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
-    handles = [layer.register_forward_pre_hook(settle) for layer in layers]
+    handles = [layer.register_forward_pre_hook(settle) for layer in waiting]
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
-from person_search.modeling import exemplar_branch
 from person_search.modeling.exemplar_branch import ExemplarBranch, pool_crops, running_statistics
 from person_search.modeling.resnet import build_res5
 from torch import nn
@@ -31,40 +30,36 @@ def scenes() -> tuple[torch.Tensor, list[Instances]]:
     return images, [first, Instances((110, 150), gt_boxes=Boxes([[20, 20, 90, 109]]))]
 
 
-@pytest.mark.parametrize("original", [True, False])
-@pytest.mark.parametrize("scales", [[(48, 24), (96, 48), (28, 12)], []])
-@pytest.mark.parametrize("pass_cost", [0, 3000, 10**9])
-def test_exemplars_are_those_of_each_crop_alone_however_they_are_grouped(
-    narrow_cfg, scenes, device, scales, original, pass_cost, monkeypatch
-):
-    if not scales and not original:
-        pytest.skip("no exemplars")
+@pytest.mark.parametrize(("scales", "original"), [
+    ([(48, 24), (96, 48), (28, 12)], True), ([(48, 24), (96, 48), (28, 12)], False), ([], True)
+])  # fmt: skip
+@pytest.mark.parametrize("way", ["_in_one_pass", "_size_by_size"])
+def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scales, original, way, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     backbone, res5 = (module.to(device).train() for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
     for module in (*backbone.modules(), *res5.modules()):
         if isinstance(module, nn.BatchNorm2d):  # so that nothing outside the crops stays zero by itself
             nn.init.uniform_(module.bias, 0.1, 0.9)
-    passes = []
-    backbone.stem.register_forward_hook(lambda *_: passes.append(1))
-    monkeypatch.setattr(exemplar_branch, "_pass_cost", lambda *_: pass_cost)
     branch = ExemplarBranch(scales=scales, original=original, mask_background=True)
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
-    found = branch(images, targets, backbone, res5)
-    assert len(passes) == (1 if pass_cost == 10**9 else len(passes))
     crops = branch._crops(images, targets)
     expected = []
     with running_statistics(backbone), running_statistics(res5):
+        found = getattr(branch, way)(crops, backbone, res5)
         for person, size in enumerate(crops.sizes):
             expected += [pool_crops(crops.resized(scale)[[person]], backbone, res5) for scale in scales]
             expected += [pool_crops(crops.cut([person], size), backbone, res5)] if original else []
-    for got, name in ((found.res4, "res4"), (found.res5, "res5")):
-        torch.testing.assert_close(got, torch.cat([getattr(e, name) for e in expected]), rtol=1e-3, atol=1e-3)
+    for name in ("res4", "res5"):
+        wanted = torch.cat([getattr(e, name) for e in expected])
+        torch.testing.assert_close(getattr(found, name), wanted, rtol=1e-3, atol=1e-3)
     assert found.res4.requires_grad
 
 
-def test_a_gpu_is_spared_passes_unless_a_layer_looks_at_other_pixels():
-    plain, looking = nn.Sequential(nn.BatchNorm2d(8)), nn.Sequential(nn.GroupNorm(1, 8))
-    cost = exemplar_branch._pass_cost
-    assert cost(torch.device("cpu"), [plain]) == 0 == cost(torch.device("cuda"), [plain, looking])
-    assert cost(torch.device("cuda"), [plain]) > 0
+def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg, scenes, device):
+    backbone, res5 = (module.to(device) for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
+    passes = []
+    backbone.stem.register_forward_hook(lambda *_: passes.append(1))
+    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    branch(scenes[0].to(device), [target.to(device) for target in scenes[1]], backbone, res5)
+    assert len(passes) == {"cuda": 1, "cpu": 6}[device]

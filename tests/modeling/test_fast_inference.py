@@ -151,7 +151,9 @@ def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, 
 def test_half_precision_and_channels_last_on_a_gpu(build, narrow_cfg, image, gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     expected = run(build(narrow_cfg), image)
-    on_gpu = ("MODEL.DEVICE", gpu)
-    assert_close(run(build(narrow_cfg, *on_gpu, "TEST.CHANNELS_LAST", True), image), expected, 1e-2)
-    half = build(narrow_cfg, *on_gpu, "TEST.HALF_PRECISION", True, "TEST.CHANNELS_LAST", True)
-    assert similar(run(half, image), expected).min() > 0.99
+    on_gpu = ("MODEL.DEVICE", gpu, "TEST.CHANNELS_LAST", True)
+    found = run(build(narrow_cfg, *on_gpu), image)
+    assert similar(found, expected).min() > 0.9999
+    # Many boxes of a random network lie at the score threshold.
+    assert abs(len(found["instances"]) - len(expected["instances"])) <= 0.1 * len(expected["instances"])
+    assert similar(run(build(narrow_cfg, *on_gpu, "TEST.HALF_PRECISION", True), image), expected).min() > 0.99

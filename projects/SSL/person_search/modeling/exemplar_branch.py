@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .crops import PersonCrops
 from .embedding import PooledFeatures
-from .padded_batch import (
-    PASS_COST_GPU,
-    ValidArea,
-    canvas_size,
-    group_by_size,
-    looks_at_other_pixels,
-    padded_with_zeros,
-    pool_maximum,
-)
+from .mosaic import Mosaic, kept_apart, looks_at_other_pixels
 
 
 class ExemplarBranch(nn.Module):
@@ -76,31 +67,31 @@ class ExemplarBranch(nn.Module):
             crops = self._crops(images, targets)
             if not len(crops):
                 return self._without_persons(images, backbone, res5)
-            sizes = [size for own in crops.sizes for size in (*self.scales, *([own] if self.original else []))]
-            groups = group_by_size(sizes, _pass_cost(images.device, [backbone, res5]))
-            parts, order = [], []
-            for group in groups:
-                exemplars, members = self._exemplars(crops, group, [sizes[i] for i in group])
-                parts.append(pool_padded(exemplars, [sizes[i] for i in members], backbone, res5))
-                order += members
-        joined = PooledFeatures.cat(parts)
-        place = torch.tensor(order).argsort().to(images.device)
-        return PooledFeatures(joined.res4[place], joined.res5[place])
+            if images.is_cuda and not looks_at_other_pixels([backbone, res5]):
+                return self._in_one_pass(crops, backbone, res5)
+            return self._size_by_size(crops, backbone, res5)
 
-    def _exemplars(
-        self, crops: PersonCrops, group: Sequence[int], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, list[int]]:
-        """Some exemplars (n, C, H, W), each in the top left corner of a canvas that holds their sizes, and which of all
-        exemplars they are. Of a fixed scale there are those of all persons or of none."""
-        height, width = sizes[0] if len(set(sizes)) == 1 else canvas_size(sizes)
-        kinds = [[i for i in group if i % self.per_person == kind] for kind in range(self.per_person)]
-        parts = []
-        for size, members in zip(self.scales, kinds):
-            if members:
-                parts.append(F.pad(crops.resized(size), (0, width - size[1], 0, height - size[0])))
-        if self.original and kinds[-1]:
-            parts.append(crops.cut([i // self.per_person for i in kinds[-1]], (height, width)))
-        return torch.cat(parts), [i for members in kinds for i in members]
+    def _in_one_pass(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+        """On a GPU a pass costs what the start of its kernels costs, so one takes all exemplars."""
+        exemplars = [crops.resized(size) for size in self.scales]
+        if self.original:
+            longest = tuple(max(sides) for sides in zip(*crops.sizes, strict=True))
+            originals = crops.cut(range(len(crops)), longest)
+            exemplars.append([image[:, :height, :width] for image, (height, width) in zip(originals, crops.sizes, strict=True)])
+        mosaic = Mosaic([image for person in zip(*exemplars, strict=True) for image in person])
+        with kept_apart([backbone, res5], mosaic):
+            features = backbone(mosaic.picture)["res4"]
+            return PooledFeatures(mosaic.pool_maximum(features), mosaic.pool_maximum(res5(features)))
+
+    def _size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+        """On a CPU the pixels alone count, and these are the fewest."""
+        by_scale = [pool_crops(crops.resized(size), backbone, res5) for size in self.scales]
+        if self.original:
+            alone = [pool_crops(crops.cut([i], size), backbone, res5) for i, size in enumerate(crops.sizes)]
+            by_scale.append(PooledFeatures.cat(alone))
+        return PooledFeatures(
+            *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
+        )
 
     def _crops(self, images: Tensor, targets: Sequence[Instances]) -> PersonCrops:
         masked = [self.mask_background and t.has("gt_masks") for t in targets]
@@ -121,29 +112,6 @@ def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFea
     """Features of crops (P, C, h, w) of one size."""
     features = backbone(crops)["res4"]
     return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
-
-
-def pool_padded(
-    canvas: Tensor, sizes: Sequence[tuple[int, int]], backbone: nn.Module, res5: nn.Module
-) -> PooledFeatures:
-    """Features of crops of different sizes in one pass; each as if it had passed alone.
-
-    Args:
-        canvas: (n, C, H, W) with a crop in the top left corner of each.
-        sizes: (height, width) of the n crops.
-        backbone, res5: see `ExemplarBranch.forward`.
-    """
-    if set(sizes) == {tuple(canvas.shape[2:])}:
-        return pool_crops(canvas, backbone, res5)
-    valid = ValidArea(sizes, canvas)
-    with padded_with_zeros([backbone, res5], valid):
-        features = backbone(canvas)["res4"]
-        return PooledFeatures(pool_maximum(features, valid), pool_maximum(res5(features), valid))
-
-
-def _pass_cost(device: torch.device, modules: Sequence[nn.Module]) -> float:
-    """See `group_by_size`. What normalises over pixels allows no padding."""
-    return 0 if device.type == "cpu" or looks_at_other_pixels(modules) else PASS_COST_GPU
 
 
 @contextmanager
