@@ -43,7 +43,7 @@ def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scal
             nn.init.uniform_(module.bias, 0.1, 0.9)
     branch = ExemplarBranch(scales=scales, original=original, mask_background=True)
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
-    crops = branch._crops(images, targets)
+    crops = branch._crops(images, targets, [t.gt_boxes.tensor for t in scenes[1]])
     expected = []
     with running_statistics(backbone), running_statistics(res5):
         found = getattr(branch, way)(crops, backbone, res5)
@@ -61,5 +61,16 @@ def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg
     passes = []
     backbone.stem.register_forward_hook(lambda *_: passes.append(1))
     branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
-    branch(scenes[0].to(device), [target.to(device) for target in scenes[1]], backbone, res5)
+    branch(scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5)
     assert len(passes) == {"cuda": 1, "cpu": 6}[device]
+
+
+def test_nothing_waits_for_a_gpu(narrow_cfg, scenes, gpu):
+    backbone, res5 = (module.to(gpu) for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
+    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    images, targets = scenes[0].to(gpu), [t.to(gpu) for t in scenes[1]]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        branch(images, targets, [t.gt_boxes.tensor for t in scenes[1]], backbone, res5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -24,7 +24,7 @@ def assert_same(fused: nn.Module, norm: nn.Module, device: str = "cpu", dtype: t
     for wanted in (False, True):
         left, right = (x.clone().requires_grad_(wanted) for _ in range(2))
         got, expected = fused(left), norm(right)
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2  # 8 bits, rounded twice
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
         if wanted:
             got.square().sum().backward()

@@ -131,6 +131,7 @@ def test_processes_gather_before_they_remember(monkeypatch):
         o.allocate(torch.arange(4), identities)
         o(part)
     sent = [o.pending for o in processes]
+    monkeypatch.setattr("person_search.modeling.reid_objective.comm.get_world_size", lambda: 2)
     monkeypatch.setattr("person_search.modeling.reid_objective.comm.all_gather", lambda data: sent)
     for o in processes:
         o.apply_pending()

@@ -122,8 +122,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored(repository):
     """As under nohup: closing the terminal must not end what was to outlive it."""
     started = """
 import runpy, signal, sys
-if sys.argv[1] == "ignored":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.SIG_DFL)
 sys.argv = ["tools/reproduce.py", "--help"]
 try:
     runpy.run_path("tools/reproduce.py", run_name="__main__")

@@ -48,8 +48,9 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
     device = similarity.device
     image_ids, rows = image_ids.to(device), rows.to(device)
     query, column = (similarity >= threshold).nonzero(as_tuple=True)
+    # Numbers instead of masks: on a GPU each use of a mask waits for the count of its elements.
     image = image_ids[column]
-    elsewhere = image != image_ids[rows][query]
+    elsewhere = (image != image_ids[rows][query]).nonzero()[:, 0]
     query, column, image = query[elsewhere], column[elsewhere], image[elsewhere]
     # Stable sorts from the least to the most important key: similarity falling, image, query. Candidates come from
     # nonzero() by rising column, so among equal similarities the lowest row stays in front.
@@ -60,6 +61,7 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
     first = torch.ones_like(query, dtype=torch.bool)
     first[1:] = (query[1:] != query[:-1]) | (image[1:] != image[:-1])
     labels = torch.zeros(similarity.shape, dtype=torch.bool, device=device)
+    first = first.nonzero()[:, 0]
     labels[query[first], column[first]] = True
     labels[torch.arange(len(rows), device=device), rows] = True
     return labels
@@ -75,5 +77,7 @@ def _check_shapes(similarity: Tensor, image_ids: Tensor, rows: Tensor) -> None:
                 f"{name} has shape {tuple(tensor.shape)}, expected ({length},) for a similarity of shape "
                 f"{tuple(similarity.shape)}"
             )
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < similarity.shape[1]:
-        raise ValueError(f"rows lie in {int(rows.min())}..{int(rows.max())}, expected 0..{similarity.shape[1] - 1}")
+    if len(rows):
+        least, most = torch.stack(rows.aminmax()).tolist()
+        if not 0 <= least <= most < similarity.shape[1]:
+            raise ValueError(f"rows lie in {least}..{most}, expected 0..{similarity.shape[1] - 1}")

@@ -15,6 +15,8 @@ class PersonCrops:
     Crops are read straight from the images, on their device and for all persons in one operation, whatever their sizes.
     Background pixels become 0, which is the mean colour of a normalised image.
 
+    Nothing here waits for a GPU: what decides about sizes is computed on the CPU, and what a GPU needs of it is sent.
+
     Attributes:
         sizes: P times (height, width) in pixels, image after image.
     """
@@ -29,21 +31,22 @@ class PersonCrops:
         """
         Args:
             images: (B, C, H, W) normalised and padded.
-            boxes: for each image (P_b, 4) xyxy in pixels.
+            boxes: for each image (P_b, 4) xyxy in pixels, best on the CPU: those on a GPU are waited for.
             image_sizes: for each image (height, width) without its padding.
             masks: for each image (P_b, height, width) bool foreground, or None to keep the background.
         """
         counts = [len(b) for b in boxes]
         self._height, self._width = images.shape[-2:]
         self._planes = images.movedim(1, 0).flatten(1)  # (C, B * H * W): pixels by one number
-        self._image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts)).to(images.device)
-        limit = images.new_tensor([(width, height) for height, width in image_sizes])[self._image]
-        corners = torch.cat(list(boxes)).to(images)
+        image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+        limit = torch.tensor([(width, height) for height, width in image_sizes], dtype=torch.float32)[image]
+        corners = torch.cat(list(boxes)).to("cpu", torch.float32)
         first = torch.minimum(corners[:, :2].floor().clamp(min=0), limit - 1)
         end = torch.maximum(torch.minimum(corners[:, 2:].ceil(), limit), first + 1)
-        self._first, self._length = first.long(), (end - first).long()
+        first, length = first.long(), (end - first).long()
+        self._image, self._first, self._length = (t.to(images.device, non_blocking=True) for t in (image, first, length))
         self._masks = _stack(masks, counts, images).flatten() if any(m is not None for m in masks) else None
-        self.sizes: list[tuple[int, int]] = [(h, w) for w, h in self._length.tolist()]
+        self.sizes: list[tuple[int, int]] = [(h, w) for w, h in length.tolist()]
 
     def __len__(self) -> int:
         """P."""
@@ -76,7 +79,7 @@ class PersonCrops:
         Returns:
             (n, C, height, width).
         """
-        index = torch.as_tensor(persons, dtype=torch.int64, device=self._image.device)
+        index = torch.tensor(list(persons), dtype=torch.int64).to(self._image.device, non_blocking=True)
         (columns, in_width), (rows, in_height) = (self._window(index, axis, size[1 - axis]) for axis in (0, 1))
         inside = in_height[:, None, :, None] & in_width[:, None, None]
         return (self._pixels(index, rows, columns) * inside).contiguous()

@@ -48,12 +48,13 @@ class ExemplarBranch(nn.Module):
         return len(self.scales) + int(self.original)
 
     def forward(
-        self, images: Tensor, targets: Sequence[Instances], backbone: nn.Module, res5: nn.Module
+        self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor], backbone: nn.Module, res5: nn.Module
     ) -> PooledFeatures:
         """
         Args:
             images: (B, C, H, W) normalised and padded.
-            targets: B ground truths with `gt_boxes` and maybe `gt_masks`.
+            targets: B ground truths, maybe with `gt_masks`, on the images' device.
+            boxes: their boxes, B times (P_b, 4), best on the CPU (see `PersonCrops`).
             backbone: the main branch's stem to res4, returning {"res4": features}.
             res5: the second head's res5.
 
@@ -64,7 +65,7 @@ class ExemplarBranch(nn.Module):
         if self.separate is not None:
             backbone, res5 = self.separate["backbone"], self.separate["res5"]
         with running_statistics(backbone), running_statistics(res5):
-            crops = self._crops(images, targets)
+            crops = self._crops(images, targets, boxes)
             if not len(crops):
                 return self._without_persons(images, backbone, res5)
             if images.is_cuda and not looks_at_other_pixels([backbone, res5]):
@@ -93,11 +94,11 @@ class ExemplarBranch(nn.Module):
             *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
         )
 
-    def _crops(self, images: Tensor, targets: Sequence[Instances]) -> PersonCrops:
+    def _crops(self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor]) -> PersonCrops:
         masked = [self.mask_background and t.has("gt_masks") for t in targets]
         return PersonCrops(
             images,
-            [t.gt_boxes.tensor for t in targets],
+            boxes,
             [t.image_size for t in targets],
             [t.gt_masks.tensor if m else None for t, m in zip(targets, masked, strict=True)],
         )

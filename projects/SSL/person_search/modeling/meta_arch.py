@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from .embedding import PooledFeatures
 from .exemplar_branch import ExemplarBranch
 from .frozen_norm import fuse_frozen_norms
 from .reid_objective import ReIDObjective, build_objective
@@ -75,7 +77,9 @@ class SSLPersonSearch(GeneralizedRCNN):
         proposals, losses = self.proposal_generator(images, features, targets)
         if self.vis_period > 0:
             self._visualize(batched_inputs, proposals)
-        exemplars = None if self.exemplar_branch is None else lambda: self._exemplars(images.tensor, targets)
+        exemplars = None
+        if self.exemplar_branch is not None:
+            exemplars = functools.partial(self._exemplars, images.tensor, targets, batched_inputs)
         embeddings, detector_losses = self.roi_heads.forward_train(images, features, proposals, targets, exemplars)
         return {**losses, **detector_losses, **self.objective(embeddings)}
 
@@ -138,7 +142,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         rows = torch.cat([t.gt_instance_index for t in targets])
         features = self.backbone(images.tensor)
-        exemplars = self._exemplars(images.tensor, targets)
+        exemplars = self._exemplars(images.tensor, targets, batched_inputs)
         embeddings = self.roi_heads.embed_boxes(features, [t.gt_boxes for t in targets], exemplars)
         persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
         if exemplars is None:
@@ -146,10 +150,13 @@ class SSLPersonSearch(GeneralizedRCNN):
         averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
         return rows, persons, averaged
 
-    def _exemplars(self, images: Tensor, targets: list[Any]):
+    def _exemplars(
+        self, images: Tensor, targets: list[Instances], batched_inputs: list[dict[str, Any]]
+    ) -> PooledFeatures | None:
         if self.exemplar_branch is None:
             return None
-        return self.exemplar_branch(images, targets, self.backbone, self.roi_heads.second_res5)
+        boxes = [x["instances"].gt_boxes.tensor for x in batched_inputs]
+        return self.exemplar_branch(images, targets, boxes, self.backbone, self.roi_heads.second_res5)
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Any]) -> None:
         from detectron2.utils.events import get_event_storage

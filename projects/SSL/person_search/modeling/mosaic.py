@@ -104,8 +104,8 @@ class Mosaic:
             top, left = top // stride, left // stride
             # The first and the last of its columns and rows.
             boxes.append((0, left, top, left - (-width // stride) - 1, top - (-height // stride) - 1))
-        rois = torch.tensor(boxes, dtype=torch.promote_types(features.dtype, torch.float32)).to(features.device)
-        return roi_pool(features, rois, output_size=1).flatten(1)
+        rois = torch.tensor(boxes, dtype=torch.promote_types(features.dtype, torch.float32))
+        return roi_pool(features, rois.to(features.device, non_blocking=True), output_size=1).flatten(1)
 
     def _stride(self, features: Tensor) -> int:
         return self._layout.size[0] // features.shape[2]
@@ -114,7 +114,7 @@ class Mosaic:
         """(1, 1, h, w) bool, the pixels of the images at a level: those that see one of the level before."""
         if stride not in self._masks:
             if stride <= 2:
-                mask = torch.from_numpy(self._drawn(stride)).to(self.picture.device)
+                mask = torch.from_numpy(self._drawn(stride)).to(self.picture.device, non_blocking=True)
             else:
                 mask = F.max_pool2d(self._mask(stride // 2).float(), 2) > 0
             self._masks[stride] = mask

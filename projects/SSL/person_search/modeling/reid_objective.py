@@ -80,6 +80,10 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
         """Lets the memory learn from the last batch, after gathering it so that all processes stay equal."""
         if self.pending is None:
             return
+        if comm.get_world_size() == 1:
+            pending, self.pending = self.pending, None
+            self._remember(*pending)
+            return
         devices = [None if t is None else t.device for t in self.pending]
         gathered = comm.all_gather(tuple(None if t is None else t.cpu() for t in self.pending))
         self.pending = None
