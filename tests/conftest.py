@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real data and golden files is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def matmul() -> Iterator[Any]:
+    """PyTorch's switches for matrix products on a GPU, which are set back afterwards."""
+    switches = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(switches, "fp32_precision") else "allow_tf32"
+    before = getattr(switches, name)
+    yield switches
+    switches.allow_tf32 = False  # PyTorch's default; the newer switch does not set the older one back
+    setattr(switches, name, before)
 
 
 def _config(*options: object) -> CfgNode:

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import torch
 from person_search.evaluation import device_similarities
 from person_search.evaluation.context_matching import ContextMatching
 from person_search.evaluation.galleries import Galleries
@@ -74,9 +73,9 @@ def test_without_detections(problem, device):
         assert result.mAP == 0 and (result.best_detection == -1).all()
 
 
-def test_tf32_of_training_does_not_reach_the_figures(problem, gpu, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_tf32_of_training_does_not_reach_the_figures(problem, gpu, matmul):
+    matmul.allow_tf32 = True
     large = replace(problem, det_feature=problem.det_feature * 1025, query_feature=problem.query_feature * 1025)
     expected, found = evaluate_galleries(large), evaluate_galleries(large, device=gpu)
     np.testing.assert_array_equal(found["all"].best_similarity, expected["all"].best_similarity)
-    assert torch.backends.cuda.matmul.allow_tf32
+    assert matmul.allow_tf32

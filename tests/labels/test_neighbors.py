@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,11 +62,11 @@ def test_bounds_stay_right_where_near_rows_come_last(device: str, monkeypatch: p
     assert_nearest(nearest_neighbors(features, 4), features, 4)
 
 
-def test_tf32_of_training_does_not_reach_the_neighbours(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_tf32_of_training_does_not_reach_the_neighbours(gpu: str, matmul: Any) -> None:
+    matmul.allow_tf32 = True
     features = unit_rows(1500, 64)
     assert torch.equal(nearest_neighbors(features.to(gpu), 10).cpu(), nearest_neighbors(features, 10))
-    assert torch.backends.cuda.matmul.allow_tf32
+    assert matmul.allow_tf32
 
 
 @pytest.mark.parametrize("search", ["exact", "faiss"])

@@ -68,3 +68,27 @@ def test_scratch_is_zero_and_belongs_to_one_thread() -> None:
     thread.join()
     other[0] += 1
     assert mine.tolist() == [0] * 5
+
+
+def test_what_is_submitted_has_run_when_the_context_ends(threads: int) -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.01)
+        done.append(item)
+
+    with Workers("cpu") as workers:
+        for item in range(5):
+            workers.submit(work, item)
+            list(workers.map(lambda item: item, range(3)))
+    assert sorted(done) == list(range(5)) and torch.get_num_threads() == threads
+
+
+def test_errors_of_what_is_submitted_are_raised_at_the_end(threads: int) -> None:
+    def work(item: int) -> None:
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 3"):
+        with Workers("cpu") as workers:
+            workers.submit(work, 3)
+    assert torch.get_num_threads() == threads

@@ -12,9 +12,13 @@ import torch
 def full_precision() -> Iterator[None]:
     """Within, GPUs multiply without TF32, whose ten bits would change neighbours and ranks, whatever the program has
     chosen for training."""
-    chosen = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    try:
+        name, chosen, full = "allow_tf32", matmul.allow_tf32, False
+    except RuntimeError:  # the program has chosen through PyTorch's newer switch, beside which the older cannot be read
+        name, chosen, full = "fp32_precision", matmul.fp32_precision, "ieee"
+    setattr(matmul, name, full)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = chosen
+        setattr(matmul, name, chosen)

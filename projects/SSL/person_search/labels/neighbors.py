@@ -174,7 +174,8 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
     """All pairs, each inner product computed once: a tile above the diagonal serves its rows and its columns.
 
     The tiles of one panel of rows are independent but for those rows, whose pairs are merged afterwards and in order:
-    the result depends neither on the number of threads nor on their timing.
+    the result depends neither on the number of threads nor on their timing. No later panel looks at these rows, so they
+    are merged beside its tiles.
     """
     count, device = len(features), features.device
     tile_rows, tile_columns = _TILE_CPU if device.type == "cpu" else _TILE_GPU
@@ -193,14 +194,17 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
             best.merge(*best.select_mirrored(below, mirrored if half is None else mirrored - half[start:stop, None], start))
         return best.select(start, tile if half is None else tile - half[left:right], left)
 
+    def finish(tiles: list[_Pairs]) -> None:
+        pairs = [torch.cat(part) for part in zip(*tiles)]
+        order = pairs[0].argsort(stable=True)
+        best.merge(*(part[order] for part in pairs))
+
     with full_precision(), Workers(device) as workers:
         for start in tqdm(range(0, count, tile_rows), desc="nearest neighbours", disable=not progress):
             # Narrow enough to be shared evenly among the workers.
             width = math.ceil((count - start) / (4 * workers.count) / tile_rows) * tile_rows
             tiles = [(start, left, right) for left, right in _columns(start, count, min(width, tile_columns))]
-            pairs = [torch.cat(part) for part in zip(*workers.map(work, tiles))]
-            order = pairs[0].argsort(stable=True)
-            best.merge(*(part[order] for part in pairs))
+            workers.submit(finish, list(workers.map(work, tiles)))
     return best.index
 
 

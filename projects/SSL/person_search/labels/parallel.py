@@ -28,6 +28,7 @@ class Workers:
     def __init__(self, device: torch.device | str):
         self.count = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
+        self._submitted: list[Future[None]] = []
 
     def __enter__(self) -> Workers:
         if self.count > 1:
@@ -38,9 +39,20 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.count)
+        if self._pool is None:
+            return
+        self._pool.shutdown(cancel_futures=error is not None)
+        torch.set_num_threads(self.count)
+        if error is None:
+            for future in self._submitted:
+                future.result()
+
+    def submit(self, function: Callable[[Item], None], item: Item) -> None:
+        """Lets function(item) run beside what follows; it has run when the context ends, which raises its error."""
+        if self._pool is None:
+            function(item)
+        else:
+            self._submitted.append(self._pool.submit(function, item))
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yields function(item) for each item, in order. Tensors that it reads must not require gradients."""
