@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains or evaluates a person search model.
 
-    python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1
-    python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1 --eval-only MODEL.WEIGHTS model.pth
+python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1
+python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1 --eval-only MODEL.WEIGHTS model.pth
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python train_net.py --config-file projects/SSL/configs/synthetic.yaml --num-gpus 1 OUTPUT_DIR output/synthetic
     python benchmarks/clustering_options.py output/synthetic
 
-Every row clusters the same network's features with one option changed, as a first clustering (each learns a threshold of
-its own), and is judged by the identities: precision and recall over pairs of boxes. Training never sees these identities.
-The run stays as it is.
+Every row clusters the same network's features with one option changed, as a first clustering (each learns a threshold
+of its own), and is judged by the identities: precision and recall over pairs of boxes. Training never sees these
+identities. The run stays as it is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def load_run(folder: Path, options: list[str]) -> PersonSearchTrainer:
         ConfigError: the folder holds no run.
     """
     if not (folder / "config.yaml").is_file() or not (folder / "last_checkpoint").is_file():
-        raise ConfigError(f"{folder} holds no training run: it needs config.yaml and a checkpoint, as train_net.py leaves")
+        raise ConfigError(
+            f"{folder} holds no training run: it needs config.yaml and a checkpoint, as train_net.py leaves"
+        )
     cfg = get_cfg()
     add_ssl_config(cfg)
     merge_file_and_options(cfg, str(folder / "config.yaml"), ["OUTPUT_DIR", str(folder), *options])

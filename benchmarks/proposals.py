@@ -125,7 +125,9 @@ def sweep(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     register_custom(cfg.DATASETS.CUSTOM)
     model = build_model(cfg).eval()
     if not isinstance(model.roi_heads, PersonSearchROIHeads):
-        raise ConfigError(f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; only PersonSearchROIHeads has a first head")
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; only PersonSearchROIHeads has a first head"
+        )
     PersonSearchCheckpointer(model).load_for_inference(args.weights)
     first = args.nms[0]
     prunings = [Pruning(nms, topk, 0.0) for nms in args.nms for topk in args.topk]

@@ -1,11 +1,11 @@
 """How time and memory of the cluster labels grow with N: runs pseudo_labels.py at several N and draws its figures.
 
-    python benchmarks/pseudo_label_growth.py FIGURES.jsonl --boxes 4512 9024 18048 36096 [--plot GROWTH.svg] [-- OPTION ...]
+    python benchmarks/pseudo_label_growth.py FIGURES.jsonl --boxes 4512 9024 18048 [--plot GROWTH.svg] [-- OPTION ...]
     python benchmarks/pseudo_label_growth.py FIGURES.jsonl --plot GROWTH.svg
 
 Each N runs in a process of its own, whose JSON line is appended to FIGURES.jsonl; what stands there already is not run
-again. OPTIONs go to pseudo_labels.py (for example --search faiss). One JSON line tells the exponents of the growth between
-neighbouring N: 1 where twice the boxes take twice the time.
+again. OPTIONs go to pseudo_labels.py (for example --search faiss). One JSON line tells the exponents of the growth
+between neighbouring N: 1 where twice the boxes take twice the time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def exponents(rows: list[Figures], name: str) -> list[float]:
     """log(growth of a figure) / log(growth of N) between neighbouring N."""
     return [
         round(math.log(after[name] / before[name]) / math.log(after["n"] / before["n"]), 2)
-        for before, after in zip(rows, rows[1:])
+        for before, after in zip(rows, rows[1:], strict=False)
     ]
 
 
@@ -72,7 +72,9 @@ def draw(rows: list[Figures], path: Path) -> None:
     time.set(xlabel="N, annotated boxes", ylabel="seconds")
     time.legend(fontsize="small")
     memory.loglog(count, [figures["peak_mb"] for figures in rows], marker="o", color="black", label="peak memory")
-    memory.loglog(count, [4 * n * n / 2**20 for n in count], color="0.7", linestyle="--", label="one N x N float32 matrix")
+    memory.loglog(
+        count, [4 * n * n / 2**20 for n in count], color="0.7", linestyle="--", label="one N x N float32 matrix"
+    )
     memory.set(xlabel="N, annotated boxes", ylabel="MiB")
     memory.legend(fontsize="small")
     for axes in (time, memory):

@@ -171,7 +171,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         figures["adjusted_rand_index"] = agreement(results["labels1"], args.compare)
     if args.out:
         save(args.out, results)
-    figures.update(peak_mb=round(peak_mb()), search_method=args.search, device=args.device, threads=torch.get_num_threads())
+    figures.update(
+        peak_mb=round(peak_mb()), search_method=args.search, device=args.device, threads=torch.get_num_threads()
+    )
     if args.device == "cuda":
         figures["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
     return figures
@@ -184,7 +186,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--simulate", type=int, metavar="N", help="draw a problem of N boxes instead")
     parser.add_argument("--seed", type=int, default=0, help="of --simulate")
     parser.add_argument("--out", type=Path, metavar="LABELS.npz", help="write the labels")
-    parser.add_argument("--compare", type=Path, metavar="LABELS.npz", help="add the adjusted Rand index with its labels1")
+    parser.add_argument(
+        "--compare", type=Path, metavar="LABELS.npz", help="add the adjusted Rand index with its labels1"
+    )
     parser.add_argument("--search", choices=("exact", "faiss"), default="exact")
     parser.add_argument("--clusterer", choices=tuple(CLUSTERERS), default="dbscan")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

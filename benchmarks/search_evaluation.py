@@ -83,10 +83,14 @@ def _check(problem: SearchProblem, args: argparse.Namespace) -> None:
     """Refuses what would have no figures, and a device that is not there."""
     where = args.problem or "simulation"
     if not problem.galleries:
-        raise DatasetError(f"{where} has no gallery, nor annotated boxes to make one of: give its --protocol TestG100.mat")
+        raise DatasetError(
+            f"{where} has no gallery, nor annotated boxes to make one of: give its --protocol TestG100.mat"
+        )
     main_gallery = problem.gallery_name("cross_camera" if args.cross_camera else None)
     if not problem.galleries[main_gallery].target_count.any():
-        raise DatasetError(f"{where}: no query has a match in the gallery {main_gallery}, so there is nothing to measure")
+        raise DatasetError(
+            f"{where}: no query has a match in the gallery {main_gallery}, so there is nothing to measure"
+        )
     if args.detection and not len(problem.gt_frame):
         raise DatasetError(f"{where} has no annotated boxes, so there are no detection figures: leave out --detection")
     if args.device:
@@ -167,8 +171,10 @@ def _with_protocol_files(problem: SearchProblem, files: list[Path]) -> SearchPro
         names, rows = _read_protocol(file, len(problem.query_frame))
         for query, (name, frame) in enumerate(zip(names, problem.query_frame, strict=True)):
             if name != problem.frame_name[frame]:
-                raise DatasetError(f"{file}: query {query} is of frame {name}, in the problem it is of "
-                                   f"{problem.frame_name[frame]}; give the protocol that the problem was made for")
+                raise DatasetError(
+                    f"{file}: query {query} is of frame {name}, in the problem it is of "
+                    f"{problem.frame_name[frame]}; give the protocol that the problem was made for"
+                )
         galleries[file.stem.removeprefix("TestG")] = listed_galleries(rows, frame_of, str(file))
     return with_galleries(problem, galleries)
 

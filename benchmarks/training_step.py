@@ -82,7 +82,9 @@ def draw_batch(cfg: CfgNode, persons: int, boxes: int, seed: int = 0) -> Batch:
 def _ellipses(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None]
-    return ((x - centre[:, :1, None]) / radius[:, :1, None]) ** 2 + ((y - centre[:, 1:, None]) / radius[:, 1:, None]) ** 2 < 1
+    return ((x - centre[:, :1, None]) / radius[:, :1, None]) ** 2 + (
+        (y - centre[:, 1:, None]) / radius[:, 1:, None]
+    ) ** 2 < 1
 
 
 class Bench:
@@ -196,9 +198,7 @@ def _settled(model: SSLPersonSearch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopwatch(
-    targets: dict[str, tuple[object, str]], synchronize: Callable[[], None]
-) -> Iterator[dict[str, float]]:
+def stopwatch(targets: dict[str, tuple[object, str]], synchronize: Callable[[], None]) -> Iterator[dict[str, float]]:
     """Replaces methods of objects by ones that add up their seconds, each without what is spent in inner ones."""
     seconds: dict[str, float] = defaultdict(float)
     running: list[str] = []

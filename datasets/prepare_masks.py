@@ -36,10 +36,6 @@ from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.file_io import PathManager
-from PIL import Image
-from scipy.optimize import linear_sum_assignment
-from tqdm import tqdm
-
 from person_search.config import add_ssl_config, merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.mapper import UnreadableImageError, read_frame
@@ -48,6 +44,9 @@ from person_search.data.training_set import registered_records
 from person_search.data.video import split_video_frame
 from person_search.errors import DatasetError, PersonSearchError
 from person_search.files import probe_folder
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
 
 Record = dict[str, Any]
 Mask = np.ndarray | None  # (height, width) of the frame, bool; None where there is none
@@ -290,7 +289,9 @@ class ParsingProvider:
         stems = [(self._stem(record), len(person_boxes(record))) for record in records]
         if stems and not any(file.exists() for stem, persons in stems for file in self._files(stem, persons)):
             whole, person = self._files(stems[0][0], 1)
-            raise DatasetError(f"--parsing-dir {self.folder} has no parsing of these frames: expected {whole} or {person}")
+            raise DatasetError(
+                f"--parsing-dir {self.folder} has no parsing of these frames: expected {whole} or {person}"
+            )
 
     def _stem(self, record: Record) -> Path:
         name = record["image_id"]

@@ -21,7 +21,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
-
 from person_search.data.catalog import dataset_root
 from person_search.data.synthetic import PRESETS, SyntheticConfig, generate
 from person_search.data.synthetic.preview import contact_sheet, summarize

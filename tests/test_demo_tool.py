@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -311,7 +312,10 @@ def test_the_clustering_period_comes_from_the_run(draw, run_dir, monkeypatch):
         (lambda d: (shutil.rmtree(d / "inference"), (d / "metrics.json").write_text("")), "holds no metrics yet"),
         (lambda d: (d / "inference/synthetic_tiny_test").rename(d / "inference/other"), "other is not registered"),
         (lambda d: (d / "inference/synthetic_tiny_test/queries.json").write_text("["), "is not the evaluator's"),
-        (lambda d: (d / "config.yaml").write_text("VERSION: 2\nSOLVER: {BASE_LRR: 1}\n"), "unknown config key SOLVER.BASE_LRR"),
+        (
+            lambda d: (d / "config.yaml").write_text("VERSION: 2\nSOLVER: {BASE_LRR: 1}\n"),
+            "unknown config key SOLVER.BASE_LRR",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_one_line(draw, run_dir, capsys, damage, message):
@@ -370,3 +374,16 @@ def test_from_end_to_end(repository, tmp_path, scenes, monkeypatch, capfd):
         assert f"{output}/{name}:" in out
     demo.clear_output(output)
     assert files_in(output) == []
+
+
+def test_asking_the_demonstration_for_help_starts_nothing(repository, tmp_path):
+    program = tmp_path / "tools" / "demo.py"  # beside nothing that it could train or delete
+    program.parent.mkdir()
+    shutil.copy(repository / "tools" / "demo.py", program)
+    asked, unknown = (
+        subprocess.run([sys.executable, str(program), word], capture_output=True, text=True, cwd=tmp_path)
+        for word in ("--help", "--fast")
+    )
+    assert asked.returncode == 0 and "starts anew there" in asked.stdout and not asked.stderr
+    assert unknown.returncode == 2 and "unrecognized arguments: --fast" in unknown.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tools"]

@@ -73,7 +73,8 @@ def test_what_a_gpu_trained_is_evaluated_on_a_cpu_with_the_same_figures(train_ne
     call(train_net, repository, output, options=("MODEL.DEVICE", gpu))
     weights = ("MODEL.WEIGHTS", str(output / "model_final.pth"))
     there, here = (
-        call(train_net, repository, output, "--eval-only", options=(*weights, "MODEL.DEVICE", device)) for device in (gpu, "cpu")
+        call(train_net, repository, output, "--eval-only", options=(*weights, "MODEL.DEVICE", device))
+        for device in (gpu, "cpu")
     )
     assert there["search"]["mAP"] == pytest.approx(here["search"]["mAP"], abs=1.0)
     assert there["detection"]["AP"] == pytest.approx(here["detection"]["AP"], abs=1.0)
@@ -85,7 +86,9 @@ def test_trains_then_evaluates_from_the_checkpoint(train_net, repository, tmp_pa
     lines = [json.loads(line) for line in (output / "metrics.json").open()]
     logged = {key for line in lines for key in line}
     assert {"loss_scale", "pseudo_labels/clusters", "search/mAP", "untrained/search/mAP", "detection/AP"} <= logged
-    results = call(train_net, repository, output, "--eval-only", options=("MODEL.WEIGHTS", str(output / "model_final.pth")))
+    results = call(
+        train_net, repository, output, "--eval-only", options=("MODEL.WEIGHTS", str(output / "model_final.pth"))
+    )
     final = next(line for line in reversed(lines) if "search/mAP" in line)
     assert results["search"]["mAP"] == pytest.approx(final["search/mAP"], abs=1e-6)
     assert results["detection"]["AP"] == pytest.approx(final["detection/AP"], abs=1e-6)

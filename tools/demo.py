@@ -7,6 +7,7 @@ narrow network: they show that all parts work together, and say nothing about an
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import shlex
@@ -140,4 +141,6 @@ def look_at(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    # It has no options: whoever asks for some is told so before the figures of a former run are gone.
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())

@@ -35,7 +35,8 @@ CONFIGS = REPOSITORY / "projects" / "SSL" / "configs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, 1 where a run failed, 2 for an error, 130 for an interruption."""
+    """Runs the command and returns its exit status: 0, 1 where a run failed, 2 for an error, 130 for an
+    interruption."""
     args = _parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     try:
@@ -54,9 +55,7 @@ def run(args: argparse.Namespace, command: str) -> bool:
         raise ConfigError(f"{late} stands behind KEY VALUE pairs: give it before {args.options[0]}")
     if not (args.dataset or args.config_file or args.train):
         raise ConfigError("name the data: --dataset prw, --config-file FILE or --train NAME --test NAME")
-    base = base_config(
-        CONFIGS, args.dataset, args.config_file, args.train, args.test, args.epochs, args.options
-    )
+    base = base_config(CONFIGS, args.dataset, args.config_file, args.train, args.test, args.epochs, args.options)
     name = args.dataset or (Path(args.config_file).stem if args.config_file else args.train)
     output = args.output or Path("output") / "reproduction" / name
     script = Path(os.path.relpath(REPOSITORY / "train_net.py"))
@@ -79,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--figure", choices=sorted(FIGURES), help="draw this figure")
     parser.add_argument(
-        "--runs", nargs="+", metavar="ROW", default=[],
+        "--runs",
+        nargs="+",
+        metavar="ROW",
+        default=[],
         help="rows of the output folder that a figure compares, or TITLE=FOLDER (default: those of table 1)",
     )
     parser.add_argument("--dataset", default="", help="prefix of <dataset>_train and _test, or name of a config file")

@@ -12,12 +12,11 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import BoxMode
-from PIL import Image
-
 from person_search.data.loader import build_bank_loader, build_test_loader, build_train_loader, seeded_rng
 from person_search.data.mapper import PersonSearchMapper
 from person_search.data.masks import encode_rle
 from person_search.errors import ConfigError, DatasetError
+from PIL import Image
 
 HEIGHT, WIDTH = 60, 80
 
@@ -230,7 +229,9 @@ def test_bank_filling_goes_over_the_readable_images_in_order(records, num_worker
 def test_bank_filling_stops_when_no_image_can_be_read(records):
     for record in records:
         record["file_name"] += ".gone"
-    with pytest.raises(DatasetError, match="none of 7 images can be read, for example .*0.jpg.gone; the warnings above say why"):
+    with pytest.raises(
+        DatasetError, match="none of 7 images can be read, for example .*0.jpg.gone; the warnings above say why"
+    ):
         list(build_bank_loader(records, eval_mapper(with_instances=True)))
 
 

@@ -8,12 +8,11 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, Instances
-from PIL import Image
-
 from person_search.config import add_ssl_config
 from person_search.data.mapper import PersonSearchMapper, UnreadableImageError, source_pixels, transform_masks
 from person_search.data.masks import encode_rle
 from person_search.errors import ConfigError, DatasetError
+from PIL import Image
 
 HEIGHT, WIDTH = 90, 160
 BOXES = [(10.0, 12.0, 40.0, 80.0), (100.5, 3.25, 131.0, 77.5), (150.0, 50.0, 160.0, 90.0)]
@@ -284,7 +283,10 @@ def test_bad_input_is_named(record, tmp_path):
     [
         (encode_rle(np.ones((45, 80), bool)), r"a.png: segmentation is \[45, 80\], expected .* size \[90, 160\]"),
         ([[1, 2, 3, 4, 5, 6]], "a.png: segmentation is list"),
-        ({"size": [90, 160], "counts": "12"}, "a.png: segmentation is damaged.*; mend its annotation, or make the masks again"),
+        (
+            {"size": [90, 160], "counts": "12"},
+            "a.png: segmentation is damaged.*; mend its annotation, or make the masks again",
+        ),
     ],
 )
 def test_bad_masks_are_named(record, segmentation, message):

@@ -12,8 +12,6 @@ from detectron2.structures import BoxMode
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from pycocotools import mask as mask_util
-
 from person_search.data.masks import (
     MaskStore,
     attach_masks,
@@ -25,6 +23,7 @@ from person_search.data.masks import (
     run_lengths,
 )
 from person_search.errors import DatasetError
+from pycocotools import mask as mask_util
 
 HEIGHT, WIDTH = 40, 60
 

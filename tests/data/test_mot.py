@@ -204,7 +204,10 @@ def test_lines_outside_the_span_do_not_count(sequence):
 
 def test_every_nth_frame_of_a_span(sequence):
     paths = sequence(*(f"{frame},{frame},3,4,20,30" for frame in range(1, 6)))
-    taken = {step: [r["annotations"][0]["person_id"] for r in load_mot("d", *paths, frames=(2, 5, step))] for step in (1, 2, 9)}
+    taken = {
+        step: [r["annotations"][0]["person_id"] for r in load_mot("d", *paths, frames=(2, 5, step))]
+        for step in (1, 2, 9)
+    }
     assert taken == {1: [2, 3, 4, 5], 2: [2, 4], 9: [2]}
 
 

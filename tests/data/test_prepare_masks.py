@@ -8,19 +8,18 @@ import sys
 from pathlib import Path
 
 import cv2
+import detectron2
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
-from pycocotools import mask as mask_util
-
-import detectron2
 from person_search.data.masks import MaskStore, attach_masks, box_window, limit_to_box
 from person_search.data.prw import load_prw
 from person_search.errors import DatasetError
+from PIL import Image
+from pycocotools import mask as mask_util
 
 HEIGHT, WIDTH = 120, 160
 BOXES = [[20.0, 10.0, 60.0, 110.0], [90.0, 20.0, 125.0, 115.0]]
@@ -375,7 +374,6 @@ def test_boxes_are_matched_one_to_one(script):
     detected = np.array([[3.0, 0, 13, 20], [0, 0, 10, 19], [53, 50, 68, 70], [4, 0, 9, 20]])
     assert sorted(script.match_boxes(annotated, detected)) == [(0, 1), (1, 0)]
     assert script.match_boxes(annotated, detected[:0]) == []
-
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(script, records, tmp_path, capsys, monkeypatch):

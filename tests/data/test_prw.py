@@ -365,5 +365,7 @@ def test_a_list_without_queries_and_a_resized_frame_are_named(small):
     with pytest.raises(DatasetError, match="query_info.txt: holds no query"):
         load_prw_protocol(small)
     file.write_text(line.replace(line.split()[1], "1919.5", 1).replace(line.split()[3], "-3.0", 1))
-    with pytest.raises(DatasetError, match="shows nothing of the frame .*, which has 1920 x 1080 pixels; mend the line"):
+    with pytest.raises(
+        DatasetError, match="shows nothing of the frame .*, which has 1920 x 1080 pixels; mend the line"
+    ):
         load_prw_protocol(small)

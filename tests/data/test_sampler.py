@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from person_search.data.sampler import EpochSampler
 from person_search.errors import ConfigError
 

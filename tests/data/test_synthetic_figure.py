@@ -93,9 +93,7 @@ def test_every_pattern_shows_and_vanishes_in_the_distance(pattern: str) -> None:
 def test_the_logo_is_in_front_and_the_print_behind() -> None:
     for pattern, visible, hidden in (("logo", 0.0, np.pi), ("back_print", np.pi, np.pi / 2)):
         texture = trunk(replace(PLAIN, pattern=pattern, top_colour=(40, 60, 140), accent=(220, 180, 60)))
-        shown, other = (
-            int((visible_half(texture, yaw, 0.0)[20:60, 6:-6, 0] > 120).sum()) for yaw in (visible, hidden)
-        )
+        shown, other = (int((visible_half(texture, yaw, 0.0)[20:60, 6:-6, 0] > 120).sum()) for yaw in (visible, hidden))
         assert shown > 300
         assert other < 0.25 * shown
 

@@ -72,7 +72,11 @@ def test_fine_tuning_leaves_the_banks_alone(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist|do not exist"), (b"", "cannot be read|damaged"), (b"not a checkpoint", "damaged|cannot be read")],
+    [
+        (None, "does not exist|do not exist"),
+        (b"", "cannot be read|damaged"),
+        (b"not a checkpoint", "damaged|cannot be read"),
+    ],
 )
 def test_missing_and_damaged_weights(model, tmp_path, content, message):
     path = tmp_path / "weights.pth"
@@ -185,7 +189,9 @@ def test_training_from_another_backbone_is_refused_but_not_from_another_head(mod
     assert other_head._incompatible.incorrect_shapes
     narrow_cfg.MODEL.RESNETS.RES2_OUT_CHANNELS *= 2
     other = PersonSearchCheckpointer(build_model(narrow_cfg))
-    with pytest.raises(CheckpointError, match=r"model.pth are of another backbone: backbone.* is \(\d+.*with this config"):
+    with pytest.raises(
+        CheckpointError, match=r"model.pth are of another backbone: backbone.* is \(\d+.*with this config"
+    ):
         other.resume_or_load(str(tmp_path / "model.pth"), resume=False)
 
 
@@ -196,5 +202,7 @@ def test_other_weights_that_cannot_be_downloaded_say_what_to_do(model, monkeypat
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=f"MODEL.WEIGHTS {url}: could not be downloaded .*no network.*give its path"):
+    with pytest.raises(
+        CheckpointError, match=f"MODEL.WEIGHTS {url}: could not be downloaded .*no network.*give its path"
+    ):
         PersonSearchCheckpointer(model).load(url)

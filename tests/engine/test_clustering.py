@@ -76,7 +76,8 @@ def on_full_matrix(features: Tensor) -> np.ndarray:
 
 
 def centred(features: Tensor, cameras: np.ndarray) -> Tensor:
-    """Each camera's offset from the mean of all taken out, the mean weighted as if 16 more rows were seen at no offset."""
+    """Each camera's offset from the mean of all taken out, the mean weighted as if 16 more rows were seen at no
+    offset."""
     result = features.clone()
     for camera in set(cameras.tolist()):
         own = torch.from_numpy(cameras == camera)
@@ -213,7 +214,9 @@ def embedded_one_by_one(trainer: PersonSearchTrainer, batches: list[list[dict]])
     return result
 
 
-def test_extraction_clusters_features_of_the_current_network_and_leaves_the_banks_alone(few_frames, tmp_path, monkeypatch):
+def test_extraction_clusters_features_of_the_current_network_and_leaves_the_banks_alone(
+    few_frames, tmp_path, monkeypatch
+):
     few_frames.SSL.CLUSTERING.FEATURES = "extract"
     few_frames.OUTPUT_DIR = str(tmp_path)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -222,7 +225,9 @@ def test_extraction_clusters_features_of_the_current_network_and_leaves_the_bank
 
     def fit(self: SelfPacedDBSCAN, features: Tensor, *_: object) -> np.ndarray:
         assert trainer.model.training and trainer.person_search_model.roi_heads.embedding.training
-        seen.append((features, embedded_one_by_one(trainer, batches), trainer.person_search_model.objective.label_features()))
+        seen.append(
+            (features, embedded_one_by_one(trainer, batches), trainer.person_search_model.objective.label_features())
+        )
         return np.zeros(len(features), np.int64)
 
     monkeypatch.setattr(SelfPacedDBSCAN, "fit", fit)
@@ -237,7 +242,8 @@ def test_extraction_clusters_features_of_the_current_network_and_leaves_the_bank
 
 def test_every_option_resumes_to_the_unbroken_run(few_frames, tmp_path):
     few_frames.merge_from_list([
-        *("SSL.CLUSTERING.FEATURES", "extract", "SSL.CLUSTERING.ALGORITHM", "hdbscan", "SSL.CLUSTERING.CAMERA_AWARE", True),
+        *("SSL.CLUSTERING.FEATURES", "extract", "SSL.CLUSTERING.ALGORITHM", "hdbscan"),
+        *("SSL.CLUSTERING.CAMERA_AWARE", True),
         *("SSL.CLUSTERING.SAME_IMAGE_RULE", False, "SSL.CLUSTERING.EPS", (0.5, 0.6, 0.8)),
     ])  # fmt: skip
     expected = trained(few_frames, tmp_path / "unbroken")
@@ -275,7 +281,9 @@ def test_the_options_of_a_finished_run_are_compared(few_frames, tmp_path, reposi
     main()
     line = json.loads(capsys.readouterr().out)
     assert line["n"] == len(trainer.training_set) and list(line["rows"])[:2] == ["paper", "extract"]
-    labels = build_clusterer(few_frames).fit(trainer.person_search_model.objective.label_features(), trainer.training_set.row_image)
+    labels = build_clusterer(few_frames).fit(
+        trainer.person_search_model.objective.label_features(), trainer.training_set.row_image
+    )
     expected = pair_precision_recall(labels, trainer.training_set.person_ids)
     assert (line["rows"]["paper"]["precision"], line["rows"]["paper"]["recall"]) == pytest.approx(expected, abs=1e-4)
     for row in line["rows"].values():
@@ -311,7 +319,9 @@ def test_rows_that_cannot_be_clustered_are_reported_with_their_frames(caplog):
     assert "1 of 8 features are zero" in caplog.text and "in frame2.jpg, become singletons" in caplog.text
     assert (hook._objective.cluster_labels == hook._objective.cluster_labels[5]).sum() == 1
     features[2, 1], features[7, 0] = torch.nan, torch.inf
-    with pytest.raises(TrainingError, match=r"^2 features .* NaN or infinite at iteration 0; .* frame1.jpg, frame3.jpg\."):
+    with pytest.raises(
+        TrainingError, match=r"^2 features .* NaN or infinite at iteration 0; .* frame1.jpg, frame3.jpg\."
+    ):
         hook_of(8, SelfPacedDBSCAN(), features).before_step()
 
 

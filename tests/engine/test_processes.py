@@ -108,7 +108,9 @@ def settle(output: str) -> None:
     model = SimpleNamespace(roi_heads=SimpleNamespace(embedding=layer))
     model.embed_persons = lambda batch: layer(torch.cat([x["instances"] for x in batch]))
     _settle_statistics(model, [[{"instances": torch.tensor(batch)[:, None]}] for batch in rows], 3)
-    torch.save({"mean": layer.running_mean, "var": layer.running_var, "synced": layer.synced}, f"{output}.{comm.get_rank()}")
+    torch.save(
+        {"mean": layer.running_mean, "var": layer.running_var, "synced": layer.synced}, f"{output}.{comm.get_rank()}"
+    )
 
 
 def test_processes_with_different_numbers_of_usable_frames_settle_the_same_statistics(tmp_path):

@@ -259,7 +259,8 @@ def test_training_on_a_gpu_resumes_from_its_whole_state(cfg, tmp_path, gpu, mixe
     assert_equal(state_of(broken), state_of(resumed))
     optimizers = [t._trainer.optimizer.state_dict()["state"] for t in (broken, resumed)]
     assert optimizers[0] and all(
-        torch.equal(optimizers[0][key]["momentum_buffer"], optimizers[1][key]["momentum_buffer"]) for key in optimizers[0]
+        torch.equal(optimizers[0][key]["momentum_buffer"], optimizers[1][key]["momentum_buffer"])
+        for key in optimizers[0]
     )
     if mixed_precision:
         scales = [t._trainer.grad_scaler.state_dict() for t in (broken, resumed)]

@@ -26,7 +26,9 @@ def program(repository: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def small(narrow_cfg: CfgNode) -> CfgNode:
-    narrow_cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 160, "MODEL.RESNETS.NORM", "FrozenBN"])
+    narrow_cfg.merge_from_list(
+        ["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 160, "MODEL.RESNETS.NORM", "FrozenBN"]
+    )
     return narrow_cfg
 
 
@@ -61,7 +63,10 @@ def test_losses_and_gradients_on_a_gpu_are_those_of_a_cpu(program, small, gpu, m
     results = []
     for bench in (here, there):
         bench.select("all")
-        with EventStorage(), torch.autocast(bench.device.type, torch.float16, enabled=mixed_precision and bench is there):
+        with (
+            EventStorage(),
+            torch.autocast(bench.device.type, torch.float16, enabled=mixed_precision and bench is there),
+        ):
             losses = bench.model(bench.batch)
         sum(losses.values()).backward()
         slopes = [p.grad.flatten().cpu() for p in bench.model.parameters() if p.grad is not None]
@@ -74,15 +79,28 @@ def test_losses_and_gradients_on_a_gpu_are_those_of_a_cpu(program, small, gpu, m
 
 def test_prints_figures_of_rows_and_parts(program, small, tmp_path, monkeypatch, capsys):
     (tmp_path / "small.yaml").write_text(small.dump())
-    arguments = ["--config-file", str(tmp_path / "small.yaml"), "--rows", "cluster,all", "--rounds", "1", "--boxes", "40"]
+    arguments = [
+        "--config-file",
+        str(tmp_path / "small.yaml"),
+        "--rows",
+        "cluster,all",
+        "--rounds",
+        "1",
+        "--boxes",
+        "40",
+    ]
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments, "MODEL.DEVICE", "cpu"])
     program["main"]()
     line = json.loads(capsys.readouterr().out)
     assert line["size"] == [90, 160] and line["batch"] == 2 and list(line["rows"]) == ["cluster", "all"]
     for row in line["rows"].values():
         assert row["images_per_second"] == pytest.approx(2 / row["seconds"], rel=0.01)
-        assert row["peak_mb"] > 100 and row["ratio"] == pytest.approx(row["seconds"] / line["rows"]["cluster"]["seconds"], rel=0.01)
-    assert {"backbone", "heads", "heads/exemplars/backbone", "heads/exemplars/crops", "backward"} <= set(line["parts_ms"])
+        assert row["peak_mb"] > 100 and row["ratio"] == pytest.approx(
+            row["seconds"] / line["rows"]["cluster"]["seconds"], rel=0.01
+        )
+    assert {"backbone", "heads", "heads/exemplars/backbone", "heads/exemplars/crops", "backward"} <= set(
+        line["parts_ms"]
+    )
     assert 0 < line["multi_label_share"] < 1
 
 

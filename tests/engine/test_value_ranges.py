@@ -50,7 +50,9 @@ def test_the_defaults_lie_within_and_what_lies_outside_is_named():
     for key in TRAINING_RANGES:
         wrong = cfg.clone()
         wrong.merge_from_list([key, -5 if isinstance(value_of(cfg, key), int) else math.inf])
-        with pytest.raises(ConfigError, match=re.escape(f"{key} is {value_of(wrong, key)}, expected {TRAINING_RANGES[key]}")):
+        with pytest.raises(
+            ConfigError, match=re.escape(f"{key} is {value_of(wrong, key)}, expected {TRAINING_RANGES[key]}")
+        ):
             check_ranges(wrong)
 
 

@@ -59,7 +59,9 @@ def test_a_simulated_problem_of_prw_s_size_fits_in_300_mb(benchmark, tmp_path):
     (["{golden}/search_cuhk_g100.npz", "--protocol", "absent/TestG50.mat"], "absent/TestG50.mat: the file is missing"),
 ])  # fmt: skip
 def test_errors_are_one_line(benchmark, shared, arguments, message):
-    done = benchmark(*(str(argument).format(golden=shared / "golden", data=shared / "data" / "cuhk_sysu") for argument in arguments))
+    done = benchmark(
+        *(str(argument).format(golden=shared / "golden", data=shared / "data" / "cuhk_sysu") for argument in arguments)
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

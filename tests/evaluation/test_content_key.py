@@ -24,8 +24,10 @@ def test_every_weight_that_inference_reads_counts(model):
     """Changing any weight or statistic changes the key, down to the last bit of one number."""
     before = weights_key(model)
     assert weights_key(model) == before
-    for name in ("backbone.stem.conv1.weight", "roi_heads.embedding.rescaler.running_mean",
-                 "roi_heads.second_res5.0.conv1.norm.running_var", "roi_heads.first_predictor.bbox_pred.bias"):  # fmt: skip
+    for name in (
+        *("backbone.stem.conv1.weight", "roi_heads.embedding.rescaler.running_mean"),
+        *("roi_heads.second_res5.0.conv1.norm.running_var", "roi_heads.first_predictor.bbox_pred.bias"),
+    ):
         value = model.state_dict()[name].view(-1)
         kept = value[0].clone()
         value[0] = torch.nextafter(kept, kept + 1)

@@ -61,7 +61,9 @@ def problem() -> SearchProblem:
         query_feature=query_feature / np.maximum(np.linalg.norm(query_feature, axis=1, keepdims=True), 1e-9),
         frame_camera=np.arange(12) % 2,
     )  # fmt: skip
-    return with_galleries(problem, {"all": own_frame_galleries(problem, False), "other": own_frame_galleries(problem, True)})
+    return with_galleries(
+        problem, {"all": own_frame_galleries(problem, False), "other": own_frame_galleries(problem, True)}
+    )
 
 
 @pytest.mark.parametrize("gallery", ["all", "other"])

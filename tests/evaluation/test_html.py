@@ -342,7 +342,9 @@ def points(svg: str, name: str) -> list[tuple[float, float]]:
 
 
 def test_a_chart_puts_values_where_its_axes_say():
-    svg = line_chart([Curve("a", [0, 50, 100], [0, 100, 25])], Axis("x", 0, 100, (0, 50, 100)), Axis("y", 0, 100, (0,)), "d")
+    svg = line_chart(
+        [Curve("a", [0, 50, 100], [0, 100, 25])], Axis("x", 0, 100, (0, 50, 100)), Axis("y", 0, 100, (0,)), "d"
+    )
     (x0, y0), (x1, y1), (x2, y2) = points(svg, "first")
     assert x1 - x0 == pytest.approx(x2 - x1) and x2 > x0
     assert y0 - y2 == pytest.approx((y0 - y1) / 4, abs=0.11) and y1 < y0

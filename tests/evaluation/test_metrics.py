@@ -25,10 +25,9 @@ BOXES = [
 ]  # fmt: skip
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 # None: NumPy.
-DEVICES = [
-    None, "cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible"))
-]  # fmt: skip
+DEVICES = [None, "cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from person_search.evaluation.pictures import (
     results_scenes,
     results_sheet,
 )
-from person_search.evaluation.storage import write_json
 
 FRAME = (120, 200)  # height, width
 

@@ -106,7 +106,7 @@ def test_errors_are_one_line(program: Path, tmp_path: Path) -> None:
     }
     lines = run(program, *(list(arguments) for arguments in expected), folder=tmp_path)
     assert len(lines) == len(expected)
-    for line, message in zip(lines, expected.values()):
+    for line, message in zip(lines, expected.values(), strict=True):
         assert line.startswith("exit") and message in line
         if message != "exit 2":
             assert line.startswith("exit 'error: ") or line.startswith('exit "error: ')
@@ -116,7 +116,10 @@ def test_errors_are_one_line(program: Path, tmp_path: Path) -> None:
 def test_growth_is_read_off_the_figures_and_drawn(repository: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     growth = runpy.run_path(str(repository / "benchmarks" / "pseudo_label_growth.py"))
     stages = {"search": 1.0, "distance": 2.0, "clustering": 0.1, "criterion": 0.1}
-    rows = [{"n": n, "seconds": (n / 1000) ** 2, "cpu_seconds": n / 1000, "peak_mb": 500, **stages} for n in (1000, 4000, 2000)]
+    rows = [
+        {"n": n, "seconds": (n / 1000) ** 2, "cpu_seconds": n / 1000, "peak_mb": 500, **stages}
+        for n in (1000, 4000, 2000)
+    ]
     (tmp_path / "figures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("growth.svg", "again.svg"):
         monkeypatch.setattr("sys.argv", ["growth", str(tmp_path / "figures.jsonl"), "--plot", str(tmp_path / name)])

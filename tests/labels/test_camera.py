@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from person_search.labels import SelfPacedDBSCAN, pair_precision_recall
 from person_search.labels.camera import centre_cameras
 
@@ -35,7 +34,8 @@ def test_labels_join_persons_across_cameras() -> None:
     features, person, camera = seen_by_cameras(40, 3)
     images = np.arange(len(person))
     plain, aware = (
-        pair_precision_recall(SelfPacedDBSCAN(k1=15).fit(features, images, cameras), person) for cameras in (None, camera)
+        pair_precision_recall(SelfPacedDBSCAN(k1=15).fit(features, images, cameras), person)
+        for cameras in (None, camera)
     )
     assert min(plain) < 0.3 and min(aware) > 0.9
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
-from sklearn.cluster import DBSCAN
-
 from person_search.labels import jaccard_distance
 from person_search.labels.clustering import dbscan, number_by_first_row
+from scipy import sparse
+from sklearn.cluster import DBSCAN
 
 
 def stored_below(full: np.ndarray, limit: float) -> sparse.csr_matrix:
@@ -46,7 +45,7 @@ def test_a_border_row_goes_to_the_first_cluster() -> None:
 def test_equals_the_reference(shared: Path) -> None:
     golden = np.load(shared / "golden" / "pseudo_labels.npz")
     distance = jaccard_distance(golden["feature"], max_distance=float(golden["eps"].max()))
-    for eps, expected in zip(golden["eps"], golden["dbscan"]):
+    for eps, expected in zip(golden["eps"], golden["dbscan"], strict=True):
         assert np.array_equal(dbscan(distance, float(eps), int(golden["min_samples"])), expected)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from person_search.labels import multi_label_precision_recall, pair_precision_recall
 
 

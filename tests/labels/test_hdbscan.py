@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from person_search.labels.clustering import dbscan
+from person_search.labels.hdbscan import hdbscan
 from scipy import sparse
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
-
-from person_search.labels.clustering import dbscan
-from person_search.labels.hdbscan import hdbscan
 
 
 def blobs(sizes: list[int], spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from person_search.labels import jaccard, jaccard_distance
 from scipy import sparse
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from person_search.labels import jaccard, jaccard_distance
 
 
 def textbook(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
@@ -71,7 +70,12 @@ def test_equals_the_reference(shared: Path) -> None:
 @pytest.mark.parametrize("count", [2, 12, 90])
 def test_equals_the_textbook(count: int, k1: int, k2: int, device: str) -> None:
     features = clustered_rows(count, 16, seed=count + k1)
-    assert np.abs(dense(jaccard_distance(torch.from_numpy(features).to(device), k1, k2)) - textbook(features, k1, k2)).max() < 1e-5
+    assert (
+        np.abs(
+            dense(jaccard_distance(torch.from_numpy(features).to(device), k1, k2)) - textbook(features, k1, k2)
+        ).max()
+        < 1e-5
+    )
 
 
 def test_equals_the_textbook_for_rows_of_any_length() -> None:
@@ -120,7 +124,11 @@ def test_identical_rows_are_stored_as_zeros() -> None:
 def test_takes_arrays_and_tensors_of_any_float_type() -> None:
     features = np.round(clustered_rows(60, 8, seed=2) * 64) / 64
     expected = jaccard_distance(features, 8, 3)
-    for same in (features.astype(np.float64), torch.from_numpy(features).half(), torch.tensor(features).requires_grad_()):
+    for same in (
+        features.astype(np.float64),
+        torch.from_numpy(features).half(),
+        torch.tensor(features).requires_grad_(),
+    ):
         distance = jaccard_distance(same, 8, 3)
         assert np.array_equal(distance.indices, expected.indices) and np.allclose(distance.data, expected.data)
 

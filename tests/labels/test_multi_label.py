@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from person_search.labels import dynamic_threshold, predict_multi_labels
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def walk(similarity: torch.Tensor, image_ids: torch.Tensor, rows: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from person_search.labels import neighbors
 from person_search.labels.neighbors import nearest_neighbors
 
@@ -17,7 +16,8 @@ def unit_rows(count: int, dimension: int, seed: int = 0) -> torch.Tensor:
 
 
 def assert_nearest(found: torch.Tensor, features: torch.Tensor, k: int) -> None:
-    """The found rows are k different ones, the row itself first, at the k smallest distances (rounding may swap two)."""
+    """The found rows are k different ones, the row itself first, at the k smallest distances (rounding may swap
+    two)."""
     assert found.device == features.device
     found, features = found.cpu(), features.cpu()
     count = len(features)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
 from person_search.labels.parallel import Scratch, Workers
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from person_search.labels import reliability
 
 counts = st.integers(1, 40)
@@ -47,7 +46,7 @@ def criterion_by_matrices(
     same, same_tight, same_loose = (x[:, None] == x[None] for x in (labels, tight, loose))
 
     def disagreement(other: np.ndarray) -> np.ndarray:
-        return np.array([1 - (a & b).sum() / (a | b).sum() for a, b in zip(same, other)])
+        return np.array([1 - (a & b).sum() / (a | b).sum() for a, b in zip(same, other, strict=True)])
 
     compactness, independence = disagreement(same_tight), disagreement(same_loose)
     clusters = sorted(set(labels.tolist()))

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score
-
 from person_search.labels import SelfPacedDBSCAN, invalid_rows, pair_precision_recall
+from sklearn.metrics import adjusted_rand_score
 
 
 def persons(count: int, sightings: int, seed: int = 0, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -30,8 +29,10 @@ def test_equals_the_reference_over_two_epochs(shared: Path, as_tensor: bool) -> 
     features = [golden["feature"], golden["feature2"]]
     if as_tensor:
         features = [torch.from_numpy(rows) for rows in features]
-    model = SelfPacedDBSCAN(tuple(golden["eps"]), int(golden["min_samples"]), k1=int(golden["k1"]), k2=int(golden["k2"]))
-    for rows, expected in zip(features, (golden["labels1"], golden["labels2"])):
+    model = SelfPacedDBSCAN(
+        tuple(golden["eps"]), int(golden["min_samples"]), k1=int(golden["k1"]), k2=int(golden["k2"])
+    )
+    for rows, expected in zip(features, (golden["labels1"], golden["labels2"]), strict=True):
         labels = model.fit(rows, golden["image"])
         assert adjusted_rand_score(labels, expected) == 1.0 and is_contiguous(labels)
         assert model.threshold == float(golden["threshold"])

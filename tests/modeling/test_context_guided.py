@@ -44,7 +44,10 @@ def test_a_step_along_the_gradient_lowers_the_loss_and_equal_features_have_a_fin
     persons, backgrounds = unit(6, 5).requires_grad_(), unit(3, 5, seed=1).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     loss = detection_context_loss(persons, labels, backgrounds, 0.3, 0.25)
-    moved = [f - 0.01 * g for f, g in zip((persons, backgrounds), torch.autograd.grad(loss, (persons, backgrounds)))]
+    moved = [
+        f - 0.01 * g
+        for f, g in zip((persons, backgrounds), torch.autograd.grad(loss, (persons, backgrounds)), strict=True)
+    ]
     assert detection_context_loss(moved[0], labels, moved[1], 0.3, 0.25) < loss
     equal = unit(1, 5).repeat(4, 1).requires_grad_()
     loss = detection_context_loss(equal, torch.tensor([0, 0, 1, 1]), equal[:1].detach(), 0.3, 0.25)

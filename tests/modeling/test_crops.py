@@ -56,7 +56,10 @@ def cut_one(image: Tensor, box: Tensor, size: tuple[int, int], mask: Tensor | No
 def test_a_batch_equals_one_crop_after_the_other(device, counts, masked, seed):
     random = torch.Generator().manual_seed(seed)
     images = torch.randn(len(counts), 2, 24, 20, generator=random)
-    sizes = [(int(torch.randint(1, 25, (), generator=random)), int(torch.randint(1, 21, (), generator=random))) for _ in counts]
+    sizes = [
+        (int(torch.randint(1, 25, (), generator=random)), int(torch.randint(1, 21, (), generator=random)))
+        for _ in counts
+    ]
     # Boxes inside, across and beyond the border.
     boxes = [torch.rand(n, 4, generator=random) * 30 - 5 for n in counts]
     boxes = [torch.cat([torch.minimum(b[:, :2], b[:, 2:]), torch.maximum(b[:, :2], b[:, 2:])], dim=1) for b in boxes]

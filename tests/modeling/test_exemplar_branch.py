@@ -61,7 +61,9 @@ def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg
     passes = []
     backbone.stem.register_forward_hook(lambda *_: passes.append(1))
     branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
-    branch(scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5)
+    branch(
+        scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5
+    )
     assert len(passes) == {"cuda": 1, "cpu": 6}[device]
 
 

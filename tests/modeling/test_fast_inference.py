@@ -10,7 +10,6 @@ from detectron2.modeling import build_model
 from person_search.modeling.folding import fold_batch_norms
 
 
-
 @pytest.fixture
 def image() -> torch.Tensor:
     torch.manual_seed(1)
@@ -41,7 +40,9 @@ def build(balance, image):
 @torch.no_grad()
 def run(model: torch.nn.Module, image: torch.Tensor) -> dict:
     size = {"height": image.shape[1], "width": image.shape[2]}
-    (output,) = model([{"image": image, "given_boxes": torch.tensor([[20.0, 30, 60, 130], [100, 5, 150, 120]]), **size}])
+    (output,) = model(
+        [{"image": image, "given_boxes": torch.tensor([[20.0, 30, 60, 130], [100, 5, 150, 120]]), **size}]
+    )
     return output
 
 
@@ -112,7 +113,9 @@ def test_folded_batch_normalisation_is_the_same_function(build, narrow_cfg, imag
     thresholds = ("MODEL.FIRST_HEAD.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     narrow_cfg.merge_from_list(["MODEL.RESNETS.NORM", norm, *thresholds])
     model = build(narrow_cfg)
-    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and getattr(m, "norm", None) is not None]
+    convolutions = [
+        m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and getattr(m, "norm", None) is not None
+    ]
     for convolution in convolutions:  # statistics and scales that matter
         layer = convolution.norm
         layer.weight.data.uniform_(0.6, 1.4)
@@ -134,7 +137,12 @@ def similar(found: dict, expected: dict) -> torch.Tensor:
 def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, narrow_cfg, image):
     model = build(narrow_cfg, "TEST.HALF_PRECISION", True)
     types = {}
-    for name in ("backbone.res4", "roi_heads.first_res5", "roi_heads.second_res5", "roi_heads.first_predictor.cls_score"):
+    for name in (
+        "backbone.res4",
+        "roi_heads.first_res5",
+        "roi_heads.second_res5",
+        "roi_heads.first_predictor.cls_score",
+    ):
         model.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, name=name: types.__setitem__(name, output.dtype)
         )
@@ -144,7 +152,9 @@ def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, 
     for name in ("scores", "embeddings"):
         assert getattr(found["instances"], name).dtype == torch.float32
     # Eight bits of precision: a different direction for each box would give similarities far below this.
-    assert similar(found, expected).min() > 0.99 and not torch.equal(found["given_embeddings"], expected["given_embeddings"])
+    assert similar(found, expected).min() > 0.99 and not torch.equal(
+        found["given_embeddings"], expected["given_embeddings"]
+    )
     assert abs(len(found["instances"]) - len(expected["instances"])) <= 0.3 * len(expected["instances"])
 
 

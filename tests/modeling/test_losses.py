@@ -107,8 +107,8 @@ def textbook_multi_label(f: Tensor, memory: Tensor, labels: Tensor, delta: float
     total = 0.0
     for i in range(len(f)):
         similarity = [float(f[i].double() @ row.double()) for row in memory]
-        positives = [(x - 1) ** 2 for x, l in zip(similarity, labels[i], strict=True) if l]
-        hardest = sorted((x for x, l in zip(similarity, labels[i], strict=True) if not l), reverse=True)
+        positives = [(x - 1) ** 2 for x, own in zip(similarity, labels[i], strict=True) if own]
+        hardest = sorted((x for x, own in zip(similarity, labels[i], strict=True) if not own), reverse=True)
         hardest = hardest[: math.ceil(len(hardest) * ratio)]
         total += delta * sum(positives) / len(positives) if positives else 0.0
         total += sum((x + 1) ** 2 for x in hardest) / len(hardest) if hardest else 0.0
@@ -116,9 +116,7 @@ def textbook_multi_label(f: Tensor, memory: Tensor, labels: Tensor, delta: float
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000)
-)
+@given(q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000))
 def test_multi_label_loss_equals_the_equation(device, q, n, ratio, seed):
     f, memory = unit(q, 6, seed=seed), unit(n, 6, seed=seed + 1)
     labels = torch.rand(q, n, generator=torch.Generator().manual_seed(seed)) < 0.4
@@ -129,9 +127,7 @@ def test_multi_label_loss_equals_the_equation(device, q, n, ratio, seed):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000)
-)
+@given(q=st.integers(1, 5), n=st.integers(2, 20), ratio=st.sampled_from([1.0, 0.5, 0.1]), seed=st.integers(0, 1000))
 def test_multi_label_gradient_equals_that_of_the_equation(device, q, n, ratio, seed):
     memory = unit(n, 6, seed=seed + 1)
     labels = torch.rand(q, n, generator=torch.Generator().manual_seed(seed)) < 0.4

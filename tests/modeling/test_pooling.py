@@ -14,7 +14,10 @@ def build() -> tuple[DeformableRoIPooler, ROIPooler]:
 
 
 FEATURE = torch.randn(2, 8, 12, 20, generator=torch.Generator().manual_seed(0))
-BOXES = [Boxes(torch.tensor([[20.0, 30.0, 90.0, 150.0], [100.0, 10.0, 280.0, 170.0]])), Boxes(torch.tensor([[5.0, 5.0, 60.0, 60.0]]))]
+BOXES = [
+    Boxes(torch.tensor([[20.0, 30.0, 90.0, 150.0], [100.0, 10.0, 280.0, 170.0]])),
+    Boxes(torch.tensor([[5.0, 5.0, 60.0, 60.0]])),
+]
 
 
 def test_starts_as_roi_align():

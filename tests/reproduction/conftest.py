@@ -18,7 +18,8 @@ def value(key, below=""):
     start = next((i for i, line in enumerate(lines) if line.strip() == below + ":"), 0)
     return next(line.split(":", 1)[1].strip() for line in lines[start:] if line.strip().startswith(key + ":"))
 folder = value("OUTPUT_DIR")
-test = lines[next(i for i, line in enumerate(lines) if line.strip() == "TEST:" and line.startswith("  ")) + 1].strip(" -")
+above = next(i for i, line in enumerate(lines) if line.strip() == "TEST:" and line.startswith("  "))
+test = lines[above + 1].strip(" -")
 row = os.path.basename(os.path.dirname(folder))
 steps = os.path.join(folder, "starts.txt")
 with open(steps, "a") as f:

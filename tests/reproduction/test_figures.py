@@ -117,7 +117,8 @@ def test_shown_queries_favour_neither_training():
     correct = [(False, True)] * 6 + [(True, False)] * 2 + [(True, True)]
     gain = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, -0.2, -0.3, 0.95]
     pairs = [
-        (query(i, a, 0.5 - g / 2), query(i, b, 0.5 + g / 2)) for i, ((a, b), g) in enumerate(zip(correct, gain, strict=True))
+        (query(i, a, 0.5 - g / 2), query(i, b, 0.5 + g / 2))
+        for i, ((a, b), g) in enumerate(zip(correct, gain, strict=True))
     ]
     assert choose_differing(pairs, 4) == [0, 1, 2, 7]  # shares of 6 to 2
     assert choose_differing(pairs, 9) == [0, 1, 2, 3, 4, 5, 8, 6, 7]
@@ -139,7 +140,9 @@ def test_figure_5():
 
 
 def test_figure_6():
-    figure = gallery_figure({"baseline": [{10: 50.0, 20: 40.0}, {10: 54.0, 20: 42.0}], "SSL": [{10: 60.0, 20: 55.0}]}, "demo")
+    figure = gallery_figure(
+        {"baseline": [{10: 50.0, 20: 40.0}, {10: 54.0, 20: 42.0}], "SSL": [{10: 60.0, 20: 55.0}]}, "demo"
+    )
     (first, second) = figure.axes[0].containers
     np.testing.assert_allclose(first.lines[0].get_ydata(), [52.0, 41.0])
     np.testing.assert_allclose(second.lines[0].get_ydata(), [60.0, 55.0])
@@ -155,7 +158,8 @@ def problem(det_frame, det_box, gt_frame, gt_box, persons) -> SearchProblem:
     count, none = len(det_frame), np.zeros(0, np.int64)
     return SearchProblem(
         det_frame=np.array(det_frame), det_box=np.array(det_box, float), det_score=np.linspace(0.6, 0.9, count),
-        det_feature=np.eye(count), frame_name=("a", "b", "c"), gt_frame=np.array(gt_frame), gt_box=np.array(gt_box, float),
+        det_feature=np.eye(count), frame_name=("a", "b", "c"),
+        gt_frame=np.array(gt_frame), gt_box=np.array(gt_box, float),
         gt_person_id=np.array(persons), query_frame=none, query_box=np.zeros((0, 4)), query_person_id=none,
         query_feature=np.zeros((0, count)),
     )  # fmt: skip
@@ -189,10 +193,14 @@ def test_figure_7():
     person = np.repeat(np.arange(4), 6)
     feature = np.eye(8)[person] + 0.05 * rng.normal(size=(24, 8))
     area = np.tile([1000.0, 3599, 3600, 45300, 45301, 9e4], 4)
-    figure = tsne_figure({"baseline": LabelledFeatures(feature, person, area), "SSL": LabelledFeatures(feature, person, area)})
+    figure = tsne_figure(
+        {"baseline": LabelledFeatures(feature, person, area), "SSL": LabelledFeatures(feature, person, area)}
+    )
     assert {"identity (and colour)", "small, below 3,600 pixels"} <= set(texts_apart(figure))
     texts_apart(tsne_figure({"SSL": LabelledFeatures(feature, person, area)}))
-    markers = [len(collection.get_offsets()) for collection in figure.axes[0].collections if len(collection.get_paths()) == 1]
+    markers = [
+        len(collection.get_offsets()) for collection in figure.axes[0].collections if len(collection.get_paths()) == 1
+    ]
     assert markers == [2, 2, 2] * 4  # small, medium and large of each person
     few = LabelledFeatures(feature[:5], person[:5], area[:5])
     with pytest.raises(DatasetError, match="few: only 5 boxes"):
@@ -208,7 +216,9 @@ def test_the_page_of_the_sweep():
         for parameter in list(PARAMETERS.values())[:4]
     }
     figure = sweep_figure(panels, dict.fromkeys(panels, 0.3), "Sensitivity: demo")
-    assert {p.title for p in panels} | {"Sensitivity: demo", "mAP, %", "the dataset's own value"} <= set(texts_apart(figure))
+    assert {p.title for p in panels} | {"Sensitivity: demo", "mAP, %", "the dataset's own value"} <= set(
+        texts_apart(figure)
+    )
     line, own = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     np.testing.assert_allclose(line.get_ydata()[:2], [12.0, 20.0])
     np.testing.assert_allclose(own.get_xydata(), [[1.0, 20.0]])
@@ -259,7 +269,9 @@ def test_two_trainings_of_one_dataset_are_needed(tmp_path, base):
     training(tmp_path / "ssl" / "seed_0", finished=True)
     with pytest.raises(ConfigError, match="figure 5 compares two trainings, 1 are given"):
         FIGURES["5"](base, tmp_path, [])
-    (training(tmp_path / "baseline" / "seed_0", finished=True) / "config.yaml").write_text("DATASETS:\n  TEST: ['prw_test']\n")
+    (training(tmp_path / "baseline" / "seed_0", finished=True) / "config.yaml").write_text(
+        "DATASETS:\n  TEST: ['prw_test']\n"
+    )
     with pytest.raises(ConfigError, match="evaluated on prw_test, synthetic_tiny_test"):
         FIGURES["5"](base, tmp_path, [])
 

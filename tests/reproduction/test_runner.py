@@ -1,4 +1,5 @@
-"""The runner, with a stand-in for the training: what it starts, skips, continues, repeats, and what it says of failures."""
+"""The runner, with a stand-in for the training: what it starts, skips, continues, repeats, and what it says of
+failures."""
 
 from __future__ import annotations
 
@@ -125,10 +126,14 @@ def test_a_killed_row_continues(runner, runs, said, tmp_path):
     control(tmp_path, "baseline", "hang")
     thread = threading.Thread(target=lambda: runner.run(runs))
     thread.start()
-    wait_for(lambda: (runs[0].folder / "output.txt").exists() and "hanging" in (runs[0].folder / "output.txt").read_text())
+    wait_for(
+        lambda: (runs[0].folder / "output.txt").exists() and "hanging" in (runs[0].folder / "output.txt").read_text()
+    )
     os.killpg(runner._active[0].process.pid, signal.SIGKILL)
     thread.join(30)
-    assert any(line.startswith("FAILED baseline, seed 0: exit status -9, killed by SIGKILL; did the memory") for line in said)
+    assert any(
+        line.startswith("FAILED baseline, seed 0: exit status -9, killed by SIGKILL; did the memory") for line in said
+    )
     control(tmp_path, "baseline", "")
     assert runner.run(runs) == []
     assert starts(runs[0]) == ["new 1 -", "resumed 1 -"] and starts(runs[1]) == ["new 1 -"]

@@ -86,7 +86,12 @@ def test_a_failed_row_leaves_a_table_of_the_others(tool, fake, capsys):
 def test_a_sweep(tool, fake):
     call = ["--sweep", "m=0.1", "t_s=0.5", "--dataset", "synthetic_tiny", "--seeds", "2", "--output", str(fake)]
     assert tool.main([*call, *FAST]) == 0
-    assert sorted(path.name for path in fake.iterdir() if path.is_file()) == ["sweep.csv", "sweep.md", "sweep.png", "sweep.svg"]
+    assert sorted(path.name for path in fake.iterdir() if path.is_file()) == [
+        "sweep.csv",
+        "sweep.md",
+        "sweep.png",
+        "sweep.svg",
+    ]
     assert sorted(path.name for path in fake.iterdir() if path.is_dir()) == ["m_0.1", "ssl", "t_s_0.5"]
     text = (fake / "sweep.md").read_text()
     assert "| margin m = 0.1 | 2.5 ± 2.1 |" in text and "| -7.0 ± 0.0 |" in text

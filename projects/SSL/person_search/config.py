@@ -127,7 +127,8 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # Epochs from one clustering to the next.
     cfg.SSL.CLUSTERING.PERIOD = 1
     # What is clustered: the "bank" rows as LABEL_SOURCE joins them (paper, Eq. 6), or features that the current network
-    # is made to "extract" from all boxes before each clustering (as SpCL's successors do). Eq. 5 alone writes the banks.
+    # is made to "extract" from all boxes before each clustering (as SpCL's successors do). Eq. 5 alone writes the
+    # banks.
     cfg.SSL.CLUSTERING.FEATURES = "bank"
     # How neighbours are found: "exact" on the model's device, or "faiss", approximate, for some 100,000 boxes and more.
     cfg.SSL.CLUSTERING.SEARCH = "exact"
@@ -230,14 +231,15 @@ def _add_schedule_keys(cfg: CfgNode) -> None:
 def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Also evaluate the network before its first iteration, to compare with.
     cfg.TEST.EVAL_BEFORE_TRAINING = False
-    # Speed of inference, see docs/performance.md; figures change by rounding. Convolutions at test time in half precision
-    # (float16 on a GPU, bfloat16 on a CPU), and with the channels of a pixel side by side in memory.
+    # Speed of inference, see docs/performance.md; figures change by rounding. Convolutions at test time in half
+    # precision (float16 on a GPU, bfloat16 on a CPU), and with the channels of a pixel side by side in memory.
     cfg.TEST.HALF_PRECISION = False
     cfg.TEST.CHANNELS_LAST = False
     # `--eval-only` folds the backbone's batch normalisation into its convolutions: the same figures but for rounding.
     cfg.TEST.FOLD_BATCH_NORM = False
     cfg.TEST.PERSON_SEARCH = CfgNode()
-    # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU to it (CGPS).
+    # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU to it
+    # (CGPS).
     cfg.TEST.PERSON_SEARCH.QUERY_FEATURE = "ground_truth"
     # What is searched: the "detections", or the "ground_truth" boxes (the bound that a perfect detector would reach).
     cfg.TEST.PERSON_SEARCH.GALLERY = "detections"

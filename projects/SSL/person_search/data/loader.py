@@ -245,4 +245,3 @@ def _build_sequential_loader(records: Sequence[Record], mapper: _Guarded, num_wo
 def _check_not_empty(records: Sequence[Mapping[str, Any]]) -> None:
     if not records:
         raise DatasetError("the data set has no images; check its annotation files and the folder of its images")
-

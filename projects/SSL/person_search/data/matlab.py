@@ -59,7 +59,9 @@ def check_complete(path: Path) -> None:
             tag = f.read(8)
             end += 8 + (struct.unpack(f"{order}I", tag[4:])[0] if len(tag) == 8 else 0)
     if end != size or size == _HEADER_BYTES:
-        raise DatasetError(f"{path}: was cut off, it has {size} of at least {max(end, _HEADER_BYTES + 8)} bytes; fetch it again")
+        raise DatasetError(
+            f"{path}: was cut off, it has {size} of at least {max(end, _HEADER_BYTES + 8)} bytes; fetch it again"
+        )
 
 
 @contextmanager

@@ -149,7 +149,8 @@ def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, ...] | No
     whole = len(frames) in (2, 3) and all(isinstance(f, int) and not isinstance(f, bool) for f in frames)
     if not whole or not 0 <= frames[0] <= frames[1] or min(frames[2:], default=1) < 1:
         raise ConfigError(
-            f"{name}: frames is {frames!r}, expected [first, last] or [first, last, step], counted as in the ground truth"
+            f"{name}: frames is {frames!r}, expected [first, last] or [first, last, step], "
+            "counted as in the ground truth"
         )
     return tuple(frames)
 

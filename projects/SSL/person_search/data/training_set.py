@@ -61,7 +61,8 @@ class TrainingSet:
         files = (record["file_name"] for record in self.records)
         if not any(os.path.exists((split_video_frame(file) or (file,))[0]) for file in files):
             raise DatasetError(
-                f"none of the {len(self.records)} training images is there, the first is {self.records[0]['file_name']}: "
+                f"none of the {len(self.records)} training images is there, "
+                f"the first is {self.records[0]['file_name']}: "
                 "put the images into that folder, or set DETECTRON2_DATASETS to where they are"
             )
 
@@ -139,7 +140,9 @@ def check_registered(name: str) -> None:
     if name not in DatasetCatalog.list():
         theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
         ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
-        raise ConfigError(f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)")
+        raise ConfigError(
+            f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)"
+        )
 
 
 def registered_records(name: str) -> list[dict[str, Any]]:

@@ -58,9 +58,7 @@ def _settle_statistics(model: SSLPersonSearch, batches: Iterable[list[dict[str, 
 
 
 @torch.no_grad()
-def extract_features(
-    model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]
-) -> tuple[Tensor, Tensor | None]:
+def extract_features(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> tuple[Tensor, Tensor | None]:
     """f_i and f^h of every annotated person as the network in evaluation mode gives them; the banks stay as they are.
 
     Args:

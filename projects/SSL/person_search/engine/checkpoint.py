@@ -88,7 +88,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             raise CheckpointError(
                 f"weights {path} are of another backbone: {name} is {tuple(theirs)}, and {tuple(own)} with this config "
                 f"({len(wrong)} such weights); give weights that fit, change MODEL.RESNETS, or start from nothing with "
-                "MODEL.WEIGHTS \"\""
+                'MODEL.WEIGHTS ""'
             )
 
     def load_for_inference(self, path: str) -> None:
@@ -98,7 +98,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             CheckpointError: there is no path, or the file lacks weights of the model (those of a backbone alone do).
         """
         if not path:
-            raise CheckpointError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in MODEL.WEIGHTS model.pth")
+            raise CheckpointError(
+                "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in MODEL.WEIGHTS model.pth"
+            )
         self.load(path, checkpointables=[])
         missing = [
             k for k in self._incompatible.missing_keys
@@ -137,7 +139,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         except _UNREADABLE as error:
             if isinstance(error, OSError) and "://" in path:
                 raise CheckpointError(
-                    f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). Fetch that file where there is a network, "
+                    f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). "
+                    "Fetch that file where there is a network, "
                     "and give its path"
                 ) from error
             reason = (str(error).strip() or "it is empty").splitlines()[0][:200]

@@ -34,7 +34,8 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: with it a run could not resume exactly")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: each epoch draws every frame once"
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: "
+            "each epoch draws every frame once"
         )
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU, and none is visible: set it to False")
@@ -74,7 +75,8 @@ def check_inference(cfg: CfgNode) -> None:
             )
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise ConfigError(
-            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 (images are read by the main process) or "
+            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 "
+            "(images are read by the main process) or "
             "more"
         )
 
@@ -83,6 +85,8 @@ def _check_exemplars(cfg: CfgNode) -> None:
     exemplar = cfg.SSL.EXEMPLAR
     for scale in exemplar.SCALES:
         if not isinstance(scale, (tuple, list)) or len(scale) != 2 or any(type(x) is not int or x < 1 for x in scale):
-            raise ConfigError(f"SSL.EXEMPLAR.SCALES holds {scale!r}, expected (height, width) in pixels, such as (112, 48)")
+            raise ConfigError(
+                f"SSL.EXEMPLAR.SCALES holds {scale!r}, expected (height, width) in pixels, such as (112, 48)"
+            )
     if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")

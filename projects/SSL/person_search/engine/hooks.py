@@ -85,7 +85,9 @@ class FillBanks(HookBase):
 class ThresholdSchedule(HookBase):
     """Before each iteration, sets the multi-label threshold of its epoch (Eq. 9)."""
 
-    def __init__(self, objective: SSLObjective, iterations_per_epoch: int, initial: float, alpha: float, beta: float) -> None:
+    def __init__(
+        self, objective: SSLObjective, iterations_per_epoch: int, initial: float, alpha: float, beta: float
+    ) -> None:
         self._objective = objective
         self._iterations = iterations_per_epoch
         self._arguments = (initial, alpha, beta)
@@ -100,8 +102,8 @@ class ClusterLabels(HookBase):
     """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows, or features of now, anew.
 
     All processes check and, where that is asked for, extract the features. The main process clusters and sends the
-    labels to the others, which wait without the collectives' usual time limit. Where identities are known, precision and
-    recall of the pseudo labels are logged; nothing else reads them.
+    labels to the others, which wait without the collectives' usual time limit. Where identities are known, precision
+    and recall of the pseudo labels are logged; nothing else reads them.
     """
 
     # Rows whose multi-labels are judged each time; all N would cost an N x N similarity.

@@ -110,7 +110,7 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     foreign = [name for name in unused if not name.startswith(_TRAINING_STATE)]
     if foreign:
         raise CheckpointError(
-            f"SeqNet has no place for {foreign[0]}: only a ResNet-50 with POOLING \"align\" has the form of SeqNet"
+            f'SeqNet has no place for {foreign[0]}: only a ResNet-50 with POOLING "align" has the form of SeqNet'
         )
     for name in _backbone_counters():
         converted[name] = torch.zeros((), dtype=torch.int64)

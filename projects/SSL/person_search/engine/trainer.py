@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
-from ..data.training_set import TrainingSet, load_training_set, registered_records
+from ..data.training_set import load_training_set, registered_records
 from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..modeling import BankObjective
@@ -261,7 +261,11 @@ class PersonSearchTrainer(DefaultTrainer):
             # Detectron2 raises the same error where the losses are not finite and, before there are any, where
             # proposals are not.
             losses = str(error).partition("loss_dict = ")[2]
-            what = f"a loss became NaN or infinite ({_not_finite(losses)})" if losses else "proposals became NaN or infinite"
+            what = (
+                f"a loss became NaN or infinite ({_not_finite(losses)})"
+                if losses
+                else "proposals became NaN or infinite"
+            )
             raise TrainingError(
                 f"{what} at iteration {self.iter}; the last batch was {files}. "
                 "Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"

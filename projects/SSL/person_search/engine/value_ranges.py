@@ -1,4 +1,5 @@
-"""Ranges of the numbers of a config: what lies outside would train without a word, to nothing, or end in a traceback."""
+"""Ranges of the numbers of a config: what lies outside would train without a word, to nothing, or end in a
+traceback."""
 
 from __future__ import annotations
 

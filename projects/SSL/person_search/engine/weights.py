@@ -97,9 +97,7 @@ def resnet50_names() -> list[str]:
             layers += [(f"{prefix}.conv{i}", f"{prefix}.bn{i}") for i in (1, 2, 3)]
             if block == 0:
                 layers.append((f"{prefix}.downsample.0", f"{prefix}.downsample.1"))
-    return [
-        name for conv, norm in layers for name in (f"{conv}.weight", *(f"{norm}.{value}" for value in NORM_VALUES))
-    ]
+    return [name for conv, norm in layers for name in (f"{conv}.weight", *(f"{norm}.{value}" for value in NORM_VALUES))]
 
 
 def rename_resnet(name: str) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""What a network returns for a frame depends on weights, settings and the frame: digests of these name what is stored."""
+"""What a network returns for a frame depends on weights, settings and the frame: digests of these name what is
+stored."""
 
 from __future__ import annotations
 

@@ -319,4 +319,3 @@ def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
     if load_protocol is None:
         raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
     return DatasetCatalog.get(dataset_name), load_protocol()
-

@@ -47,8 +47,10 @@ class Galleries:
         if self.frame is not None and self.other_cameras_only:
             raise DatasetError(f"gallery {name!r}: other_cameras_only does not go with listed frames")
         if self.target_box.shape != (len(self.target_frame), 4) or self.target_count.shape != (num_queries,):
-            raise DatasetError(f"gallery {name!r}: target_box is {self.target_box.shape}, target_count "
-                               f"{self.target_count.shape}; expected ({len(self.target_frame)}, 4), ({num_queries},)")
+            raise DatasetError(
+                f"gallery {name!r}: target_box is {self.target_box.shape}, target_count "
+                f"{self.target_count.shape}; expected ({len(self.target_frame)}, 4), ({num_queries},)"
+            )
         _check_offsets(f"gallery {name!r}: target_offset", self.target_offset, num_queries, len(self.target_frame))
         _check_range(f"gallery {name!r}: target_frame", self.target_frame, num_frames)
         if self.frame is not None:

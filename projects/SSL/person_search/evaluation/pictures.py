@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from ..data.images import frame_reader
 from .crops import ReadFrame, crop_box
 from .queries import choose_queries, read_queries
 from .storage import replacing
-from ..data.images import frame_reader
 
 # Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
 CORRECT, WRONG, QUERY = "#0A7CFF", "#F0640A", "#222222"
@@ -27,9 +27,7 @@ _SCENE_COLUMNS = 3
 _DPI = 130
 
 
-def results_sheet(
-    rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, ranks: int = 5, title: str = ""
-) -> Figure:
+def results_sheet(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, ranks: int = 5, title: str = "") -> Figure:
     """A row for each query: the query, and its best detections, correct and wrong in two colours.
 
     Args:
@@ -52,7 +50,9 @@ def results_sheet(
         middle = (bottom + CELL[1] / 2) / height
         figure.text(0.12 / width, middle, _figures(row, "\n"), fontsize=10, va="center", linespacing=1.6)
     figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=11, va="top")
-    figure.legend(handles=legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False, bbox_to_anchor=(1, 1))
+    figure.legend(
+        handles=legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False, bbox_to_anchor=(1, 1)
+    )
     return figure
 
 

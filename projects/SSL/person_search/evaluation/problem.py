@@ -39,8 +39,8 @@ class SearchProblem:
         main_gallery: name of the gallery whose figures stand for the problem; "": the first.
 
     Raises:
-        DatasetError: an array has a wrong shape or type, an index is out of range, a number is not finite, or two frames
-            have one name.
+        DatasetError: an array has a wrong shape or type, an index is out of range, a number is not finite, or two
+            frames have one name.
     """
 
     det_frame: np.ndarray
@@ -82,7 +82,9 @@ class SearchProblem:
                 raise DatasetError(f"search problem: {name} holds numbers that are not finite")
         if len(set(self.frame_name)) != len(self.frame_name):
             twice = next(name for name, count in Counter(self.frame_name).items() if count > 1)
-            raise DatasetError(f"search problem: frame_name has {twice!r} more than once; frames need names of their own")
+            raise DatasetError(
+                f"search problem: frame_name has {twice!r} more than once; frames need names of their own"
+            )
         for name in ("det_frame", "gt_frame", "query_frame"):
             _check_frames(name, getattr(self, name), len(self.frame_name))
         for name, galleries in self.galleries.items():

@@ -164,8 +164,10 @@ def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], 
         try:
             listed = np.fromiter(map(frame_of.__getitem__, dict.fromkeys(gallery.image_ids)), np.int32)
         except KeyError as error:
-            raise DatasetError(f"{source}: query {query} is searched in frame {error.args[0]}, which is not among the "
-                               f"{len(frame_of)} frames of the test set") from error
+            raise DatasetError(
+                f"{source}: query {query} is searched in frame {error.args[0]}, which is not among the "
+                f"{len(frame_of)} frames of the test set"
+            ) from error
         if unlisted:
             raise DatasetError(f"{source}: query {query} has a box in {min(unlisted)}, which its gallery does not list")
         frames.append(listed)
@@ -221,12 +223,16 @@ def _check_outputs(
     for name, boxes in given.items():
         output = outputs.get(name)
         if output is None:
-            raise DatasetError(f"frame {name} was not evaluated: the model returned something for {len(outputs)} of "
-                               f"{len(given)} frames; figures over some frames would be wrong")
+            raise DatasetError(
+                f"frame {name} was not evaluated: the model returned something for {len(outputs)} of "
+                f"{len(given)} frames; figures over some frames would be wrong"
+            )
         # The annotated boxes come last, so that features of more boxes than are searched start with those that are.
         if len(output.given_feature) not in (len(boxes), len(given_and_annotated[name])):
-            raise DatasetError(f"frame {name}: the model returned features of {len(output.given_feature)} given boxes, "
-                               f"expected {len(boxes)} (queries and, where searched, ground-truth boxes)")
+            raise DatasetError(
+                f"frame {name}: the model returned features of {len(output.given_feature)} given boxes, "
+                f"expected {len(boxes)} (queries and, where searched, ground-truth boxes)"
+            )
 
 
 def _ground_truth(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -257,9 +263,7 @@ def _searched_boxes(
         "det_frame": ground_truth["gt_frame"],
         "det_box": ground_truth["gt_box"],
         "det_score": np.ones(len(ground_truth["gt_frame"]), np.float32),
-        "det_feature": _stacked(
-            [output.given_feature[count:] for output, count in zip(outputs, queries, strict=True)]
-        ),
+        "det_feature": _stacked([output.given_feature[count:] for output, count in zip(outputs, queries, strict=True)]),
     }
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DatasetError
 from .matching import box_iou
 from .problem import SearchProblem
 from .results import SearchResult, finite_or_none
 from .storage import read_json
-from ..errors import DatasetError
 
 
 def query_rows(problem: SearchProblem, result: SearchResult) -> list[dict[str, Any]]:
@@ -117,6 +117,7 @@ def choose_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     if count < 2:
         return ranked[: max(count, 0)]
     return [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))]
+
 
 def hardest_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     """The queries of lowest average precision; of equal ones first those with more matches to find.

@@ -1,4 +1,5 @@
-"""What stands beside the figures of an evaluation: how they were made, in words, and what is behind them, in numbers."""
+"""What stands beside the figures of an evaluation: how they were made, in words, and what is behind them, in
+numbers."""
 
 from __future__ import annotations
 

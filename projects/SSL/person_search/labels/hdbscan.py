@@ -15,8 +15,8 @@ def hdbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArra
     """HDBSCAN (Campello et al., 2013) of the rows that are joined at distances up to eps.
 
     Rows farther apart than eps are never joined, so each connected group of core rows is a hierarchy of its own, in
-    which the clusters of the largest excess of mass are chosen: eps bounds the clusters, and unlike DBSCAN's they may be
-    denser parts of such a group. Rows that are not core rows at eps are in no cluster.
+    which the clusters of the largest excess of mass are chosen: eps bounds the clusters, and unlike DBSCAN's they may
+    be denser parts of such a group. Rows that are not core rows at eps are in no cluster.
 
     Args:
         distance: (N, N) symmetric CSR matrix of distances below 1 that stores its diagonal.

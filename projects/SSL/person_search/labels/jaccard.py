@@ -1,7 +1,7 @@
 """Jaccard distance of k-reciprocal codes as a sparse matrix: no (N, N) array ever exists.
 
-The codes are distributions, so the distance of two rows follows from the mass s that they share (the sum over columns of
-the smaller value): d = 1 - s / (2 - s). Only pairs that share a column are met, each once.
+The codes are distributions, so the distance of two rows follows from the mass s that they share (the sum over columns
+of the smaller value): d = 1 - s / (2 - s). Only pairs that share a column are met, each once.
 """
 
 from __future__ import annotations
@@ -124,14 +124,12 @@ def _keep(matrix: sparse.csr_matrix, kept: NDArray) -> sparse.csr_matrix:
     return sparse.csr_matrix(arrays, shape=matrix.shape)
 
 
-def _shared_masses(
-    codes: SparseRows, needed: float, workers: Workers, progress: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
     """All pairs first < second (int32, ordered) that share at least about `needed` mass, and the mass, above 0.
 
     Where mass is needed, most work is spared by a prefix filter. Columns are ordered from the rarest to the commonest,
-    and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two rows,
-    all shared columns outside both remainders lie in the remainder of the one that was cut first, so a pair whose
+    and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two
+    rows, all shared columns outside both remainders lie in the remainder of the one that was cut first, so a pair whose
     remainders share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
     shares, are so never looked at; to the few pairs left, that remainder's share is added.
     """
@@ -143,11 +141,12 @@ def _shared_masses(
         pairs += len(part[0])
         if pairs > MAX_PAIRS:
             raise ValueError(
-                f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that they have to be stored: most rows "
+                f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that "
+                "they have to be stored: most rows "
                 "are identical (the features have collapsed), or max_distance is too large for so many rows"
             )
         parts.append(part)
-    first, second, mass = (torch.cat(part) for part in zip(*parts))
+    first, second, mass = (torch.cat(part) for part in zip(*parts, strict=True))
     if uncounted > 0:
         mass += _tail_masses(codes, tails, first, second, workers)
     return first, second, mass
@@ -171,7 +170,7 @@ def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
         keys, order = (start + place.index_select(0, codes.column[entries])).int().sort()
         return keys - start, codes.value[entries].index_select(0, order)
 
-    column, value = (torch.cat(part) for part in zip(*workers.map(work, range(0, count, size))))
+    column, value = (torch.cat(part) for part in zip(*workers.map(work, range(0, count, size)), strict=True))
     return SparseRows(count, codes.row, column, value)
 
 
@@ -231,7 +230,7 @@ def _candidates(
 
     blocks = list(_blocks(done, count, device))
     with tqdm(total=count, desc="Jaccard distance", unit="row", disable=not progress) as bar:
-        for (start, stop), part in zip(blocks, workers.map(work, blocks)):
+        for (start, stop), part in zip(blocks, workers.map(work, blocks), strict=True):
             yield part
             bar.update(stop - start)
 
@@ -276,9 +275,7 @@ def _tail_masses(codes: SparseRows, tails: SparseRows, first: Tensor, second: Te
     return masses
 
 
-def _masses_of_pairs(
-    codes: SparseRows, first: Tensor, others: SparseRows, second: Tensor, workers: Workers
-) -> Tensor:
+def _masses_of_pairs(codes: SparseRows, first: Tensor, others: SparseRows, second: Tensor, workers: Workers) -> Tensor:
     """Mass that row first[i] of `codes` shares with row second[i] of `others`, (P,) float32. `first` must rise."""
     count, device = codes.count, codes.row.device
     pointer, column = codes.pointer, codes.column.int()

@@ -1,7 +1,7 @@
 """K-reciprocal encoding: every row becomes a sparse distribution over the rows that it shares neighbours with.
 
-Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding" (CVPR 2017), in the variant of SpCL (Ge et
-al., NeurIPS 2020): k1 counts the row itself, and weights come from the squared Euclidean distance.
+Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding" (CVPR 2017), in the variant of SpCL (Ge
+et al., NeurIPS 2020): k1 counts the row itself, and weights come from the squared Euclidean distance.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def encode(features: Tensor, ranks: Tensor, k1: int, k2: int, workers: Workers) 
 def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
     """Reciprocal sets with their expansion, as sorted unique keys (E,) = row * N + member.
 
-    A row's set R(i, k1) takes in the half-size set R(c, k1 / 2) of each member c that shares more than two thirds of it.
+    A row's set R(i, k1) takes in the half-size set R(c, k1 / 2) of each member c that shares more than two thirds of
+    it.
     """
     count, k = ranks.shape
     # The reference counts k1 with the row itself but half of k1 without it, and rounds half to even.
@@ -117,7 +118,7 @@ def _gaussian_weights(features: Tensor, row: Tensor, column: Tensor, workers: Wo
         return torch.exp(2 * products - squared.index_select(0, i) - squared.index_select(0, j))
 
     size = max(1, _BLOCK_ELEMENTS // 4 // max(features.shape[1], 1))
-    return torch.cat(list(workers.map(work, zip(row.split(size), column.split(size)))))
+    return torch.cat(list(workers.map(work, zip(row.split(size), column.split(size), strict=True))))
 
 
 def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -> SparseRows:
@@ -138,7 +139,7 @@ def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -
         return key, torch.zeros(len(key), device=key.device).index_add_(0, group, value) / k
 
     blocks = torch.arange(count, device=neighbors.device).split(max(1, _BLOCK_ELEMENTS // 64 // max(k, 1)))
-    key, value = (torch.cat(part) for part in zip(*workers.map(work, blocks)))
+    key, value = (torch.cat(part) for part in zip(*workers.map(work, blocks), strict=True))
     return SparseRows(count, key // max(count, 1), key % max(count, 1), value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from types import ModuleType
 
@@ -15,8 +16,8 @@ from .parallel import Workers
 
 SEARCHES = ("exact", "faiss")
 
-# Largest tile of similarities, rows x columns. On the CPU 16 MiB: near the full speed of the matrix product and still in
-# a large cache. On a GPU 1 GiB.
+# Largest tile of similarities, rows x columns. On the CPU 16 MiB: near the full speed of the matrix product and still
+# in a large cache. On a GPU 1 GiB.
 _TILE_CPU = (1024, 4096)
 _TILE_GPU = (8192, 32768)
 # Rows that faiss searches at once, and that are searched again at once where it found too few.
@@ -43,8 +44,8 @@ def nearest_neighbors(features: Tensor, k: int, search: str = "exact", progress:
     Args:
         features: (N, d) float32, finite, on any device. Unit length is not required.
         k: wanted number of neighbours, the row itself counted.
-        search: "exact" compares all pairs. "faiss" compares each row with a quarter of the others (an inverted file) and
-            these by quantised features first, on the CPU; below 2000 rows it is exact.
+        search: "exact" compares all pairs. "faiss" compares each row with a quarter of the others (an inverted file)
+            and these by quantised features first, on the CPU; below 2000 rows it is exact.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -70,7 +71,8 @@ def nearest_neighbors(features: Tensor, k: int, search: str = "exact", progress:
 
 
 def half_squared_norms(features: Tensor) -> Tensor | None:
-    """Returns |x|^2 / 2 of every row, (N,) float32, or None where all rows have unit length and it would be constant."""
+    """Returns |x|^2 / 2 of every row, (N,) float32, or None where all rows have unit length and it would be
+    constant."""
     squared = features.square().sum(1)
     if len(squared) == 0 or bool((squared - 1).abs().max() <= _UNIT_TOLERANCE):
         return None
@@ -143,7 +145,8 @@ class _BestSoFar:
             if maxima.shape[1] < self.k:
                 return None
             least = maxima.topk(self.k, dim=1, sorted=False).values.amin(1)
-            bound = torch.maximum(bound, least.nextafter(torch.full_like(least, -math.inf)))  # `least` itself has to pass
+            least = least.nextafter(torch.full_like(least, -math.inf))  # it has to pass itself
+            bound = torch.maximum(bound, least)
             hits = maxima > bound[:, None]
             # More groups than these exceed the bound only where many similarities are equal.
             if int(hits.count_nonzero()) > 2 * self.k * len(maxima):
@@ -158,9 +161,7 @@ class _BestSoFar:
         return row + start, value.flatten(), column.flatten() + first_column
 
 
-def _above(
-    tile: Tensor, place: Tensor, row: Tensor, column: Tensor, bound: Tensor, corner: tuple[int, int]
-) -> _Pairs:
+def _above(tile: Tensor, place: Tensor, row: Tensor, column: Tensor, bound: Tensor, corner: tuple[int, int]) -> _Pairs:
     """The pairs above their bound, of groups (n, _GROUP) of which `place` tells where they lie in the flat tile.
 
     One flat index is read several times faster than two.
@@ -191,11 +192,13 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
         below = max(stop, left)
         if below < right:
             mirrored = tile[:, below - left :]
-            best.merge(*best.select_mirrored(below, mirrored if half is None else mirrored - half[start:stop, None], start))
+            best.merge(
+                *best.select_mirrored(below, mirrored if half is None else mirrored - half[start:stop, None], start)
+            )
         return best.select(start, tile if half is None else tile - half[left:right], left)
 
     def finish(tiles: list[_Pairs]) -> None:
-        pairs = [torch.cat(part) for part in zip(*tiles)]
+        pairs = [torch.cat(part) for part in zip(*tiles, strict=True)]
         order = pairs[0].argsort(stable=True)
         best.merge(*(part[order] for part in pairs))
 
@@ -212,7 +215,7 @@ def _columns(start: int, count: int, width: int) -> list[tuple[int, int]]:
     """Cuts start .. count into (left, right) of one width; what is left over from full groups is cut off at the end."""
     whole = count - (count - start) % _GROUP
     edges = [*range(start, whole, width), whole, count]
-    return [(left, right) for left, right in zip(edges, edges[1:]) if left < right]
+    return [(left, right) for left, right in itertools.pairwise(edges) if left < right]
 
 
 def _search_inverted_file(faiss: ModuleType, features: Tensor, k: int, progress: bool) -> Tensor:

@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 class Workers:
     """Runs blocks of work, one to a CPU thread; on a GPU one after the other.
 
-    As a context manager it takes over the threads that PyTorch's operations would use (`torch.get_num_threads()`): until
-    it ends, every operation runs on the thread that calls it. The blocks here consist of many short operations, and
-    splitting every one of them over all threads makes each wait for the slowest; on a machine that does other work too,
-    those waits cost several times the computation itself.
+    As a context manager it takes over the threads that PyTorch's operations would use (`torch.get_num_threads()`):
+    until it ends, every operation runs on the thread that calls it. The blocks here consist of many short operations,
+    and splitting every one of them over all threads makes each wait for the slowest; on a machine that does other work
+    too, those waits cost several times the computation itself.
     """
 
     def __init__(self, device: torch.device | str):

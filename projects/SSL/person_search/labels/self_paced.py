@@ -123,7 +123,9 @@ class SelfPacedDBSCAN:
         valid = np.setdiff1d(np.arange(len(features)), zero)
         if len(valid):
             cameras = None if camera_ids is None else _as_array(camera_ids, len(features), "camera_ids")[valid]
-            labels[valid] = self._fit_valid(features[torch.from_numpy(valid).to(features.device)], images[valid], cameras)
+            labels[valid] = self._fit_valid(
+                features[torch.from_numpy(valid).to(features.device)], images[valid], cameras
+            )
         return number_labels(outliers_to_singletons(labels))
 
     def _fit_valid(self, features: Tensor, images: NDArray[np.int64], cameras: NDArray | None) -> Labels:
@@ -169,7 +171,9 @@ class SelfPacedDBSCAN:
         """
         threshold = state.get("threshold", "missing")
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-            raise ValueError(f"threshold is {threshold!r} in the clusterer's state, expected a number in [0, 1] or None")
+            raise ValueError(
+                f"threshold is {threshold!r} in the clusterer's state, expected a number in [0, 1] or None"
+            )
         self.threshold = None if threshold is None else float(threshold)
 
 

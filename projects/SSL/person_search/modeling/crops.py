@@ -44,7 +44,9 @@ class PersonCrops:
         first = torch.minimum(corners[:, :2].floor().clamp(min=0), limit - 1)
         end = torch.maximum(torch.minimum(corners[:, 2:].ceil(), limit), first + 1)
         first, length = first.long(), (end - first).long()
-        self._image, self._first, self._length = (t.to(images.device, non_blocking=True) for t in (image, first, length))
+        self._image, self._first, self._length = (
+            t.to(images.device, non_blocking=True) for t in (image, first, length)
+        )
         self._masks = _stack(masks, counts, images).flatten() if any(m is not None for m in masks) else None
         self.sizes: list[tuple[int, int]] = [(h, w) for w, h in length.tolist()]
 
@@ -98,7 +100,8 @@ class PersonCrops:
         return pixels.movedim(0, 1)
 
     def _sources(self, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which two pixels (P, length) of the image each pixel of the result lies between, and the second one's weight."""
+        """Which two pixels (P, length) of the image each pixel of the result lies between, and the second one's
+        weight."""
         steps = torch.arange(length, device=self._image.device) + 0.5
         own = self._length[:, axis, None]
         place = (steps * (own / length) - 0.5).clamp(min=0)

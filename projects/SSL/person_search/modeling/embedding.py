@@ -54,7 +54,9 @@ class NormAwareEmbedding(nn.Module):
             embeddings (R, d) of unit length and person logits (R,), both float32 whatever the precision around.
         """
         if len(pooled.res4) == 0:
-            return pooled.res4.new_zeros(0, self.dim, dtype=torch.float32), pooled.res4.new_zeros(0, dtype=torch.float32)
+            return pooled.res4.new_zeros(0, self.dim, dtype=torch.float32), pooled.res4.new_zeros(
+                0, dtype=torch.float32
+            )
         with torch.autocast(pooled.res4.device.type, enabled=False):
             vectors = torch.cat(
                 [self.res4_projector(pooled.res4.float()), self.res5_projector(pooled.res5.float())], dim=1

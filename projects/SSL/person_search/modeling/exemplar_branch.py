@@ -48,7 +48,12 @@ class ExemplarBranch(nn.Module):
         return len(self.scales) + int(self.original)
 
     def forward(
-        self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor], backbone: nn.Module, res5: nn.Module
+        self,
+        images: Tensor,
+        targets: Sequence[Instances],
+        boxes: Sequence[Tensor],
+        backbone: nn.Module,
+        res5: nn.Module,
     ) -> PooledFeatures:
         """
         Args:
@@ -78,7 +83,9 @@ class ExemplarBranch(nn.Module):
         if self.original:
             longest = tuple(max(sides) for sides in zip(*crops.sizes, strict=True))
             originals = crops.cut(range(len(crops)), longest)
-            exemplars.append([image[:, :height, :width] for image, (height, width) in zip(originals, crops.sizes, strict=True)])
+            exemplars.append(
+                [image[:, :height, :width] for image, (height, width) in zip(originals, crops.sizes, strict=True)]
+            )
         mosaic = Mosaic([image for person in zip(*exemplars, strict=True) for image in person])
         with kept_apart([backbone, res5], mosaic):
             features = backbone(mosaic.picture)["res4"]

@@ -86,8 +86,8 @@ class _MultiLabelLoss(torch.autograd.Function):
     """`multi_label_loss` with its gradient in closed form.
 
     Where N is in the ten thousands, (q, N) arrays are what the loss costs, and autograd would keep one for each step of
-    the formula. Here the similarities are the only one of floats: they turn in place into the weights w of the gradient,
-    w @ memory, which is taken with the value. The backward pass has nothing left to do.
+    the formula. Here the similarities are the only one of floats: they turn in place into the weights w of the
+    gradient, w @ memory, which is taken with the value. The backward pass has nothing left to do.
     """
 
     @staticmethod

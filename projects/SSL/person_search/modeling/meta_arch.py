@@ -45,7 +45,8 @@ class SSLPersonSearch(GeneralizedRCNN):
             objective: re-id losses and what they remember.
             size_divisibility: heights and widths of batches are padded to multiples of it; 0: of what the backbone
                 asks for, which for a ResNet is no padding beyond the largest image.
-            half_precision_test: at test time convolutions run in half precision, float16 on a GPU and bfloat16 on a CPU.
+            half_precision_test: at test time convolutions run in half precision, float16 on a GPU and bfloat16 on a
+                CPU.
             channels_last_test: at test time the channels of a pixel lie side by side in memory.
             kwargs: arguments of `GeneralizedRCNN`.
         """
@@ -171,9 +172,7 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
         return None
     separate = None
     if not exemplar.SHARED_BACKBONE:
-        separate = nn.ModuleDict(
-            {"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)}
-        )
+        separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)})
     return ExemplarBranch(
         scales=exemplar.SCALES,
         original=exemplar.ORIGINAL,

@@ -75,7 +75,8 @@ def _rounded_up(number: int, step: int) -> int:
 
 
 class Mosaic:
-    """A picture (1, C, H, W) of n images with zeros between them, and what belongs to which at each level of a ResNet."""
+    """A picture (1, C, H, W) of n images with zeros between them, and what belongs to which at each level of a
+    ResNet."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         """

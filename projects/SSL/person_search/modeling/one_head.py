@@ -265,7 +265,11 @@ class OneHeadROIHeads(ROIHeads):
         detected = [
             self._finish(*parts)
             for parts in zip(
-                found, deltas.split(counts)[0::2], logits.split(counts)[0::2], embeddings.split(counts)[0::2], strict=True
+                found,
+                deltas.split(counts)[0::2],
+                logits.split(counts)[0::2],
+                embeddings.split(counts)[0::2],
+                strict=True,
             )
         ]
         return detected, list(embeddings.split(counts)[1::2])

@@ -89,9 +89,7 @@ class RSiamNetObjective(BankObjective):
         """
         keys = cfg.RSIAMNET
         if keys.SIMILARITY_TEMPERATURE <= 0:
-            raise ConfigError(
-                f"RSIAMNET.SIMILARITY_TEMPERATURE is {keys.SIMILARITY_TEMPERATURE}, expected more than 0"
-            )
+            raise ConfigError(f"RSIAMNET.SIMILARITY_TEMPERATURE is {keys.SIMILARITY_TEMPERATURE}, expected more than 0")
         return {
             **super().from_config(cfg),
             "region_weight": keys.REGION_WEIGHT,

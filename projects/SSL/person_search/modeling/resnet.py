@@ -11,7 +11,14 @@ from torch import nn
 from ..errors import ConfigError
 
 # Blocks of res2 to res5 by depth; up to 34 of two 3x3 convolutions, above of three (bottlenecks).
-_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 def res5_channels(cfg: CfgNode) -> int:

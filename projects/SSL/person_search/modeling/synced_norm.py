@@ -51,7 +51,9 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
 def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
     """The batch normalisations of a module whose running statistics each process collects on its own."""
     synced = (SyncedBatchNorm1d, NaiveSyncBatchNorm, nn.SyncBatchNorm)
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not isinstance(m, synced)]
+    return [
+        m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not isinstance(m, synced)
+    ]
 
 
 @torch.no_grad()

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ..data.training_set import load_training_set, registered_records
+from ..engine.config_checks import check_config
+from ..errors import ConfigError
+from ..files import probe_folder
 from .configs import differing_keys
 from .paper import PUBLISHED, Published
 from .progress import duration
@@ -16,10 +20,6 @@ from .runner import Runner, own_cores, share, visible_gpus
 from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
 from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables
-from ..data.training_set import load_training_set, registered_records
-from ..engine.config_checks import check_config
-from ..errors import ConfigError
-from ..files import probe_folder
 
 Say = Callable[[str], None]
 
@@ -130,7 +130,9 @@ def _check_output(output: Path) -> None:
 
 def _check_weights(weights: str) -> None:
     if weights and "://" not in weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS {weights} does not exist, and every row starts from it: train or fetch it first")
+        raise ConfigError(
+            f"MODEL.WEIGHTS {weights} does not exist, and every row starts from it: train or fetch it first"
+        )
 
 
 def _read_data(cfg: CfgNode) -> None:

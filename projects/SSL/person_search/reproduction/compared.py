@@ -8,11 +8,11 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from .rows import SSL, TABLES
-from .runs import RESULT
 from ..engine.run_folder import config_of_run
 from ..errors import ConfigError, DatasetError
 from ..evaluation import SearchOptions, SearchProblem, load_problem
+from .rows import SSL, TABLES
+from .runs import RESULT
 
 _TITLES = {row.name: row.title for _, rows in TABLES.values() for row in rows} | {SSL.name: SSL.title}
 

@@ -11,10 +11,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 
-from .rows import Row
 from ..config import add_ssl_config, merge_file_and_options
 from ..data import register_custom
 from ..errors import ConfigError
+from .rows import Row
 
 _PREFIX_CONFIGS = {"synthetic_": "synthetic.yaml"}
 _FALLBACK = "Base-SSL-R50-C4.yaml"

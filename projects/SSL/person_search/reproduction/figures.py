@@ -7,6 +7,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ..data.training_set import registered_records
+from ..engine.curves import read_metrics
+from ..errors import ConfigError
+from ..evaluation.queries import read_queries
 from .compared import Compared, evaluated_set, find_compared, search_options, stored_problem
 from .drawing import STYLES
 from .gallery_figure import draw_gallery_sizes
@@ -15,10 +19,6 @@ from .label_figure import draw_labels
 from .rank1_figure import draw_rank1
 from .scale_figure import areas_by_identity, draw_scales
 from .tsne_figure import draw_tsne, labelled_features
-from ..data.training_set import registered_records
-from ..engine.curves import read_metrics
-from ..errors import ConfigError
-from ..evaluation.queries import read_queries
 
 _PAIR = ("baseline", "ssl")
 _TABLE_1 = ("baseline", "dml", "sl", "ssl")

@@ -36,7 +36,8 @@ def nested_galleries(
 
     Args:
         problem: with at least one gallery.
-        sizes: frames of a gallery; (): six from 2 x `targets` by equal ratios to what at least half of the queries have.
+        sizes: frames of a gallery; (): six from 2 x `targets` by equal ratios to what at least half of the queries
+            have.
         targets: most frames with the person.
         seed: of the draw.
 

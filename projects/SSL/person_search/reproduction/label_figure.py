@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import STYLES, save_both, tidy
 from ..engine.curves import Series, iterations_per_epoch
 from ..errors import DatasetError
+from .drawing import STYLES, save_both, tidy
 
 _PANELS = {
     "cluster_precision": "cluster labels: precision",
@@ -64,7 +64,8 @@ def label_figure(
         tidy(panel)
     if not drawn:
         raise DatasetError(
-            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: the training set needs identities, "
+            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: "
+            "the training set needs identities, "
             "and the method pseudo labels"
         )
     figure.supxlabel("epoch", fontsize=11)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .drawing import save_both
 from ..data.images import frame_reader
 from ..errors import DatasetError
 from ..evaluation.crops import ReadFrame
 from ..evaluation.pictures import CELL, draw_cell, legend_handles
+from .drawing import save_both
 
 _BLOCKS, _ROWS = 2, 3
 Rows = Sequence[Mapping[str, Any]]

@@ -42,7 +42,9 @@ def middle_scale(base: CfgNode) -> Options:
     """Exemplars at the middle one of the dataset's fixed scales alone."""
     scales = base.SSL.EXEMPLAR.SCALES
     if not len(scales):
-        raise ConfigError("SSL.EXEMPLAR.SCALES is empty: the row with one scale takes the middle one of the base config's")
+        raise ConfigError(
+            "SSL.EXEMPLAR.SCALES is empty: the row with one scale takes the middle one of the base config's"
+        )
     return ["SSL.EXEMPLAR.SCALES", (tuple(scales[len(scales) // 2]),)]
 
 
@@ -177,7 +179,9 @@ def spaced_scales(base: CfgNode, count: int) -> tuple[tuple[int, int], ...]:
     """
     own = sorted(tuple(scale) for scale in base.SSL.EXEMPLAR.SCALES)
     if not own or count < 1:
-        raise ConfigError(f"{count} fixed scales over the range of SSL.EXEMPLAR.SCALES {own}: expected 1 or more of each")
+        raise ConfigError(
+            f"{count} fixed scales over the range of SSL.EXEMPLAR.SCALES {own}: expected 1 or more of each"
+        )
     if count == len(own):
         return tuple(own)
     if count == 1:

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import torch
 
+from ..errors import PersonSearchError
 from .progress import Active, seconds_left, status, training_progress
 from .runs import EFFECTIVE_CONFIG, OUTPUT_LOG, Run, lock, prepare, read_result, write_result
-from ..errors import PersonSearchError
 
 _POLL = 0.2  # seconds between two looks at the trainings
 _GRACE = 20.0  # seconds that a training gets to end when it is told to

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 from detectron2.config import CfgNode
 
-from .configs import config_digest, row_config
-from .rows import Row
 from ..errors import DatasetError, PersonSearchError
 from ..evaluation.storage import replacing, write_json
+from .configs import config_digest, row_config
+from .rows import Row
 
 RESULT = "result.json"
 EFFECTIVE_CONFIG = "effective.yaml"
@@ -106,7 +106,9 @@ def write_result(run: Run, seconds: float | None) -> dict[str, Any]:
         figures: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["figures"]
         figures["search"]["mAP"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{file} holds no figures of a search ({error!r}), though the training ended well") from error
+        raise DatasetError(
+            f"{file} holds no figures of a search ({error!r}), though the training ended well"
+        ) from error
     result = {
         "row": run.row.name,
         "seed": run.seed,

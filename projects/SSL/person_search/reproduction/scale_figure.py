@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from .drawing import BLUE, GREY, VERMILION, save_both, tidy
 from ..errors import DatasetError
+from .drawing import BLUE, GREY, VERMILION, save_both, tidy
 
 SMALL, LARGE = 3600, 45300
 """Pixels of a box's area: below the first a person counts as small, above the second as large (paper, t-SNE figure)."""
@@ -52,7 +52,9 @@ def scale_figure(datasets: Mapping[str, Mapping[int, np.ndarray]]) -> Figure:
             raise DatasetError(f"{name}: no identity is seen twice, so there is no distribution of scales to draw")
         _draw_ranges(left, name, areas)
         _draw_ratios(right, areas)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=10, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=10, frameon=False
+    )
     return figure
 
 
@@ -69,7 +71,9 @@ def _draw_ranges(axes: Axes, name: str, areas: Mapping[int, np.ndarray]) -> None
     thin = max(0.7, 0.45 * width)
     axes.vlines(place, low, high, color=BLUE, linewidth=thin, alpha=0.45, label="smallest to largest box")
     axes.vlines(place, first, third, color=BLUE, linewidth=width, label="middle half")
-    axes.plot(place, middle, "_", color=VERMILION, markersize=max(2.5, 1.4 * width), markeredgewidth=1.6, label="median")
+    axes.plot(
+        place, middle, "_", color=VERMILION, markersize=max(2.5, 1.4 * width), markeredgewidth=1.6, label="median"
+    )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

@@ -25,7 +25,9 @@ class SweepPoint(NamedTuple):
     mAP: Spread
 
 
-def sweep_figure(panels: Mapping[Parameter, Sequence[SweepPoint]], defaults: Mapping[Parameter, float], title: str) -> Figure:
+def sweep_figure(
+    panels: Mapping[Parameter, Sequence[SweepPoint]], defaults: Mapping[Parameter, float], title: str
+) -> Figure:
     """A panel for each parameter: mean of mAP with the deviation over the seeds; the dataset's own value is marked.
 
     Values stand at even distances, whatever they are, so that none lie upon each other. All panels share one scale, so

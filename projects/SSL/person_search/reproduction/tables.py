@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .paper import Published
 from ..evaluation.storage import replacing
+from .paper import Published
 
 FIGURES = {
     "search/mAP": "mAP",
@@ -100,7 +100,7 @@ def markdown_table(rows: Sequence[TableRow], heading: str, about: Sequence[str],
         lines.append(_line(cells))
     lines += ["", "Percent; mean ± sample standard deviation over the seeds. Gains are taken seed by seed."]
     if papers:
-        lines.append("Columns with \"paper's own\" quote publications; they are no measurements of this project.")
+        lines.append('Columns with "paper\'s own" quote publications; they are no measurements of this project.')
     lines += ["", "What each row sets on top of the dataset's config:", ""]
     for row in rows:
         changes = ", ".join(f"`{key} {value}`" for key, value in row.changes.items()) or "nothing"

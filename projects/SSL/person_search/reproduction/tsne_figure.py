@@ -14,12 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from sklearn.manifold import TSNE
 
-from .drawing import save_both
-from .scale_figure import LARGE, SMALL
 from ..errors import DatasetError
 from ..evaluation import SearchProblem
 from ..evaluation.matching import box_iou
 from ..evaluation.ragged import pairs
+from .drawing import save_both
+from .scale_figure import LARGE, SMALL
 
 IDENTITIES = 10
 _MOST_BOXES = 60  # of an identity; more would hide each other

@@ -174,7 +174,8 @@ PRESETS = MappingProxyType(
             max_person_height=110.0,
             queries_per_identity=2,
         ),
-        # Harder and larger than the demo, with frames of the same size: what two CPU cores can train with several seeds.
+        # Harder and larger than the demo, with frames of the same size: what two CPU cores can train with several
+        # seeds.
         "town": SyntheticConfig(
             name="town",
             cameras=4,

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from .config import GENERATOR_VERSION, PRESETS, SPLITS, SyntheticConfig
-from .storage import generate
+from ...errors import DatasetError
 from ..catalog import dataset_root, register_dataset
 from ..coco_json import load_coco_json, load_coco_protocol
 from ..protocol import SearchProtocol
 from ..records import Record
-from ...errors import DatasetError
+from .config import GENERATOR_VERSION, PRESETS, SPLITS, SyntheticConfig
+from .storage import generate
 
 Root = str | Path | None
 

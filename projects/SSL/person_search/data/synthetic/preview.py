@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .config import SPLITS
-from .datasets import load_synthetic, load_synthetic_protocol
 from ..images import read_image
 from ..records import Record
+from .config import SPLITS
+from .datasets import load_synthetic, load_synthetic_protocol
 
 _LABELLED, _UNLABELLED = (80, 255, 80), (255, 170, 60)
 _CELL = (56, 112)  # width and height of an identity's picture

@@ -21,10 +21,10 @@ from iopath.common.file_io import file_lock
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
+from ...errors import ConfigError, DatasetError
 from .config import GENERATOR_VERSION, SPLITS, STREAM_QUERIES, SyntheticConfig, random_stream
 from .frame import VisiblePerson, render_frame
 from .plan import FramePlan, plan_split
-from ...errors import ConfigError, DatasetError
 
 CONFIG_FILE = "config.json"
 _ENCODING = {"png": [cv2.IMWRITE_PNG_COMPRESSION, 1], "jpg": [cv2.IMWRITE_JPEG_QUALITY, 95]}

@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
-from .charts import charts, gallery_name, shown_galleries
-from .strips import CELL_HEIGHT, CELL_WIDTH, build_strips
-from ..queries import choose_queries, hardest_queries, read_queries
-from ..storage import read_json, replacing
 from ...data.images import frame_reader
 from ...errors import DatasetError
+from ..queries import choose_queries, hardest_queries, read_queries
+from ..storage import read_json, replacing
+from .charts import charts, gallery_name, shown_galleries
+from .strips import CELL_HEIGHT, CELL_WIDTH, build_strips
 
 NUM_HARDEST = NUM_SPREAD = 10
 """Strips of each kind, unless asked otherwise; a strip takes some 70 kB."""

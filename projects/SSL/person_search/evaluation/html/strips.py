@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..crops import ReadFrame, crop_box
 from ...errors import DatasetError
+from ..crops import ReadFrame, crop_box
 
 CELL_HEIGHT, CELL_WIDTH = 224, 112
 """Pixels of a crop: twice as high as wide, which suits most persons."""
