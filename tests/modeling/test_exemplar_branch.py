@@ -9,6 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from person_search.modeling.exemplar_branch import ExemplarBranch, pool_crops, running_statistics
 from person_search.modeling.resnet import build_res5
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def test_exemplars_leave_the_running_statistics_alone():
@@ -65,6 +66,30 @@ def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg
         scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5
     )
     assert len(passes) == {"cuda": 1, "cpu": 6}[device]
+
+
+def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):
+    """With tensors that know their device and no values, so that no GPU is needed."""
+    backbone, res5 = build_backbone(narrow_cfg), build_res5(narrow_cfg)
+    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    crops = branch._crops(*scenes, [t.gt_boxes.tensor for t in scenes[1]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in (*backbone.modules(), *res5.modules()):
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty_like(value, device="cuda")))
+            for name, value in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(value, device="cuda"))
+        sent = ("_planes", "_image", "_first", "_length", "_masks")
+        for name in sent:
+            setattr(crops, name, torch.empty_like(getattr(crops, name), device="cuda"))
+        found = branch._in_one_pass(crops, backbone, res5)
+        assert found.res4.device.type == found.res5.device.type == "cuda" and len(found.res4) == 4 * 3
+        for name in sent:  # the test has teeth
+            on_gpu = getattr(crops, name)
+            setattr(crops, name, torch.empty_like(on_gpu, device="cpu"))
+            with pytest.raises(RuntimeError, match="device"):
+                branch._in_one_pass(crops, backbone, res5)
+            setattr(crops, name, on_gpu)
 
 
 def test_nothing_waits_for_a_gpu(narrow_cfg, scenes, gpu):
