@@ -126,9 +126,8 @@ class TimedModel:
         self.images += 1
 
     def warm_up(self, records: Sequence[dict[str, Any]]) -> None:
-        """Runs frames that do not count. The first one pays for what is set up once; on a GPU each other number of
-        boxes does so too, for its kernels."""
-        for record in records if self.model.device.type == "cuda" else records[:1]:
+        """Runs frames that do not count."""
+        for record in records:
             self.run(record)
         self.forget()
 
@@ -193,9 +192,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         models["seqnet"] = TimedModel(configuration(args, SEQNET), args.weights, clock)
     records = frames(cfg, args.frames)
     for model in models.values():
-        if not args.weights and hasattr(model.model.roi_heads, "first_predictor"):
+        if args.weights or not hasattr(model.model.roi_heads, "first_predictor"):
+            model.warm_up(records[:1])  # the first image pays for what is set up once
+        else:
             model.fit_score_threshold(records[0], args.persons)
-        model.warm_up(records[: args.images])
+        if model.model.device.type == "cuda":
+            model.warm_up(records[: args.images])  # each other number of boxes pays for its kernels
     for record in itertools.islice(itertools.cycle(records), args.images):
         for model in models.values():
             model.run(record)

@@ -11,6 +11,7 @@ between neighbouring N: 1 where twice the boxes take twice the time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -50,7 +51,7 @@ def exponents(rows: list[Figures], name: str) -> list[float]:
     """log(growth of a figure) / log(growth of N) between neighbouring N."""
     return [
         round(math.log(after[name] / before[name]) / math.log(after["n"] / before["n"]), 2)
-        for before, after in zip(rows, rows[1:], strict=False)
+        for before, after in itertools.pairwise(rows)
     ]
 
 

@@ -31,7 +31,8 @@ from detectron2.utils.events import EventStorage
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.engine import PersonSearchTrainer
-from person_search.errors import ConfigError, PersonSearchError
+from person_search.engine.config_checks import check_mixed_precision
+from person_search.errors import PersonSearchError
 from person_search.modeling import SSLPersonSearch
 from process_memory import peak_mb, reset_peak
 
@@ -82,9 +83,8 @@ def draw_batch(cfg: CfgNode, persons: int, boxes: int, seed: int = 0) -> Batch:
 def _ellipses(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None]
-    return ((x - centre[:, :1, None]) / radius[:, :1, None]) ** 2 + (
-        (y - centre[:, 1:, None]) / radius[:, 1:, None]
-    ) ** 2 < 1
+    across, down = (x - centre[:, :1, None]) / radius[:, :1, None], (y - centre[:, 1:, None]) / radius[:, 1:, None]
+    return across**2 + down**2 < 1
 
 
 class Bench:
@@ -262,8 +262,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     add_ssl_config(cfg)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     merge_file_and_options(cfg, args.config_file, ["MODEL.DEVICE", device, *args.opts])
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ConfigError(f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to False")
+    check_mixed_precision(cfg)
     bench = Bench(cfg, args.persons, args.boxes)
     line: dict[str, Any] = {
         "config": args.config_file,

@@ -37,8 +37,7 @@ def check_config(cfg: CfgNode) -> None:
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: "
             "each epoch draws every frame once"
         )
-    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU, and none is visible: set it to False")
+    check_mixed_precision(cfg)
     if not len(cfg.INPUT.MIN_SIZE_TRAIN) or min(cfg.INPUT.MIN_SIZE_TRAIN) < 1:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}, expected one or more lengths of the shorter side in "
@@ -54,6 +53,20 @@ def check_config(cfg: CfgNode) -> None:
     _check_exemplars(cfg)
     check_objective(cfg)
     check_clustering(cfg)
+
+
+def check_mixed_precision(cfg: CfgNode) -> None:
+    """Refuses mixed precision where nothing trains on a GPU.
+
+    Raises:
+        ConfigError: naming the key and what to do.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU, and none is visible: set it to False")
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ConfigError(f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it to False")
 
 
 def check_inference(cfg: CfgNode) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
@@ -86,8 +84,8 @@ class Mosaic:
         self._sizes = [tuple(image.shape[1:]) for image in images]
         self._layout = arrange(self._sizes)
         self.picture = images[0].new_zeros(1, len(images[0]), *self._layout.size)
-        for image, (height, width), (top, left) in zip(images, self._sizes, self._layout.corners, strict=True):
-            self.picture[0, :, top : top + height, left : left + width] = image
+        for image, (top, left, bottom, right) in zip(images, self._areas(1), strict=True):
+            self.picture[0, :, top:bottom, left:right] = image
         self._masks: dict[int, Tensor] = {}
 
     def keep(self, features: Tensor) -> Tensor:
@@ -95,38 +93,31 @@ class Mosaic:
         stride = self._stride(features)
         if stride == 1:
             return features
-        return features * self._mask(stride)
+        if stride not in self._masks:
+            mask = torch.zeros(1, 1, *features.shape[2:], dtype=torch.bool)
+            for top, left, bottom, right in self._areas(stride):
+                mask[..., top:bottom, left:right] = True
+            self._masks[stride] = mask.to(features.device, non_blocking=True)
+        return features * self._masks[stride]
 
     def pool_maximum(self, features: Tensor) -> Tensor:
         """Maximum (n, c) over the pixels of each image, of features (1, c, h, w)."""
-        stride = self._stride(features)
-        boxes = []
-        for (height, width), (top, left) in zip(self._sizes, self._layout.corners, strict=True):
-            top, left = top // stride, left // stride
-            # The first and the last of its columns and rows.
-            boxes.append((0, left, top, left - (-width // stride) - 1, top - (-height // stride) - 1))
+        # RoI pooling counts the last row and column in.
+        boxes = [
+            (0, left, top, right - 1, bottom - 1) for top, left, bottom, right in self._areas(self._stride(features))
+        ]
         rois = torch.tensor(boxes, dtype=torch.promote_types(features.dtype, torch.float32))
         return roi_pool(features, rois.to(features.device, non_blocking=True), output_size=1).flatten(1)
 
     def _stride(self, features: Tensor) -> int:
         return self._layout.size[0] // features.shape[2]
 
-    def _mask(self, stride: int) -> Tensor:
-        """(1, 1, h, w) bool, the pixels of the images at a level: those that see one of the level before."""
-        if stride not in self._masks:
-            if stride <= 2:
-                mask = torch.from_numpy(self._drawn(stride)).to(self.picture.device, non_blocking=True)
-            else:
-                mask = F.max_pool2d(self._mask(stride // 2).float(), 2) > 0
-            self._masks[stride] = mask
-        return self._masks[stride]
-
-    def _drawn(self, stride: int) -> np.ndarray:
-        mask = np.zeros((1, 1, *(side // stride for side in self._layout.size)), dtype=bool)
-        for (height, width), (top, left) in zip(self._sizes, self._layout.corners, strict=True):
-            top, left = top // stride, left // stride
-            mask[..., top : top - (-height // stride), left : left - (-width // stride)] = True
-        return mask
+    def _areas(self, stride: int) -> list[tuple[int, int, int, int]]:
+        """(top, left, bottom, right) of each image at a level; what is left over from whole strides counts as one."""
+        return [
+            (top // stride, left // stride, -(-(top + height) // stride), -(-(left + width) // stride))
+            for (height, width), (top, left) in zip(self._sizes, self._layout.corners, strict=True)
+        ]
 
 
 @contextmanager

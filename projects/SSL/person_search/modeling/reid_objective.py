@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -80,18 +81,15 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
         """Lets the memory learn from the last batch, after gathering it so that all processes stay equal."""
         if self.pending is None:
             return
-        if comm.get_world_size() == 1:
-            pending, self.pending = self.pending, None
-            self._remember(*pending)
-            return
-        devices = [None if t is None else t.device for t in self.pending]
-        gathered = comm.all_gather(tuple(None if t is None else t.cpu() for t in self.pending))
-        self.pending = None
-        joined = (
-            None if device is None else torch.cat(parts).to(device)
-            for device, parts in zip(devices, zip(*gathered, strict=True), strict=True)
-        )  # fmt: skip
-        self._remember(*joined)
+        pending, self.pending = self.pending, None
+        self._remember(*(pending if comm.get_world_size() == 1 else _gathered(pending)))
+
+
+def _gathered(pending: tuple[Tensor | None, ...]) -> Iterator[Tensor | None]:
+    """Joins the tensors of all processes along rows, on the devices that they have here."""
+    everywhere = comm.all_gather(tuple(None if t is None else t.cpu() for t in pending))
+    for own, parts in zip(pending, zip(*everywhere, strict=True), strict=True):
+        yield None if own is None else torch.cat(parts).to(own.device)
 
 
 def objective_class(cfg: CfgNode) -> type[ReIDObjective]:
