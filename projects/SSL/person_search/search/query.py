@@ -1,0 +1,308 @@
+"""Search of a store for a person: from query pictures to appearances with a verdict each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import PersonSearchError
+from .calibration import Calibration, Verdict, calibrate
+from .store import EVERYTHING, Filter, embeddings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from .searcher import Detections, ImageLike, PersonSearcher
+    from .store import Store
+
+RERANKED = 500
+"""Most similar detections that re-ranking puts in order."""
+_MOST_ROWS = 32_000  # detections looked through for enough appearances
+_WHOLE_PICTURE = 1.3  # times as high as wide: so is a picture that was cut around one person
+
+
+class QueryError(PersonSearchError):
+    """A query picture shows no person, or several and no box says which.
+
+    Attributes:
+        detections: What was found in it.
+    """
+
+    def __init__(self, message: str, detections: Detections) -> None:
+        super().__init__(message)
+        self.detections = detections
+
+
+@dataclass(frozen=True)
+class QueryPerson:
+    """A person in a query picture.
+
+    Attributes:
+        picture: Name of the picture.
+        box: x0, y0, x1, y1 in pixels of the upright picture.
+        embedding: (d,) float32 of unit length.
+        chosen: "given" for a box of the user's, "detected", or "whole" for a picture without a detection that looks
+            cut around one person.
+    """
+
+    picture: str
+    box: tuple[float, float, float, float]
+    embedding: np.ndarray
+    chosen: str
+
+
+@dataclass(frozen=True)
+class DetectionRef:
+    """A stored detection.
+
+    Attributes:
+        id: Its id.
+        frame: Number of its frame in the source.
+        offset: Seconds from the source's start.
+        box: x0, y0, x1, y1 in pixels of the upright picture.
+        score: Of the detector, 0..1.
+    """
+
+    id: str
+    frame: int
+    offset: float
+    box: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A tracklet that may show the person.
+
+    Attributes:
+        camera, source, tracklet: Where it is.
+        start, end: Times of its first and last detection, None where unknown.
+        start_offset, end_offset: The same in seconds from the source's start.
+        similarity: Cosine of the query and its most similar detection.
+        verdict: "likely", "uncertain" or "unlikely".
+        false_match_rate: Share of pairs of different people that look as alike as this or more; NaN where the store
+            holds too few frames with several persons.
+        best: Its most similar detection.
+        detections: How many it has.
+    """
+
+    camera: str
+    source: str
+    tracklet: str
+    start: datetime | None
+    end: datetime | None
+    start_offset: float
+    end_offset: float
+    similarity: float
+    verdict: Verdict
+    false_match_rate: float
+    best: DetectionRef
+    detections: int
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    """Answer of a search.
+
+    Attributes:
+        appearances: The best first.
+        found: Whether one of them is likely. If not, "not there" is the answer.
+        calibration: What the verdicts rest on.
+        searched: Number of appearances that were searched, estimated from the number of detections.
+        queries: The persons asked for, where the caller has named them.
+    """
+
+    appearances: tuple[Appearance, ...]
+    found: bool
+    calibration: Calibration
+    searched: int
+    queries: tuple[QueryPerson, ...] = ()
+
+
+def query_person(
+    searcher: PersonSearcher, image: ImageLike, box: Sequence[float] | None = None, *, name: str | None = None
+) -> QueryPerson:
+    """Person of a query picture: the one in the box, or the only one that is detected.
+
+    Args:
+        searcher: The model of the store.
+        image: A picture.
+        box: x0, y0, x1, y1 in pixels of the upright picture.
+        name: Of the picture, for messages; by default its path.
+
+    Raises:
+        QueryError: No box was given, and the picture shows no person or several. A picture without a detection that is
+            higher than wide is taken whole, as one that was cut around a person.
+        PictureError: The picture or the box is of the wrong kind, or the box lies outside.
+    """
+    from .searcher import read_picture
+
+    name = name or (str(image) if isinstance(image, (str, bytes)) or hasattr(image, "__fspath__") else "the picture")
+    picture = read_picture(image)
+    if box is not None:
+        embedding = searcher.embed(picture, np.asarray(box, dtype=np.float64).reshape(1, -1))[0]
+        return QueryPerson(name, _box(box), embedding, "given")
+    found = searcher.detect(picture)
+    if len(found) == 1:
+        return QueryPerson(name, _box(found.boxes[0]), found.embeddings[0], "detected")
+    height, width = found.image_size
+    if not len(found) and height >= _WHOLE_PICTURE * width:
+        whole = (0.0, 0.0, float(width), float(height))
+        return QueryPerson(name, whole, searcher.embed(picture, np.array([whole]))[0], "whole")
+    if not len(found):
+        raise QueryError(f"{name}: no person is detected; say where the person is with a box", found)
+    listed = "; ".join(
+        f"{number}: {' '.join(f'{v:.0f}' for v in box)} (score {score:.2f})"
+        for number, (box, score) in enumerate(zip(found.boxes, found.scores, strict=True), 1)
+    )
+    raise QueryError(f"{name}: {len(found)} persons are detected; say which with a box: {listed}", found)
+
+
+def find_person(
+    store: Store,
+    embeddings: np.ndarray,
+    *,
+    where: Filter = EVERYTHING,
+    top: int = 20,
+    rerank: bool = False,
+    calibration: Calibration | None = None,
+    negatives: np.ndarray | None = None,
+    queries: Sequence[QueryPerson] = (),
+) -> SearchAnswer:
+    """Appearances in a store that look like a person, the best first.
+
+    Several pictures of the person are joined to one query: the direction of their mean.
+
+    Args:
+        store: Indexed footage.
+        embeddings: (q, d) or (d,), pictures of one person.
+        where: What is searched.
+        top: Appearances that are wanted.
+        rerank: Whether k-reciprocal re-ranking puts the most similar detections in order. Similarities and verdicts
+            stay those of the embeddings.
+        calibration: Of an earlier answer, as long as the store has not changed much; None makes a new one.
+        negatives: (n, d), detections that were marked wrong. What looks more like one of them than like every query
+            picture is left out.
+        queries: Handed through to the answer.
+
+    Raises:
+        PersonSearchError: The embeddings have another shape than the store's, or `top` is below 1.
+    """
+    if top < 1:
+        raise PersonSearchError(f"top is {top}, expected at least 1")
+    asked = _unit(np.atleast_2d(np.asarray(embeddings, np.float32)))
+    if calibration is None:
+        calibration = calibrate(store)
+    joined = asked.sum(axis=0)
+    rows = _most_similar(store, joined, where, top, rerank or negatives is not None)
+    if negatives is not None and len(negatives):
+        rows = _without(rows, asked, np.atleast_2d(np.asarray(negatives, np.float32)))
+    order = _reranked(rows, joined) if rerank and len(rows) else range(len(rows))
+    searched = max(round(store.count(where) / max(calibration.detections_per_appearance, 1.0)), 1)
+    appearances = _appearances(store, rows, order, top, calibration, searched)
+    found = any(appearance.verdict == "likely" for appearance in appearances)
+    return SearchAnswer(appearances, found, calibration, searched, tuple(queries))
+
+
+def _most_similar(store: Store, query: np.ndarray, where: Filter, top: int, with_embeddings: bool) -> pa.Table:
+    """Most similar detections, so many that they make enough appearances or that there are no more."""
+    limit = max(RERANKED, 20 * top)
+    while True:
+        (rows,) = store.search(query[None], where=where, limit=limit, with_embeddings=with_embeddings)
+        if len(rows) < limit or limit >= _MOST_ROWS or len(rows["tracklet"].unique()) >= top:
+            return rows
+        limit *= 4
+
+
+def _without(rows: pa.Table, asked: np.ndarray, negatives: np.ndarray) -> pa.Table:
+    import pyarrow as pa
+
+    vectors = embeddings_of(rows)
+    right = (vectors @ asked.T).max(axis=1, initial=-2)
+    wrong = (vectors @ _unit(negatives).T).max(axis=1, initial=-2)
+    return rows.filter(pa.array(right >= wrong))
+
+
+def _reranked(rows: pa.Table, query: np.ndarray) -> list[int]:
+    """Order of the rows: the first ones by k-reciprocal re-ranking, the others as they were."""
+    from ..evaluation.reranking import Reranking, k_reciprocal_distance
+
+    best = min(len(rows), RERANKED)
+    features = np.concatenate([_unit(query[None]), embeddings_of(rows.slice(0, best))])
+    distance = k_reciprocal_distance(features, Reranking())
+    return [*np.argsort(distance, kind="stable").tolist(), *range(best, len(rows))]
+
+
+def _appearances(
+    store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, searched: int
+) -> tuple[Appearance, ...]:
+    """The first `top` tracklets in the order of their first row, each with its most similar detection."""
+    names = rows["tracklet"].to_pylist()
+    chosen: dict[str, int] = {}
+    for place in order:
+        if names[place] not in chosen and len(chosen) == top:
+            continue
+        # Rows lie by falling similarity, whatever the order in which re-ranking takes them.
+        chosen[names[place]] = min(place, chosen.get(names[place], place))
+    extents = _extents(store, tuple(chosen))
+    best = rows.take(list(chosen.values())).drop_columns(
+        [name for name in ("embedding",) if name in rows.column_names]
+    ).to_pylist()  # fmt: skip
+    return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, searched) for row in best)
+
+
+def _appearance(
+    row: dict[str, Any], extent: dict[str, Any] | None, calibration: Calibration, searched: int
+) -> Appearance:
+    if extent is None:  # deleted meanwhile
+        extent = {"start": row["time"], "end": row["time"], "from": row["offset"], "to": row["offset"], "count": 1}
+    similarity = float(row["similarity"])
+    return Appearance(
+        camera=row["camera"],
+        source=row["source"],
+        tracklet=row["tracklet"],
+        start=extent["start"],
+        end=extent["end"],
+        start_offset=extent["from"],
+        end_offset=extent["to"],
+        similarity=similarity,
+        verdict=calibration.verdict(similarity, searched),
+        false_match_rate=calibration.false_match_rate(similarity),
+        best=DetectionRef(
+            row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
+        ),
+        detections=extent["count"],
+    )
+
+
+def _extents(store: Store, tracklets: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """First and last time and offset of tracklets, and how many detections they have."""
+    extents: dict[str, dict[str, Any]] = {}
+    if not tracklets:
+        return extents
+    for batch in store.scan(Filter(tracklets=tracklets), ["tracklet", "time", "offset"]):
+        for row in batch.to_pylist():
+            time, offset = row["time"], row["offset"]
+            extent = extents.setdefault(
+                row["tracklet"], {"start": time, "end": time, "from": offset, "to": offset, "count": 0}
+            )
+            if time is not None:
+                extent["start"] = time if extent["start"] is None else min(extent["start"], time)
+                extent["end"] = time if extent["end"] is None else max(extent["end"], time)
+            extent["from"], extent["to"] = min(extent["from"], offset), max(extent["to"], offset)
+            extent["count"] += 1
+    return extents
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _box(values: Any) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(value) for value in values)
+    return x0, y0, x1, y1

@@ -1,0 +1,90 @@
+"""Tracklets: detections of a source that follow each other from frame to frame, joined by ByteTrack."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_IOU = 0.1  # of consecutive boxes; at some frames a second a walking person overlaps little with the previous place
+
+
+class TrackletNumbers:
+    """Numbers of the tracklets of a source's detections, frame after frame.
+
+    The tracker is the `trackers` package's ByteTrack on the frames' times. It names a person from the second frame on;
+    here the first one belongs to the tracklet too, and a detection that nothing follows is a tracklet of its own.
+    Frames without detections may be left out. The numbers of a frame depend on the frames up to it alone, so that the
+    same boxes shown again to a new instance continue where an interrupted run was.
+    """
+
+    def __init__(self, spacing: float) -> None:
+        """
+        Args:
+            spacing: Usual seconds from one frame to the next.
+        """
+        from trackers import ByteTrackTracker
+
+        # Someone who is hidden for a second, or in two frames, keeps the tracklet. The package counts in thirtieths.
+        lost = round(30 * max(1.0, 3.5 * spacing))
+        self._tracker = ByteTrackTracker(
+            lost_track_buffer=lost,
+            frame_rate=1.0 / max(spacing, 1e-3),
+            track_activation_threshold=0.0,  # the searcher has its own threshold
+            high_conf_det_threshold=0.0,
+            minimum_consecutive_frames=2,
+            minimum_iou_threshold=_IOU,
+        )
+        self._numbers: dict[int, int] = {}
+        self._next = 0
+        self._open: list[tuple[np.ndarray, int]] = []
+
+    def update(self, offset: float, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Tracklet numbers (N,) int64 of the detections of the next frame.
+
+        Args:
+            offset: Seconds from the start of the source, above that of the frame before.
+            boxes: (N, 4) float32.
+            scores: (N,) float32.
+        """
+        if not len(boxes):
+            return np.zeros(0, np.int64)
+        import supervision
+
+        tracked = self._tracker.update(
+            supervision.Detections(
+                xyxy=boxes.astype(np.float64), confidence=scores.copy(), data={"place": np.arange(len(boxes))}
+            ),
+            timestamp=offset,
+        )
+        names = np.full(len(boxes), -1)
+        names[tracked.data["place"]] = tracked.tracker_id
+        self._link(names, boxes)
+        numbers = np.zeros(len(boxes), np.int64)
+        for place, name in enumerate(names.tolist()):
+            if name < 0 or name not in self._numbers:
+                numbers[place], self._next = self._next, self._next + 1
+                if name >= 0:
+                    self._numbers[name] = int(numbers[place])
+            else:
+                numbers[place] = self._numbers[name]
+        self._open = [(boxes[i], int(numbers[i])) for i in np.flatnonzero(names < 0)]
+        return numbers
+
+    def _link(self, names: np.ndarray, boxes: np.ndarray) -> None:
+        """Gives names that are new the number of the detection of the frame before that they began with."""
+        new = [place for place, name in enumerate(names.tolist()) if name >= 0 and name not in self._numbers]
+        pairs = sorted(
+            ((_iou(boxes[place], box), place, number) for place in new for box, number in self._open),
+            key=lambda pair: -pair[0],
+        )
+        used: set[int] = set()
+        for overlap, place, number in pairs:
+            name = int(names[place])
+            if overlap > 0 and name not in self._numbers and number not in used:
+                self._numbers[name] = number
+                used.add(number)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    return shared / max(float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared, 1e-9)
