@@ -24,11 +24,11 @@ from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.training_set import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
-from person_search.engine.config_checks import check_inference
+from person_search.engine.checks import check_inference
 from person_search.engine.logging import quiet_expected_errors, report, setup_logging
 from person_search.errors import ConfigError, PersonSearchError
-from person_search.files import probe_folder
-from person_search.modeling.folding import fold_batch_norms
+from person_search.io import probe_folder
+from person_search.modeling.layers import fold_batch_norms
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

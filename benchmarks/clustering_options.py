@@ -25,7 +25,7 @@ from person_search.data.loader import build_bank_loader
 from person_search.data.mapper import PersonSearchMapper
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.bank_filling import extract_features
-from person_search.engine.clustering import build_clusterer, cluster_cameras
+from person_search.engine.checks import build_clusterer, cluster_cameras
 from person_search.errors import ConfigError, PersonSearchError
 from person_search.labels import pair_precision_recall
 from torch import Tensor

@@ -35,7 +35,7 @@ from person_search.data.training_set import registered_records
 from person_search.engine import PersonSearchCheckpointer
 from person_search.errors import DatasetError, PersonSearchError
 from person_search.modeling import SSLPersonSearch
-from person_search.modeling.folding import fold_batch_norms
+from person_search.modeling.layers import fold_batch_norms
 
 STAGES = (
     "load and resize", "backbone", "proposals", "first head", "first suppression", "second head", "embedding", "rest"

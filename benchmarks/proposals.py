@@ -29,7 +29,7 @@ from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.errors import ConfigError, PersonSearchError
 from person_search.evaluation import PersonSearchEvaluator
 from person_search.modeling import SSLPersonSearch
-from person_search.modeling.roi_heads import PersonSearchROIHeads
+from person_search.modeling.heads import PersonSearchROIHeads
 from tqdm import tqdm
 
 

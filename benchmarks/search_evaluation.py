@@ -46,16 +46,25 @@ _bare_package("person_search", _ROOT)
 _bare_package("person_search.data", _ROOT / "data")
 
 from person_search.data import matlab  # noqa: E402
-from person_search.data.protocol import BoxXYXY, Gallery  # noqa: E402
+from person_search.data.records import BoxXYXY, Gallery  # noqa: E402
 from person_search.errors import ConfigError, DatasetError, PersonSearchError  # noqa: E402
-from person_search.evaluation.context_matching import ContextMatching  # noqa: E402
-from person_search.evaluation.detection import evaluate_detection  # noqa: E402
-from person_search.evaluation.galleries import Galleries  # noqa: E402
-from person_search.evaluation.metrics import SearchOptions, evaluate_galleries  # noqa: E402
-from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries  # noqa: E402
+from person_search.evaluation.metrics import (  # noqa: E402
+    SearchOptions,
+    evaluate_detection,  # noqa: E402
+    evaluate_galleries,
+)
+from person_search.evaluation.problem import (  # noqa: E402
+    Galleries,
+    SearchProblem,
+    offsets_of,  # noqa: E402
+    own_frame_galleries,
+    with_galleries,
+)
 from person_search.evaluation.protocols import CUHK_SYSU_SIZES, listed_galleries  # noqa: E402
-from person_search.evaluation.ragged import offsets_of  # noqa: E402
-from person_search.evaluation.reranking import Reranking  # noqa: E402
+from person_search.evaluation.rescoring import (  # noqa: E402
+    ContextMatching,
+    Reranking,
+)
 from person_search.evaluation.storage import load_problem, save_problem  # noqa: E402
 
 

@@ -31,7 +31,7 @@ from detectron2.utils.events import EventStorage
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.engine import PersonSearchTrainer
-from person_search.engine.config_checks import check_mixed_precision
+from person_search.engine.checks import check_mixed_precision
 from person_search.errors import PersonSearchError
 from person_search.modeling import SSLPersonSearch
 from process_memory import peak_mb, reset_peak

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import cv2
 from person_search.data.catalog import dataset_root
-from person_search.data.synthetic import PRESETS, SyntheticConfig, generate
-from person_search.data.synthetic.preview import contact_sheet, summarize
 from person_search.errors import DatasetError, PersonSearchError
+from person_search.synthetic import PRESETS, SyntheticConfig, generate
+from person_search.synthetic.preview import contact_sheet, summarize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 from detectron2.config import get_cfg
 from person_search import add_ssl_config
-from person_search.data.synthetic import PRESETS, generate
-from person_search.data.synthetic.datasets import load_synthetic, load_synthetic_protocol
 from person_search.evaluation import PersonSearchEvaluator
-from person_search.evaluation.html import page
+from person_search.report import page
+from person_search.synthetic import PRESETS, generate
+from person_search.synthetic.datasets import load_synthetic, load_synthetic_protocol
 
 
 @pytest.fixture(scope="module")

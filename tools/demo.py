@@ -19,9 +19,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from person_search.data.catalog import dataset_root
-from person_search.data.synthetic import PRESETS, generate
-from person_search.engine.curves import Series, read_metrics
 from person_search.errors import PersonSearchError
+from person_search.report.training_curves import Series, read_metrics
+from person_search.synthetic import PRESETS, generate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")

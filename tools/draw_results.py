@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from person_search.data.training_set import registered_records
-from person_search.engine.curves import draw_curves
 from person_search.engine.run_folder import config_of_run, evaluated_sets
 from person_search.errors import PersonSearchError
-from person_search.evaluation.pictures import draw_search_results
+from person_search.report.pictures import draw_search_results
+from person_search.report.training_curves import draw_curves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

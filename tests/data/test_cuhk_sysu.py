@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from person_search.data import cuhk_galleries
-from person_search.data.cuhk_galleries import load_cuhk_sysu_protocol, person_number
-from person_search.data.cuhk_sysu import load_cuhk_sysu
+from person_search.data import cuhk_sysu as cuhk_galleries
+from person_search.data.cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol, person_number
 from person_search.data.mapper import UnreadableImageError, read_frame
 from person_search.errors import DatasetError
 from scipy.io import loadmat, savemat

@@ -8,10 +8,11 @@ import pytest
 from detectron2.structures import BoxMode
 from hypothesis import given
 from hypothesis import strategies as st
-from person_search.data.protocol import Query, SearchProtocol
 from person_search.data.records import (
     Frame,
     Person,
+    Query,
+    SearchProtocol,
     build_records,
     check_queries,
     clip_box,

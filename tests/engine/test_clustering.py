@@ -21,11 +21,11 @@ from person_search import add_ssl_config
 from person_search.data import training_set
 from person_search.data.training_set import load_training_set, number_rows
 from person_search.engine import PersonSearchTrainer
-from person_search.engine.clustering import build_clusterer, cluster_cameras
+from person_search.engine.checks import build_clusterer, cluster_cameras
 from person_search.engine.hooks import ClusterLabels
 from person_search.errors import ConfigError, TrainingError
 from person_search.labels import SelfPacedDBSCAN, jaccard_distance, pair_precision_recall
-from person_search.labels.hdbscan import hdbscan
+from person_search.labels.clustering import hdbscan
 from person_search.labels.jaccard import distance_from_ranks
 from person_search.labels.neighbors import nearest_neighbors
 from person_search.modeling import SSLObjective

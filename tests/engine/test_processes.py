@@ -13,7 +13,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.bank_filling import _settle_statistics
-from person_search.modeling.synced_norm import SyncedBatchNorm1d
+from person_search.modeling.layers import SyncedBatchNorm1d
 
 
 def run(config: str, resume: bool = False) -> PersonSearchTrainer:

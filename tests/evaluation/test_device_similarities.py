@@ -7,12 +7,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from person_search.evaluation import device_similarities
-from person_search.evaluation.context_matching import ContextMatching
-from person_search.evaluation.galleries import Galleries
 from person_search.evaluation.metrics import SearchOptions, evaluate_galleries
-from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries
-from person_search.evaluation.ragged import offsets_of
-from person_search.evaluation.reranking import Reranking
+from person_search.evaluation.problem import Galleries, SearchProblem, offsets_of, own_frame_galleries, with_galleries
+from person_search.evaluation.rescoring import ContextMatching, Reranking
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
 from detectron2.structures import Boxes, Instances
 from person_search.config import add_ssl_config
-from person_search.data.protocol import Gallery, Query, SearchProtocol
+from person_search.data.records import Gallery, Query, SearchProtocol
 from person_search.errors import ConfigError, DatasetError, TrainingError
 from person_search.evaluation import PersonSearchEvaluator, evaluator
-from person_search.evaluation.context_matching import ContextMatching
 from person_search.evaluation.problem import SearchProblem
-from person_search.evaluation.reranking import Reranking
+from person_search.evaluation.rescoring import ContextMatching, Reranking
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 from person_search.evaluation import listed_ranks, metrics
 from person_search.evaluation.listed_ranks import NUM_JOINT, shortlist
 from person_search.evaluation.metrics import evaluate_galleries
-from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries
-from person_search.evaluation.ragged import offsets_of
+from person_search.evaluation.problem import SearchProblem, offsets_of, own_frame_galleries, with_galleries
 from person_search.evaluation.similarities import ArraySimilarities
 
 NUM_FRAMES, NUM_QUERIES = 160, 30

@@ -12,12 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.errors import ConfigError, DatasetError
 from person_search.evaluation import metrics
-from person_search.evaluation.context_matching import ContextMatching
-from person_search.evaluation.galleries import Galleries
 from person_search.evaluation.metrics import SearchOptions, evaluate_galleries, evaluate_search
-from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries
-from person_search.evaluation.ragged import offsets_of
-from person_search.evaluation.reranking import Reranking
+from person_search.evaluation.problem import Galleries, SearchProblem, offsets_of, own_frame_galleries, with_galleries
+from person_search.evaluation.rescoring import ContextMatching, Reranking
 
 # Boxes that coincide, overlap by more and by less than the thresholds, or have no area.
 BOXES = [

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from person_search.data.protocol import Gallery, Query, SearchProtocol
+from person_search.data.records import Gallery, Query, SearchProtocol
 from person_search.errors import ConfigError, DatasetError
 from person_search.evaluation.metrics import SearchOptions, evaluate_galleries, evaluate_search
 from person_search.evaluation.protocols import ImageOutput, build_problem, given_boxes_by_image, query_rows

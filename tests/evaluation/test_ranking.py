@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from person_search.evaluation.ragged import offsets_of, pairs, ranges
+from person_search.evaluation.problem import offsets_of, pairs, ranges
 from person_search.evaluation.ranking import count_at_least, count_at_least_in_group, highest, highest_of_rows, levels
 
 values_with_ties = st.lists(st.integers(-3, 3), max_size=30).map(lambda v: np.array(v, np.float32))

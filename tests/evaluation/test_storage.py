@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from person_search.data.protocol import Gallery
+from person_search.data.records import Gallery
 from person_search.errors import DatasetError
 from person_search.evaluation.problem import own_frame_galleries, with_galleries
 from person_search.evaluation.protocols import listed_galleries

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from person_search.modeling.folding import fold_batch_norms
+from person_search.modeling.layers import fold_batch_norms
 
 
 @pytest.fixture

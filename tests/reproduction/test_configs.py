@@ -18,8 +18,7 @@ from person_search.reproduction.configs import (
     own_keys,
     row_config,
 )
-from person_search.reproduction.paper import PUBLISHED
-from person_search.reproduction.rows import PARAMETERS, SSL, TABLES, Row, spaced_scales, sweep_points
+from person_search.reproduction.rows import PARAMETERS, PUBLISHED, SSL, TABLES, Row, spaced_scales, sweep_points
 
 ABLATION_ROWS = [row for number in "123" for row in TABLES[number][1] if row.config]
 

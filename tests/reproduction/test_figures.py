@@ -14,15 +14,15 @@ from matplotlib.text import Text
 from person_search.errors import ConfigError, DatasetError
 from person_search.evaluation import SearchProblem
 from person_search.reproduction.compared import find_compared, stored_problem
+from person_search.reproduction.fig1_scales import areas_by_identity, scale_figure
+from person_search.reproduction.fig4_labels import label_figure, over_seeds
+from person_search.reproduction.fig5_rank1 import choose_differing, common_queries, rank1_figure
+from person_search.reproduction.fig6_galleries import gallery_figure
+from person_search.reproduction.fig7_tsne import LabelledFeatures, choose_identities, labelled_features, tsne_figure
 from person_search.reproduction.figures import FIGURES
-from person_search.reproduction.gallery_figure import gallery_figure
-from person_search.reproduction.label_figure import label_figure, over_seeds
-from person_search.reproduction.rank1_figure import choose_differing, common_queries, rank1_figure
 from person_search.reproduction.rows import PARAMETERS
-from person_search.reproduction.scale_figure import areas_by_identity, scale_figure
 from person_search.reproduction.sweep_figure import SweepPoint, sweep_figure
 from person_search.reproduction.tables import spread
-from person_search.reproduction.tsne_figure import LabelledFeatures, choose_identities, labelled_features, tsne_figure
 
 
 def texts_apart(figure: Figure) -> list[str]:

@@ -9,15 +9,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from person_search.reproduction.paper import PRW_ARXIV, Published
-from person_search.reproduction.tables import (
-    TableRow,
-    csv_table,
-    flat_figures,
-    markdown_table,
-    spread,
-    write_tables,
-)
+from person_search.reproduction.rows import PRW_ARXIV, Published
+from person_search.reproduction.tables import TableRow, csv_table, flat_figures, markdown_table, spread, write_tables
 
 
 def row(name: str, values: dict[int, float], published=None, changes=None) -> TableRow:

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from person_search.data.synthetic import PRESETS, generate
 from person_search.reproduction import rows
+from person_search.synthetic import PRESETS, generate
 
 SHORT = [
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.LOG_PERIOD", "1", "SSL.CLUSTERING.K1", "8"),

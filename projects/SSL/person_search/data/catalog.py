@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import ConfigError
-from .protocol import SearchProtocol
+from .records import SearchProtocol
 
 EVALUATOR_TYPE = "person_search"
 _ENTRY = "registered_entry"

@@ -14,12 +14,13 @@ from pycocotools import mask as mask_util
 from ..errors import DatasetError
 from .catalog import check_at_least, register_dataset
 from .images import image_sizes
-from .protocol import Query, SearchProtocol
 from .records import (
     UNLABELLED,
     Frame,
     Person,
+    Query,
     Record,
+    SearchProtocol,
     build_records,
     check_queries,
     clip_box,

@@ -1,24 +1,219 @@
-"""CUHK-SYSU as its authors ship it: all boxes in Images.mat, identities in lists of (frame, box)."""
+"""CUHK-SYSU as its authors ship it: Images.mat, lists of (frame, box), and galleries TestG50.mat to TestG4000.mat.
+
+A gallery file holds an entry for every gallery frame of every query: TestG4000.mat has 11.6 million, which take SciPy
+minutes and some 11 GB once. So a file is parsed when its gallery is first asked for, and its content kept by the cache.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DatasetError
 from . import matlab
-from .cache import Arrays, cached_arrays
-from .cuhk_galleries import EXPECTED, Xywh, gallery_files, gallery_identities, person_number, pool_frames
+from .cache import Arrays, FrameTable, cached_arrays
 from .images import image_sizes
-from .records import UNLABELLED, Record, build_records, require_file, require_folder
-from .table import FrameTable
+from .records import (
+    UNLABELLED,
+    BoxXYXY,
+    Gallery,
+    Query,
+    Record,
+    SearchProtocol,
+    build_records,
+    check_queries,
+    require_file,
+    require_folder,
+)
 
 logger = logging.getLogger(__name__)
 
-_READER_VERSION = 1
+EXPECTED = "the official CUHK-SYSU download (Image/SSM/, annotation/Images.mat, annotation/pool.mat, annotation/test/)"
+_GALLERIES_VERSION = 1
+_FILE_NAME = re.compile(r"TestG(\d+)\.mat")
+_PERSON_NAME = re.compile(r"p?(\d+)")
+
+Xywh = tuple[float, float, float, float]
+
+
+def load_cuhk_sysu_protocol(root: Path) -> SearchProtocol:
+    """CUHK-SYSU's queries, and the galleries whose files exist under their size ("50", "100", ...).
+
+    Args:
+        root: the folder CUHK-SYSU.
+
+    Returns:
+        A protocol whose `galleries` reads a file when its size is asked for; the queries are the same for all sizes.
+
+    Raises:
+        DatasetError: no gallery file, a damaged one, or a query whose frame pool.mat does not name.
+    """
+    require_folder("cuhk_sysu_test", root, EXPECTED)
+    files = gallery_files(root)
+    for file in files.values():
+        matlab.check_complete(file)  # the large ones are read when they are asked for, maybe after a long training
+    smallest = next(iter(files.values()))
+    queries = _queries(_gallery_arrays(root, smallest))
+    frames = pool_frames(root)
+    protocol = SearchProtocol("cuhk_sysu", queries, CuhkGalleries(root, queries))
+    return check_queries(f"{smallest}: cuhk_sysu_test", protocol, frames)
+
+
+class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):
+    """Gallery size -> one gallery for each query; a size is read when it is first asked for."""
+
+    def __init__(self, root: Path, queries: tuple[Query, ...]) -> None:
+        """Lists the files below `root`, the folder CUHK-SYSU, and reads none; all must ask `queries`."""
+        self._root = root
+        self._queries = queries
+        self._files = gallery_files(root)
+        self._read: dict[str, tuple[Gallery, ...]] = {}
+
+    def __getitem__(self, size: str) -> tuple[Gallery, ...]:
+        """The galleries of a size; KeyError, naming the sizes there are, or DatasetError for a damaged file."""
+        if size not in self._files:
+            raise KeyError(f"CUHK-SYSU has no gallery file of size {size!r}; there are {', '.join(self._files)}")
+        if size not in self._read:
+            self._read[size] = self._load(self._files[size])
+        return self._read[size]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, size: object) -> bool:
+        return size in self._files
+
+    def _load(self, file: Path) -> tuple[Gallery, ...]:
+        arrays = _gallery_arrays(self._root, file)
+        if _queries(arrays) != self._queries:
+            raise DatasetError(f"{file}: asks other queries than the smaller galleries; fetch the files again")
+        strangers = set(arrays["images"].tolist()) - set(pool_frames(self._root))
+        if strangers:
+            raise DatasetError(f"{file}: {len(strangers)} gallery frames are not in pool.mat, such as {min(strangers)}")
+        return _galleries(arrays)
+
+
+def gallery_files(root: Path) -> dict[str, Path]:
+    """Gallery size -> file, rising, of the files below `root`, the folder CUHK-SYSU.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    folder = root / "annotation" / "test" / "train_test"
+    found = [(int(m.group(1)), f) for f in folder.glob("TestG*.mat") if (m := _FILE_NAME.fullmatch(f.name))]
+    if not found:
+        require_file(
+            "cuhk_sysu_test", folder / "TestG50.mat", "the protocol of CUHK-SYSU, TestG50.mat to TestG4000.mat"
+        )
+    return {str(size): file for size, file in sorted(found)}
+
+
+def pool_frames(root: Path) -> list[str]:
+    """The names of the test frames (pool.mat) below `root`, the folder CUHK-SYSU."""
+    return matlab.texts(root / "annotation" / "pool.mat", "pool")
+
+
+def gallery_identities(root: Path) -> Iterator[tuple[str, Xywh, int]]:
+    """(frame, (x, y, w, h), identity) of every box that the smallest gallery file labels."""
+    arrays = _gallery_arrays(root, next(iter(gallery_files(root).values())))
+    images, persons = arrays["images"].tolist(), arrays["query_person"].tolist()
+    query_of = np.repeat(np.arange(len(persons)), arrays["gallery_count"])
+    boxes = np.concatenate([arrays["query_box"], arrays["hit_box"]]).tolist()
+    frames = np.concatenate([arrays["query_image"], arrays["gallery_image"][arrays["hit"]]]).tolist()
+    owners = np.concatenate([np.arange(len(persons)), query_of[arrays["hit"]]]).tolist()
+    for box, frame, owner in zip(boxes, frames, owners, strict=True):
+        yield images[frame], tuple(box), persons[owner]
+
+
+def person_number(name: str) -> int:
+    """123 of "p123"; ValueError where the name is of another form."""
+    match = _PERSON_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"expected an identity such as p123, found {name!r}")
+    return int(match.group(1))
+
+
+def _gallery_arrays(root: Path, file: Path) -> Arrays:
+    """A TestG file as flat arrays, from the cache where it has not changed.
+
+    Q queries with n gallery entries in all, h of which show the queried person, in I frames:
+    images (I,) str; query_image (Q,), query_box (Q, 4) xywh, query_person (Q,); gallery_count (Q,) entries of each
+    query; gallery_image (n,); hit (h,), which of the n; hit_box (h, 4) xywh. *_image count in `images`.
+    """
+    return cached_arrays(f"cuhk_sysu_{file.stem}", root, [file], _GALLERIES_VERSION, lambda: _read_gallery(file))
+
+
+def _read_gallery(file: Path) -> Arrays:
+    if file.stat().st_size > 10_000_000:
+        logger.info("Reading %s for the first time; this takes minutes", file)
+    number_of: dict[str, int] = {}  # frame -> its place in `images`
+    queries: list[tuple[int, Xywh, int]] = []
+    counts: list[int] = []
+    entries: list[int] = []
+    hits: list[tuple[int, Xywh]] = []
+    for number, row in enumerate(matlab.struct_array(file, file.stem), 1):
+        with matlab.naming(file, f"{file.stem}({number})"):
+            query = matlab.structs(row["Query"])[0]
+            box = matlab.box(query["idlocate"])
+            if box is None or min(box[2:]) <= 0:
+                raise ValueError(f"the query's box is {box}")
+            frame = number_of.setdefault(matlab.text(query["imname"]), len(number_of))
+            queries.append((frame, box, person_number(matlab.text(query["idname"]))))
+            before = len(entries)
+            for entry in matlab.structs(row["Gallery"]):
+                box = matlab.box(entry["idlocate"])
+                if box is not None:
+                    hits.append((len(entries), box))
+                entries.append(number_of.setdefault(matlab.text(entry["imname"]), len(number_of)))
+            counts.append(len(entries) - before)
+    return {
+        "images": np.array(list(number_of), dtype=np.str_),
+        "query_image": np.array([frame for frame, _, _ in queries], dtype=np.int32),
+        "query_box": np.array([box for _, box, _ in queries], dtype=np.float64).reshape(-1, 4),
+        "query_person": np.array([person for _, _, person in queries], dtype=np.int64),
+        "gallery_count": np.array(counts, dtype=np.int64),
+        "gallery_image": np.array(entries, dtype=np.int32),
+        "hit": np.array([place for place, _ in hits], dtype=np.int64),
+        "hit_box": np.array([box for _, box in hits], dtype=np.float64).reshape(-1, 4),
+    }
+
+
+def _queries(arrays: Arrays) -> tuple[Query, ...]:
+    images = arrays["images"].tolist()
+    columns = (arrays["query_image"].tolist(), arrays["query_box"].tolist(), arrays["query_person"].tolist())
+    return tuple(Query(images[frame], _corners(box), person) for frame, box, person in zip(*columns, strict=True))
+
+
+def _galleries(arrays: Arrays) -> tuple[Gallery, ...]:
+    images, entries = arrays["images"].tolist(), arrays["gallery_image"]
+    ends = np.cumsum(arrays["gallery_count"])
+    starts = ends - arrays["gallery_count"]
+    first_hit, last_hit = np.searchsorted(arrays["hit"], starts), np.searchsorted(arrays["hit"], ends)
+    galleries = []
+    for start, end, first, last in zip(starts, ends, first_hit, last_hit, strict=True):
+        frames = [images[entry] for entry in entries[start:end].tolist()]
+        places = (arrays["hit"][first:last] - start).tolist()
+        boxes = [_corners(box) for box in arrays["hit_box"][first:last].tolist()]
+        shown: dict[str, BoxXYXY] = {}
+        for place, box in zip(places, boxes, strict=True):
+            shown.setdefault(frames[place], box)  # a frame that is listed twice keeps its first box
+        galleries.append(Gallery(tuple(frames), shown))
+    return tuple(galleries)
+
+
+def _corners(xywh: list[float]) -> BoxXYXY:
+    x, y, w, h = xywh
+    return x, y, x + w, y + h
+
+
+_FRAMES_VERSION = 1
 
 
 def load_cuhk_sysu(root: Path, split: str) -> list[Record]:
@@ -42,7 +237,7 @@ def load_cuhk_sysu(root: Path, split: str) -> list[Record]:
         identities = next(iter(gallery_files(root).values()))
     annotation = root / "annotation"
     sources = [annotation / f for f in ("Images.mat", "pool.mat", "Person.mat")] + [identities, root / "Image" / "SSM"]
-    arrays = cached_arrays(dataset, root, sources, _READER_VERSION, lambda: _read_split(root, split))
+    arrays = cached_arrays(dataset, root, sources, _FRAMES_VERSION, lambda: _read_split(root, split))
     return build_records(dataset, FrameTable(**arrays).frames(root.absolute() / "Image" / "SSM"))
 
 

@@ -8,19 +8,18 @@ from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
 from .catalog import check_at_least, register_dataset
-from .images import image_sizes
-from .protocol import SearchProtocol
+from .images import image_sizes, video_frame_name, video_shape
 from .records import (
     UNLABELLED,
     Frame,
     Person,
     Record,
+    SearchProtocol,
     build_records,
     check_queries,
     require_file,
     spread_queries,
 )
-from .video import video_frame_name, video_shape
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
 _PEDESTRIAN = 1  # MOT16's class of walking persons

@@ -13,19 +13,19 @@ from tqdm import tqdm
 
 from ..errors import DatasetError
 from . import matlab
-from .cache import Arrays, cached_arrays
+from .cache import Arrays, FrameTable, cached_arrays
 from .images import image_sizes
-from .protocol import Query, SearchProtocol
 from .records import (
     UNLABELLED,
+    Query,
     Record,
+    SearchProtocol,
     build_records,
     check_queries,
     clip_box,
     require_file,
     require_folder,
 )
-from .table import FrameTable
 
 logger = logging.getLogger(__name__)
 

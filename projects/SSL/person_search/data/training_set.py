@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 
 from ..errors import ConfigError, DatasetError
+from .images import split_video_frame
 from .masks import attach_masks
-from .video import split_video_frame
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from ..modeling import SSLPersonSearch
-from ..modeling.synced_norm import SyncedBatchNorm1d, average_running_statistics
+from ..modeling.layers import SyncedBatchNorm1d, average_running_statistics
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from ..labels import (
     pair_precision_recall,
 )
 from ..modeling import BankObjective, ReIDObjective, SSLObjective
-from ..modeling.synced_norm import average_running_statistics, unsynced_norms
+from ..modeling.layers import average_running_statistics, unsynced_norms
 
 logger = logging.getLogger(__name__)
 

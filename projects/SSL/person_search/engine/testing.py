@@ -13,9 +13,7 @@ from torch import nn
 
 from ..data.training_set import registered_records
 from ..evaluation import PersonSearchEvaluator
-from ..evaluation.content_key import frame_keys, network_key
-from ..evaluation.extraction import extract, from_main
-from ..evaluation.feature_store import FeatureStore
+from ..evaluation.features import FeatureStore, extract, frame_keys, from_main, network_key
 from ..evaluation.protocols import ImageOutput
 
 logger = logging.getLogger(__name__)

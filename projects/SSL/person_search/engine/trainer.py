@@ -30,8 +30,7 @@ from ..evaluation import PersonSearchEvaluator
 from ..modeling import BankObjective
 from .bank_filling import extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
-from .clustering import build_clusterer, cluster_cameras
-from .config_checks import check_config
+from .checks import build_clusterer, check_config, cluster_cameras, training_identities
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -44,9 +43,7 @@ from .hooks import (
     UpdateBanks,
     seed_generators,
 )
-from .objective import training_identities
-from .optimizer import build_optimizer
-from .schedule import iterations_per_epoch, resolve_schedule
+from .solver import build_optimizer, iterations_per_epoch, resolve_schedule
 from .testing import evaluate_dataset, feature_store
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .context_matching import ContextMatching
-from .detection import DetectionResult, evaluate_detection
-from .metrics import SearchOptions, evaluate_galleries, evaluate_search
+from .metrics import (
+    DetectionResult,
+    SearchOptions,
+    SearchResult,
+    evaluate_detection,
+    evaluate_galleries,
+    evaluate_search,
+)
 from .problem import SearchProblem
-from .reranking import Reranking
-from .results import SearchResult
+from .rescoring import ContextMatching, Reranking
 from .storage import load_problem, save_problem
 
 if TYPE_CHECKING:

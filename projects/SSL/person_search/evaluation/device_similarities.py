@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..precision import full_precision
-from .index import DetectionIndex
-from .members import Members
-from .ranks import Found, Ranks
+from ..tf32 import full_precision
+from .detections import DetectionIndex, Members
+from .ranking import Found, Ranks
 
 # Similarities that are held at once; sorting them takes four times their memory, 256 MB in single precision.
 BLOCK_SIZE = 16_000_000

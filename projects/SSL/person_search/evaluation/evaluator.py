@@ -16,13 +16,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.protocol import SearchProtocol
+from ..data.records import SearchProtocol
 from ..errors import ConfigError, DatasetError, PersonSearchError
-from .context_matching import ContextMatching
-from .detection import DetectionResult, evaluate_detection
-from .extraction import image_output
-from .html import write_report
-from .metrics import SearchOptions, evaluate_galleries
+from ..report import write_report
+from .analysis import describe_breakdown, describe_protocol, query_rows
+from .features import image_output
+from .metrics import (
+    DetectionResult,
+    SearchOptions,
+    SearchResult,
+    evaluate_detection,
+    evaluate_galleries,
+    finite_or_none,
+)
 from .problem import SearchProblem
 from .protocols import (
     CUHK_SYSU_SIZES,
@@ -33,10 +39,7 @@ from .protocols import (
     check_choice,
     given_boxes_by_image,
 )
-from .queries import query_rows
-from .report import describe_breakdown, describe_protocol
-from .reranking import Reranking
-from .results import SearchResult, finite_or_none
+from .rescoring import ContextMatching, Reranking
 from .storage import save_problem, write_json
 
 logger = logging.getLogger(__name__)

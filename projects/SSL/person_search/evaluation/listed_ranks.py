@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .members import Members
-from .ragged import offsets_of, pairs, ranges
-from .ranking import highest, highest_of_rows, levels
-from .ranks import Found, Ranks
+from .detections import Members
+from .problem import offsets_of, pairs, ranges
+from .ranking import Found, Ranks, highest, highest_of_rows, levels
 
 NUM_JOINT = 6
 """Most large galleries that are ranked together."""

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.protocol import Gallery, SearchProtocol
+from ..data.records import Gallery, SearchProtocol
 from ..errors import ConfigError, DatasetError
-from .galleries import Galleries, full_set
-from .matching import box_iou
-from .problem import SearchProblem, own_frame_galleries, with_galleries
-from .ragged import offsets_of
+from .detections import box_iou
+from .problem import Galleries, SearchProblem, full_set, offsets_of, own_frame_galleries, with_galleries
 
 QUERY_FEATURES = ("ground_truth", "detection")
 GALLERY_KINDS = ("detections", "ground_truth")

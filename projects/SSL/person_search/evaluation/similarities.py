@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from .listed_ranks import NUM_JOINT, JointRanks, is_small, ranks_of_small
-from .ranking import count_at_least, highest
-from .ranks import Found, Ranks
+from .ranking import Found, Ranks, count_at_least, highest
 
 
 class Similarities(Protocol):

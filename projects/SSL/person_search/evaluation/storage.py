@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
-from .galleries import Galleries
-from .problem import UNLABELLED, SearchProblem, own_frame_galleries, with_galleries
+from .problem import UNLABELLED, Galleries, SearchProblem, own_frame_galleries, with_galleries
 
 # Array of a problem -> key in the file.
 _KEYS = {

@@ -17,8 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .k_reciprocal import SparseRows, concatenated_ranges, encode
-from .neighbors import nearest_neighbors
-from .parallel import Scratch, Workers
+from .neighbors import Scratch, Workers, nearest_neighbors
 
 # Pairs of rows that may be stored; about 4 GB are needed for so many.
 MAX_PAIRS = 100_000_000

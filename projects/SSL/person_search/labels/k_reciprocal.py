@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .parallel import Scratch, Workers
+from .neighbors import Scratch, Workers
 
 # Elements of the largest temporary array of one block of rows. On a GPU the (rows, N) array that marks the members of
 # each row's set may be larger: fewer blocks keep it busier.

@@ -1,20 +1,16 @@
 """The model: meta-architecture, heads, exemplar branch, memory banks and losses. Importing it registers them."""
 
-from .anchors import RoundedAnchorGenerator
-from .bank_objective import BankObjective
-from .context_guided import CGPSObjective
 from .embedding import LinearEmbedding, NormAwareEmbedding, PooledFeatures
-from .exemplar_branch import ExemplarBranch
+from .exemplars import ExemplarBranch
+from .heads import OneHeadROIHeads, PersonSearchROIHeads, TrainingEmbeddings
+from .layers import DeformableRoIPooler, RoundedAnchorGenerator
 from .losses import cluster_contrastive_loss, multi_label_loss, scale_invariant_loss
-from .memory_bank import MemoryBank
 from .meta_arch import SSLPersonSearch
-from .objective import SSLObjective
-from .one_head import OneHeadROIHeads, TrainingEmbeddings
-from .online_matching import OIMObjective
-from .pooling import DeformableRoIPooler
-from .region_siamese import RSiamNetObjective
-from .reid_objective import REID_OBJECTIVE_REGISTRY, ReIDObjective
-from .roi_heads import PersonSearchROIHeads
+from .objectives.base import REID_OBJECTIVE_REGISTRY, BankObjective, MemoryBank, ReIDObjective
+from .objectives.cgps import CGPSObjective
+from .objectives.oim import OIMObjective
+from .objectives.rsiamnet import RSiamNetObjective
+from .objectives.ssl_objective import SSLObjective
 
 __all__ = [
     "BankObjective",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .synced_norm import SyncedBatchNorm1d
+from .layers import SyncedBatchNorm1d
 
 
 class PooledFeatures(NamedTuple):

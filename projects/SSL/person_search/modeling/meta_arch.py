@@ -13,9 +13,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .embedding import PooledFeatures
-from .exemplar_branch import ExemplarBranch
-from .frozen_norm import fuse_frozen_norms
-from .reid_objective import ReIDObjective, build_objective
+from .exemplars import ExemplarBranch
+from .layers import fuse_frozen_norms
+from .objectives.base import ReIDObjective, build_objective
 
 
 @META_ARCH_REGISTRY.register()

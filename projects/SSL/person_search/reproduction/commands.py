@@ -9,14 +9,12 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..data.training_set import load_training_set, registered_records
-from ..engine.config_checks import check_config
+from ..engine.checks import check_config
 from ..errors import ConfigError
-from ..files import probe_folder
+from ..io import probe_folder
 from .configs import differing_keys
-from .paper import PUBLISHED, Published
-from .progress import duration
-from .rows import TABLES, Row, sweep_points
-from .runner import Runner, own_cores, share, visible_gpus
+from .rows import PUBLISHED, TABLES, Published, Row, sweep_points
+from .runner import Runner, duration, own_cores, share, visible_gpus
 from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
 from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables

@@ -8,17 +8,15 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ..data.training_set import registered_records
-from ..engine.curves import read_metrics
 from ..errors import ConfigError
-from ..evaluation.queries import read_queries
-from .compared import Compared, evaluated_set, find_compared, search_options, stored_problem
-from .drawing import STYLES
-from .gallery_figure import draw_gallery_sizes
-from .gallery_sizes import TARGETS, has_sizes, map_by_size
-from .label_figure import draw_labels
-from .rank1_figure import draw_rank1
-from .scale_figure import areas_by_identity, draw_scales
-from .tsne_figure import draw_tsne, labelled_features
+from ..evaluation.analysis import read_queries
+from ..report.training_curves import read_metrics
+from .compared import STYLES, Compared, evaluated_set, find_compared, search_options, stored_problem
+from .fig1_scales import areas_by_identity, draw_scales
+from .fig4_labels import draw_labels
+from .fig5_rank1 import draw_rank1
+from .fig6_galleries import TARGETS, draw_gallery_sizes, has_sizes, map_by_size
+from .fig7_tsne import draw_tsne, labelled_features
 
 _PAIR = ("baseline", "ssl")
 _TABLE_1 = ("baseline", "dml", "sl", "ssl")

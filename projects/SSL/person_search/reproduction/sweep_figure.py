@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .drawing import BLUE, GREY, VERMILION, save_both, tidy
+from .compared import BLUE, GREY, VERMILION, save_both, tidy
 from .rows import Parameter
 from .tables import Spread
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.storage import replacing
-from .paper import Published
+from .rows import Published
 
 FIGURES = {
     "search/mAP": "mAP",

@@ -1,0 +1,93 @@
+"""Optimizer and schedule: Detectron2's, with all gradients clipped together and epochs in place of iterations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from ..errors import ConfigError
+
+
+def iterations_per_epoch(num_images: int, batch_size: int) -> int:
+    """Iterations in which each of `num_images` is drawn at least once; `batch_size` counts all processes."""
+    return math.ceil(num_images / batch_size)
+
+
+def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
+    """Returns a frozen copy of `cfg` whose schedule is written in iterations.
+
+    SOLVER.MAX_ITER and SOLVER.STEPS count where MAX_ITER is above 0; otherwise SOLVER.MAX_EPOCH and STEP_EPOCHS do.
+    SOLVER.CHECKPOINT_EPOCHS and TEST.EVAL_EPOCHS take over from the periods in iterations where they are above 0.
+
+    Raises:
+        ConfigError: neither length is positive, or a batch is smaller than one image.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver = cfg.SOLVER
+    if solver.IMS_PER_BATCH < 1:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, expected 1 or more")
+    epoch = iterations_per_epoch(num_images, solver.IMS_PER_BATCH)
+    if solver.MAX_ITER <= 0:
+        if solver.MAX_EPOCH <= 0:
+            raise ConfigError("SOLVER.MAX_EPOCH and SOLVER.MAX_ITER are both 0: give the length of the training")
+        solver.MAX_ITER = math.ceil(solver.MAX_EPOCH * epoch)
+        steps = [math.ceil(e * epoch) for e in solver.STEP_EPOCHS]
+        solver.STEPS = tuple(s for s in steps if s < solver.MAX_ITER)
+    if solver.CHECKPOINT_EPOCHS > 0:
+        solver.CHECKPOINT_PERIOD = math.ceil(solver.CHECKPOINT_EPOCHS * epoch)
+    if cfg.TEST.EVAL_EPOCHS > 0:
+        cfg.TEST.EVAL_PERIOD = math.ceil(cfg.TEST.EVAL_EPOCHS * epoch)
+    cfg.freeze()
+    return cfg
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that SOLVER describes.
+
+    SOLVER.OPTIMIZER is "SGD", Detectron2's, or "AdamW" with the same learning rate and weight decay keys. With
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model", CLIP_VALUE bounds the norm (of type NORM_TYPE) of all gradients
+    together.
+
+    Raises:
+        ConfigError: another optimizer is asked for.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return _build(cfg, model)
+    plain = cfg.clone()
+    plain.defrost()
+    plain.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    optimizer = _build(plain, model)
+    parameters = list(itertools.chain.from_iterable(g["params"] for g in optimizer.param_groups))
+
+    def clip_all(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+
+    # Before each step: under mixed precision the gradients are unscaled by then.
+    optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
+def _build(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    if solver.OPTIMIZER != "AdamW":
+        raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    return optimizer(parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)

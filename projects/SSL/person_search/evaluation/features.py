@@ -1,0 +1,385 @@
+"""Outputs of a network for the frames of a test set: extracted with progress, kept on disk, found again by digest."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_context
+from detectron2.utils import comm
+from detectron2.utils.logger import log_every_n_seconds
+from torch import nn
+
+from ..data.images import split_video_frame
+from ..errors import DatasetError, PersonSearchError, TrainingError
+from .problem import offsets_of
+from .protocols import ImageOutput
+from .storage import replacing
+
+# To be raised with every change of the code that changes what the same weights return.
+EXTRACTION_VERSION = 1
+
+# Neither is read at test time: banks and losses, the exemplar branch, a counter of batch normalisation.
+_TRAINING_ONLY = ("objective.", "exemplar_branch.")
+_COUNTER = "num_batches_tracked"
+_INPUT_KEYS = ("FORMAT", "RESIZE", "SIZE_DIVISIBILITY", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
+_TEST_KEYS = ("DETECTIONS_PER_IMAGE", "HALF_PRECISION", "CHANNELS_LAST")
+# Where weights come from and on what they run: neither is content.
+_PLACES = ("WEIGHTS", "DEVICE")
+
+
+def weights_key(model: nn.Module) -> str:
+    """Digest of everything that the model has learnt and reads at test time: names, types, shapes and values.
+
+    Returns:
+        64 hexadecimal digits; the same for equal weights in other files, with other banks or on another device.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(_TRAINING_ONLY) or name.endswith(_COUNTER):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def inference_settings(cfg: CfgNode) -> dict[str, Any]:
+    """The keys that may change what the model returns, fit for JSON.
+
+    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong figure.
+    """
+    return {
+        "MODEL": {name: _plain(value) for name, value in cfg.MODEL.items() if name not in _PLACES},
+        "INPUT": {name: _plain(cfg.INPUT[name]) for name in _INPUT_KEYS},
+        "TEST": {name: _plain(cfg.TEST[name]) for name in _TEST_KEYS},
+    }
+
+
+def network_key(model: nn.Module, cfg: CfgNode) -> str:
+    """Digest (64 hexadecimal digits) of weights, settings and `EXTRACTION_VERSION`."""
+    settings = json.dumps(inference_settings(cfg), sort_keys=True)
+    return hashlib.sha256(f"{EXTRACTION_VERSION} {weights_key(model)} {settings}".encode()).hexdigest()
+
+
+def frame_keys(records: Sequence[Mapping[str, Any]], given_boxes: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """A digest of each frame's image and of the boxes that are embedded in it.
+
+    An image is told by its file's size and time of change, as `make` does: reading every pixel would take minutes on a
+    slow disk. Neither folder nor file name counts. A frame of a video is told by the video file and its number.
+
+    Args:
+        records: dataset records.
+        given_boxes: image_id -> (R, 4).
+
+    Returns:
+        image_id -> 32 hexadecimal digits. A file that is not there has a digest too: reading it fails later.
+    """
+    keys = {}
+    for record in records:
+        file, number = split_video_frame(record["file_name"]) or (record["file_name"], None)
+        try:
+            status = os.stat(file)
+            identity = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            identity = "absent"
+        boxes = np.ascontiguousarray(given_boxes[record["image_id"]], np.float32)
+        digest = hashlib.sha256(f"{identity} {number} {boxes.shape}\n".encode())
+        digest.update(boxes)
+        keys[record["image_id"]] = digest.hexdigest()[:32]
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, CfgNode):
+        return {name: _plain(child) for name, child in value.items()}
+    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_A_LINE = 5
+T = TypeVar("T")
+
+
+def image_output(image_id: str, output: Mapping[str, Any]) -> ImageOutput:
+    """What a model returned for a frame, as arrays.
+
+    Args:
+        image_id: named in errors.
+        output: "instances" (pred_boxes in pixels of the original frame, scores, embeddings (n, d)) and
+            "given_embeddings" (R, d), which may be missing where no boxes were given.
+
+    Raises:
+        TrainingError: a box, score or embedding is not finite.
+    """
+    instances = output["instances"]
+    feature = _array(instances.embeddings)
+    given = output.get("given_embeddings")
+    arrays = ImageOutput(
+        box=_array(instances.pred_boxes.tensor),
+        score=_array(instances.scores),
+        feature=feature,
+        given_feature=np.zeros((0, feature.shape[1]), np.float32) if given is None else _array(given),
+    )
+    if not all(np.isfinite(array).all() for array in vars(arrays).values()):
+        raise TrainingError(
+            f"frame {image_id}: the model returned boxes, scores or embeddings that are not finite; "
+            "its weights have diverged, use an earlier checkpoint"
+        )
+    return arrays
+
+
+def extract(
+    model: nn.Module,
+    batches: Iterable[Sequence[Mapping[str, Any]]],
+    take: Callable[[dict[str, ImageOutput]], None],
+    name: str,
+    num_frames: int,
+) -> None:
+    """Runs the model over this process's frames, in evaluation mode and without gradients.
+
+    Args:
+        model: takes a batch and returns an output for each of its frames, see `image_output`.
+        batches: inputs, each with "image_id".
+        take: gets the outputs of a batch, by image_id.
+        name: of the test set, for the messages.
+        num_frames: those of all processes together.
+
+    Raises:
+        TrainingError: an output is not finite.
+    """
+    progress = Progress(name, num_frames, comm.get_world_size())
+    with inference_context(model), torch.no_grad():
+        for inputs in batches:
+            progress.loaded()
+            outputs = model(inputs)
+            take({x["image_id"]: image_output(x["image_id"], y) for x, y in zip(inputs, outputs, strict=True)})
+            progress.finished(len(inputs))
+    logger.info(progress.summary())
+
+
+class Progress:
+    """Frames a second, share of the time spent waiting for images, and time left, every few seconds.
+
+    Frames are split evenly over the processes, so what all have done is what this one has, times their number.
+    """
+
+    def __init__(self, name: str, num_frames: int, processes: int) -> None:
+        """
+        Args:
+            name: of the test set.
+            num_frames: those of all processes together.
+            processes: how many share them.
+        """
+        self._name, self._num_frames, self._processes = name, num_frames, processes
+        self._own, self._waited = 0, 0.0
+        self._start = self._last = time.perf_counter()
+
+    def loaded(self) -> None:
+        """The next batch has come from the loader."""
+        self._waited += time.perf_counter() - self._last
+
+    def finished(self, frames: int) -> None:
+        """A batch has gone through the network."""
+        self._own += frames
+        self._last = time.perf_counter()
+        log_every_n_seconds(logging.INFO, self.line(), n=_SECONDS_A_LINE, name=__name__)
+
+    def line(self) -> str:
+        """The state in a line."""
+        done, seconds = self._done(), self._seconds()
+        left = (self._num_frames - done) * seconds / done if done else 0.0
+        return (
+            f"{self._name}: {done} of {self._num_frames} frames, {done / seconds:.3g} frames/s, {_clock(left)} left "
+            f"({self._waited / seconds:.0%} of the time waiting for images)"
+        )
+
+    def summary(self) -> str:
+        """A line for the end."""
+        rate, time_taken = self._done() / self._seconds(), _clock(self._seconds())
+        shared = f" on {self._processes} processes" if self._processes > 1 else ""
+        return f"{self._name}: {self._done()} frames in {time_taken}, {rate:.3g} frames/s{shared}"
+
+    def _done(self) -> int:
+        return min(self._own * self._processes, self._num_frames)
+
+    def _seconds(self) -> float:
+        return max(self._last - self._start, 1e-9)
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns on the first process, on all of them; every process has to call this.
+
+    Raises:
+        PersonSearchError: raised by `compute`; a process that did not get it would wait for the others in vain.
+    """
+    value, failure = None, None
+    if comm.is_main_process():
+        try:
+            value = compute()
+        except PersonSearchError as error:
+            failure = error
+    value, failure = comm.all_gather((value, failure))[0]
+    if failure is not None:
+        raise failure
+    return value
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    # A copy: a view would keep the larger tensor alive from which the model cut it.
+    return np.array(tensor.detach().to("cpu", torch.float32))
+
+
+# An interruption loses at most so much work of each process.
+FRAMES_A_FILE = 200
+SECONDS_A_FILE = 60.0
+
+_PARTS = ("box", "score", "feature", "given_feature")
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A folder of npz files, each with the outputs of some frames.
+
+    The folder belongs to one test set and one network (see `network_key`). Each frame has a key of its own (see
+    `frame_keys`): a frame whose key is another than the wanted one counts as not stored. Any number of processes may
+    write at once.
+
+    Attributes:
+        folder: <root>/<dataset>-<first digits of the network's key>.
+        network_key: written into every file.
+    """
+
+    folder: Path
+    network_key: str
+
+    @classmethod
+    def of(cls, root: Path, dataset_name: str, network_key: str) -> FeatureStore:
+        """The store of a test set and a network below `root`, which need not exist."""
+        return cls(root / f"{dataset_name}-{network_key[:16]}", network_key)
+
+    def load(self, wanted: Mapping[str, str]) -> dict[str, ImageOutput]:
+        """The stored outputs of the wanted frames.
+
+        Files that are damaged or hold nothing but outdated frames are deleted, with a message.
+
+        Args:
+            wanted: image_id -> key of the frame.
+
+        Returns:
+            image_id -> output, of those wanted frames that are stored.
+        """
+        found: dict[str, ImageOutput] = {}
+        for file in sorted(self.folder.glob("*.npz")):
+            try:
+                rows = _read(file, self.network_key)
+            except Exception as error:  # a damaged zip file makes numpy raise any of a dozen types
+                logger.warning("%s is damaged (%s): its frames are extracted again", file, error)
+                file.unlink(missing_ok=True)
+                continue
+            valid = {name: output for (name, key), output in rows.items() if wanted.get(name) == key}
+            found |= valid
+            if len(valid) < len(rows):
+                logger.warning(
+                    "%s: %d of its %d frames are outdated (image or annotated boxes have changed since)",
+                    file, len(rows) - len(valid), len(rows),
+                )  # fmt: skip
+            if not valid:
+                file.unlink(missing_ok=True)
+        return found
+
+    def writer(self, wanted: Mapping[str, str]) -> StoreWriter:
+        """Stores the outputs of frames, as a context manager.
+
+        Args:
+            wanted: image_id -> key of each frame that may come.
+        """
+        return StoreWriter(self, wanted)
+
+
+@dataclass
+class StoreWriter:
+    """Collects outputs and writes a file every `FRAMES_A_FILE` frames or `SECONDS_A_FILE` seconds, and at the end.
+
+    Also when the block ends with an error what came so far is written. If a file cannot be written, one message says
+    so and no more are: the figures do not need the store.
+    """
+
+    store: FeatureStore
+    wanted: Mapping[str, str]
+    _waiting: dict[str, ImageOutput] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+    _broken: bool = False
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write()
+
+    def add(self, outputs: Mapping[str, ImageOutput]) -> None:
+        """Takes the outputs of some frames, by image_id."""
+        self._waiting |= outputs
+        if len(self._waiting) >= FRAMES_A_FILE or time.monotonic() - self._written >= SECONDS_A_FILE:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting and not self._broken:
+            try:
+                _write(self.store, {(name, self.wanted[name]): output for name, output in self._waiting.items()})
+            except DatasetError as error:
+                logger.warning("features are not stored, the next evaluation has to extract them again: %s", error)
+                self._broken = True
+        self._waiting = {}
+        self._written = time.monotonic()
+
+
+def _write(store: FeatureStore, rows: Mapping[tuple[str, str], ImageOutput]) -> None:
+    # Named after the frames it holds: processes never write to one file, and a frame stored twice does no harm.
+    name = hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:24]
+    arrays = {part: np.concatenate([getattr(output, part) for output in rows.values()]) for part in _PARTS}
+    with replacing(store.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            network_key=np.array(store.network_key),
+            image_id=np.array([image_id for image_id, _ in rows]),
+            frame_key=np.array([frame_key for _, frame_key in rows]),
+            detections=np.array([len(output.score) for output in rows.values()]),
+            given=np.array([len(output.given_feature) for output in rows.values()]),
+            **arrays,
+        )
+
+
+def _read(file: Path, network_key: str) -> dict[tuple[str, str], ImageOutput]:
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if str(arrays["network_key"]) != network_key:
+        raise ValueError("it is of another network")
+    detections, given = offsets_of(arrays["detections"]), offsets_of(arrays["given"])
+    ends = {"box": detections, "score": detections, "feature": detections, "given_feature": given}
+    for part, end in ends.items():
+        if len(arrays[part]) != end[-1]:
+            raise ValueError(f"{part} has {len(arrays[part])} rows, expected {end[-1]}")
+    names = zip(arrays["image_id"].tolist(), arrays["frame_key"].tolist(), strict=True)
+    return {
+        name: ImageOutput(**{part: arrays[part][end[i] : end[i + 1]] for part, end in ends.items()})
+        for i, name in enumerate(names)
+    }

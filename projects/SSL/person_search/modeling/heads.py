@@ -1,0 +1,438 @@
+"""RoI heads: one head that detects and embeds (OIM, NAE), and two sequential heads (SeqNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, batched_nms, cat
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .backbone import build_res5, res5_channels
+from .embedding import PooledFeatures, build_embedding
+from .layers import DeformableRoIPooler, SyncedBatchNorm1d
+
+GLOBAL_POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda features: features.amax(dim=(2, 3)),
+    "average": lambda features: features.mean(dim=(2, 3)),
+}
+
+
+@dataclass(frozen=True)
+class TrainingEmbeddings:
+    """What the re-id losses read of one batch. Every feature is float32 of unit length.
+
+    Attributes:
+        rois: (R, d) positive RoIs of the head that embeds.
+        roi_rows: (R,) int64, the bank row of the person that each RoI is matched to.
+        backgrounds: (G, d) its negative RoIs.
+        persons: (P, d) the RoIs of the ground-truth boxes.
+        rows: (P,) int64, bank row of each person.
+        images: (P,) int64, position in the batch of each person's image.
+        exemplars: (P, S, d) features of the exemplars, None without the exemplar branch.
+    """
+
+    rois: Tensor
+    roi_rows: Tensor
+    backgrounds: Tensor
+    persons: Tensor
+    rows: Tensor
+    images: Tensor
+    exemplars: Tensor | None
+
+
+class BoxRegressor(nn.Module):
+    """Class-agnostic box regression, optionally with batch normalisation behind it (SeqNet's BN neck)."""
+
+    def __init__(self, channels: int, bn_neck: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, 4)
+        self.norm = SyncedBatchNorm1d(4) if bn_neck else nn.Identity()
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        if bn_neck:
+            nn.init.normal_(self.norm.weight, std=0.01)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, C) -> (R, 4) box deltas, float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.norm(self.linear(features.float()))
+
+
+@ROI_HEADS_REGISTRY.register()
+class OneHeadROIHeads(ROIHeads):
+    """One head that does everything with the RPN's proposals, as in OIM and NAE. See `forward_train`, `forward_test`
+    and `embed_boxes`.
+
+    SeqNet puts another head in front: `PersonSearchROIHeads`, of which this is the second, after which parts and keys
+    are named. A head in front overrides `_refine` and `_detect_candidates`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        pooler: nn.Module,
+        second_res5: nn.Module,
+        second_regressor: BoxRegressor,
+        embedding: nn.Module,
+        global_pooling: str,
+        second_transform: Box2BoxTransform,
+        second_smooth_l1_beta: float,
+        second_box_loss_weight: float,
+        second_cls_loss_weight: float,
+        objectness_thresh: float,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_image: int,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            in_feature: name of the backbone feature that is pooled.
+            pooler: pools RoI features.
+            second_res5, second_regressor: res5 of the head and its box regressor.
+            embedding: gives embedding and person logit, see `build_embedding`.
+            global_pooling: how RoI features become vectors, a key of GLOBAL_POOLINGS.
+            second_transform, second_smooth_l1_beta: box coding and loss.
+            second_box_loss_weight, second_cls_loss_weight: loss weights.
+            objectness_thresh: probability of being an object that a proposal of the RPN needs at test time.
+            score_thresh, nms_thresh, detections_per_image: what is returned.
+            kwargs: arguments of Detectron2's `ROIHeads` (matching and sampling).
+        """
+        super().__init__(**kwargs)
+        self.in_feature = in_feature
+        self.pooler = pooler
+        self.second_res5, self.second_regressor, self.embedding = second_res5, second_regressor, embedding
+        self.global_pooling = GLOBAL_POOLINGS[global_pooling]
+        self.second_transform = second_transform
+        self.second_smooth_l1_beta = second_smooth_l1_beta
+        self.second_box_loss_weight = second_box_loss_weight
+        self.second_cls_loss_weight = second_cls_loss_weight
+        self.objectness_thresh = objectness_thresh
+        self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
+        self.detections_per_image = detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration and the backbone's output shape.
+
+        Raises:
+            ConfigError: the kind of pooling or embedding does not exist.
+        """
+        kwargs = super().from_config(cfg)
+        (in_feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        shape = input_shape[in_feature]
+        channels = res5_channels(cfg)
+        second = cfg.MODEL.SECOND_HEAD
+        if second.GLOBAL_POOLING not in GLOBAL_POOLINGS:
+            raise ConfigError(
+                f"MODEL.SECOND_HEAD.GLOBAL_POOLING is {second.GLOBAL_POOLING!r}, "
+                f"expected one of {', '.join(GLOBAL_POOLINGS)}"
+            )
+        kwargs.update(
+            in_feature=in_feature,
+            pooler=_build_pooler(cfg, shape),
+            second_res5=build_res5(cfg),
+            second_regressor=BoxRegressor(channels, second.BN_NECK),
+            embedding=build_embedding(second.EMBEDDING, shape.channels, channels, second.EMBEDDING_DIM),
+            global_pooling=second.GLOBAL_POOLING,
+            second_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            second_smooth_l1_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
+            second_box_loss_weight=second.BOX_LOSS_WEIGHT,
+            second_cls_loss_weight=second.CLS_LOSS_WEIGHT,
+            objectness_thresh=cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST,
+            score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+        return kwargs
+
+    # ------------------------------------------------------------------ training
+
+    def forward_train(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        exemplars: Callable[[], PooledFeatures] | None,
+    ) -> tuple[TrainingEmbeddings, dict[str, Tensor]]:
+        """Detection losses, and the features that the re-id losses read.
+
+        Args:
+            images: the batch.
+            features: the backbone's output.
+            proposals: the RPN's, one Instances an image.
+            targets: ground truth with `gt_boxes`, `gt_classes` and `gt_instance_index`.
+            exemplars: gives the pooled features of P * S exemplars, person by person; None without them. It is called
+                when the head's res5 has seen the RoIs, whose batch statistics it then no longer changes. One
+                call of the embedding takes RoIs and exemplars together, so that the same statistics normalise both.
+
+        Returns:
+            the features, and {"loss_cls_second", "loss_box_second"} with the losses of a head in front, where there is
+            one.
+        """
+        feature = features[self.in_feature]
+        # Masks would be copied to every sampled proposal, and only the exemplar branch reads them.
+        targets = [_without_masks(t) for t in targets]
+        refined, losses = self._refine(images, feature, proposals, targets)
+        sampled = self._sample("second_head", refined, targets)
+        boxes = [Boxes.cat([s.proposal_boxes, t.gt_boxes]) for s, t in zip(sampled, targets, strict=True)]
+        pooled = self._pool_second(feature, boxes)
+        parts = [pooled] if exemplars is None else [pooled, exemplars()]
+        embeddings, logits = self.embedding(PooledFeatures.cat(parts))
+
+        counts = [n for s, t in zip(sampled, targets, strict=True) for n in (len(s), len(t))]
+        rois = torch.cat(embeddings[: sum(counts)].split(counts)[0::2])
+        persons = torch.cat(embeddings[: sum(counts)].split(counts)[1::2])
+        roi_logits = torch.cat(logits[: sum(counts)].split(counts)[0::2])
+        deltas = self.second_regressor(torch.cat(pooled.res5.split(counts)[0::2]))
+        losses.update(self._second_head_losses(sampled, roi_logits, deltas))
+        output = _training_embeddings(sampled, targets, rois, persons)
+        if exemplars is not None:
+            output["exemplars"] = embeddings[sum(counts) :].reshape(
+                len(persons), -1 if len(persons) else 1, self.embedding.dim
+            )
+        return TrainingEmbeddings(**output), losses
+
+    def _refine(
+        self, images: ImageList, feature: Tensor, proposals: list[Instances], targets: list[Instances]
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """What a head in front makes of the proposals, and its losses. Without one they stay as they are."""
+        return proposals, {}
+
+    def _second_head_losses(self, sampled: list[Instances], logits: Tensor, deltas: Tensor) -> dict[str, Tensor]:
+        classes = cat([p.gt_classes for p in sampled])
+        foreground = classes == 0
+        total = max(len(classes), 1)
+        boxes = cat([p.proposal_boxes.tensor for p in sampled])
+        matched = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in sampled])
+        box_loss = _dense_box_regression_loss(
+            [boxes], self.second_transform, [deltas[None]], [matched], foreground[None],
+            smooth_l1_beta=self.second_smooth_l1_beta,
+        )  # fmt: skip
+        cls_loss = F.binary_cross_entropy_with_logits(logits, foreground.to(logits), reduction="sum")
+        return {
+            "loss_cls_second": self.second_cls_loss_weight * cls_loss / total,
+            "loss_box_second": self.second_box_loss_weight * box_loss / total,
+        }
+
+    def _sample(self, name: str, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        with get_event_storage().name_scope(name):
+            return self.label_and_sample_proposals(proposals, targets)
+
+    # ------------------------------------------------------------------ inference
+
+    def forward_test(
+        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances], given: list[Boxes] | None
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Detects and embeds persons, and embeds given boxes from the same feature maps.
+
+        Args:
+            images: the batch.
+            features: the backbone's output.
+            proposals: the RPN's.
+            given: for each image the boxes (in pixels of the resized image) whose embedding is wanted too.
+
+        Returns:
+            for each image Instances with `pred_boxes`, `scores`, `pred_classes` and `embeddings` (n, d), by falling
+            score; and for each image the embeddings (R, d) of the given boxes.
+        """
+        feature = features[self.in_feature]
+        if self.objectness_thresh > 0:
+            # The RPN's suppression goes by falling objectness: what is dropped here would have kept nothing else out.
+            proposals = [p[p.objectness_logits.float().sigmoid() >= self.objectness_thresh] for p in proposals]
+        found = self._detect_candidates(images, feature, proposals)
+        given = given or [Boxes(feature.new_zeros(0, 4)) for _ in found]
+        boxes = [Boxes.cat([f.pred_boxes, g]) for f, g in zip(found, given, strict=True)]
+        pooled = self._pool_second(feature, boxes)
+        embeddings, logits = self.embedding(pooled)
+        deltas = self.second_regressor(pooled.res5)
+        counts = [n for f, g in zip(found, given, strict=True) for n in (len(f), len(g))]
+        detected = [
+            self._finish(*parts)
+            for parts in zip(
+                found,
+                deltas.split(counts)[0::2],
+                logits.split(counts)[0::2],
+                embeddings.split(counts)[0::2],
+                strict=True,
+            )
+        ]
+        return detected, list(embeddings.split(counts)[1::2])
+
+    def embed_boxes(self, features: dict[str, Tensor], boxes: list[Boxes], exemplars: PooledFeatures | None) -> Tensor:
+        """Embeddings (sum of boxes + exemplars, d) of boxes, image after image, and of exemplars behind them."""
+        pooled = self._pool_second(features[self.in_feature], boxes)
+        return self.embedding(pooled if exemplars is None else PooledFeatures.cat([pooled, exemplars]))[0]
+
+    def _detect_candidates(self, images: ImageList, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
+        """Boxes that the head looks at in inference, as `pred_boxes`; with `scores` where those are to be the final."""
+        return [Instances(p.image_size, pred_boxes=p.proposal_boxes) for p in proposals]
+
+    def _finish(self, found: Instances, deltas: Tensor, logits: Tensor, embeddings: Tensor) -> Instances:
+        boxes = Boxes(self.second_transform.apply_deltas(deltas, found.pred_boxes.tensor))
+        boxes.clip(found.image_size)
+        instances = Instances(
+            found.image_size,
+            pred_boxes=boxes,
+            scores=found.scores if found.has("scores") else logits.sigmoid(),
+            embeddings=embeddings,
+        )
+        instances = suppress(instances, self.score_thresh, self.nms_thresh, self.detections_per_image)
+        instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
+        return instances
+
+    def _pool_second(self, feature: Tensor, boxes: list[Boxes]) -> PooledFeatures:
+        res4 = self._pool(feature, boxes)
+        return PooledFeatures(self.global_pooling(res4), self.global_pooling(self.second_res5(res4)))
+
+    def _pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
+        pooled = self.pooler([feature], boxes)
+        side_by_side = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
+        return pooled.contiguous(memory_format=torch.channels_last) if side_by_side else pooled
+
+
+def _build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
+    head = cfg.MODEL.ROI_BOX_HEAD
+    arguments = {
+        "output_size": head.POOLER_RESOLUTION,
+        "scales": (1.0 / shape.stride,),
+        "sampling_ratio": head.POOLER_SAMPLING_RATIO,
+        "pooler_type": head.POOLER_TYPE,
+    }
+    if head.POOLING == "deformable":
+        return DeformableRoIPooler(ROIPooler(**arguments), shape.channels, head.POOLER_RESOLUTION, 1.0 / shape.stride)
+    return ROIPooler(**arguments)
+
+
+def _without_masks(target: Instances) -> Instances:
+    fields = {name: value for name, value in target.get_fields().items() if name != "gt_masks"}
+    return Instances(target.image_size, **fields)
+
+
+def _training_embeddings(
+    sampled: list[Instances], targets: list[Instances], rois: Tensor, persons: Tensor
+) -> dict[str, Tensor | None]:
+    """Parts the RoIs into positive and negative ones and names the bank row of everything."""
+    foreground = cat([s.gt_classes == 0 for s in sampled])
+    roi_rows = cat([
+        s.gt_instance_index if s.has("gt_instance_index") else torch.zeros_like(s.gt_classes) for s in sampled
+    ])  # fmt: skip
+    images = [torch.full_like(t.gt_instance_index, i) for i, t in enumerate(targets)]
+    return {
+        "rois": rois[foreground],
+        "roi_rows": roi_rows[foreground],
+        "backgrounds": rois[~foreground],
+        "persons": persons,
+        "rows": cat([t.gt_instance_index for t in targets]),
+        "images": cat(images),
+        "exemplars": None,
+    }
+
+
+def suppress(instances: Instances, score_thresh: float, nms_thresh: float, most: int) -> Instances:
+    """Drops low scores and empty boxes, then overlapping boxes; at most `most` stay, by falling score."""
+    # Thinner than a hundredth of a pixel is what clipping leaves of boxes outside the image (SeqNet's value).
+    instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty(0.01)]
+    boxes, scores = instances.pred_boxes.tensor, instances.scores
+    return instances[batched_nms(boxes, scores, torch.zeros_like(scores), nms_thresh)[:most]]
+
+
+@ROI_HEADS_REGISTRY.register()
+class PersonSearchROIHeads(OneHeadROIHeads):
+    """SeqNet's heads: a Faster R-CNN head, whose refined boxes are matched and sampled again for the one behind it."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        first_res5: nn.Module,
+        first_predictor: FastRCNNOutputLayers,
+        first_score_thresh: float,
+        first_nms_thresh: float,
+        first_head_score: bool,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            first_res5, first_predictor: first head, Faster R-CNN's classifier and regressor on max-pooled res5.
+            first_score_thresh, first_nms_thresh: what of the first head reaches the second at test time.
+            first_head_score: whether the final score is the first head's (SeqNet's FCS).
+            kwargs: arguments of `OneHeadROIHeads`, the second head.
+        """
+        super().__init__(**kwargs)
+        self.first_res5, self.first_predictor = first_res5, first_predictor
+        self.first_score_thresh, self.first_nms_thresh = first_score_thresh, first_nms_thresh
+        self.first_head_score = first_head_score
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration and the backbone's output shape."""
+        first_res5 = build_res5(cfg)
+        first_predictor = FastRCNNOutputLayers(
+            ShapeSpec(channels=res5_channels(cfg)),
+            box2box_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            num_classes=1,
+            cls_agnostic_bbox_reg=True,
+            smooth_l1_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
+            box_reg_loss_type=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
+            loss_weight={"loss_box_reg": cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT},
+        )
+        return {
+            **super().from_config(cfg, input_shape),
+            "first_res5": first_res5,
+            "first_predictor": first_predictor,
+            "first_score_thresh": cfg.MODEL.FIRST_HEAD.SCORE_THRESH_TEST,
+            "first_nms_thresh": cfg.MODEL.FIRST_HEAD.NMS_THRESH_TEST,
+            "first_head_score": cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE,
+        }
+
+    def _refine(
+        self, images: ImageList, feature: Tensor, proposals: list[Instances], targets: list[Instances]
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        sampled = self._sample("first_head", proposals, targets)
+        predictions = self._predict_first(feature, [p.proposal_boxes for p in sampled])
+        losses = self.first_predictor.losses(predictions, sampled)
+        boxes = self.first_predictor.predict_boxes(tuple(p.detach() for p in predictions), sampled)
+        refined = []
+        for boxes_per_image, size in zip(boxes, images.image_sizes, strict=True):
+            refined_boxes = Boxes(boxes_per_image.float())
+            refined_boxes.clip(size)
+            keep = refined_boxes.nonempty()
+            # Sampling appends the ground truth with its logits, so the proposals need some too.
+            logits = boxes_per_image.new_zeros(int(keep.sum()), dtype=torch.float32)
+            refined.append(Instances(size, proposal_boxes=refined_boxes[keep], objectness_logits=logits))
+        return refined, {"loss_cls_first": losses["loss_cls"], "loss_box_first": losses["loss_box_reg"]}
+
+    def _detect_candidates(self, images: ImageList, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
+        predictions = self._predict_first(feature, [p.proposal_boxes for p in proposals])
+        boxes = self.first_predictor.predict_boxes(predictions, proposals)
+        scores = self.first_predictor.predict_probs(predictions, proposals)
+        results = []
+        for box, score, size in zip(boxes, scores, images.image_sizes, strict=True):
+            instances = Instances(size, pred_boxes=Boxes(box.float()), scores=score[:, 0].float())
+            instances.pred_boxes.clip(size)
+            results.append(suppress(instances, self.first_score_thresh, self.first_nms_thresh, len(instances)))
+            if not self.first_head_score:
+                results[-1].remove("scores")
+        return results
+
+    def _predict_first(self, feature: Tensor, boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
+        pooled = self.first_res5(self._pool(feature, boxes)).amax(dim=(2, 3))
+        # Half precision would round scores to a few steps, and boxes to whole pixels.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.first_predictor(pooled.float())

@@ -1,0 +1,106 @@
+"""R-SiamNet (Han et al. 2021): a person's region in the scene and its crop must look alike to one siamese network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..heads import TrainingEmbeddings
+from .base import REID_OBJECTIVE_REGISTRY, BankObjective
+
+
+def region_consistency_loss(regions: Tensor, crops: Tensor) -> Tensor:
+    """Mean of 1 - cosine similarity between a person's feature with the scene around it and those without.
+
+    Args:
+        regions: (P, d) unit features of the persons' RoIs.
+        crops: (P, S, d) unit features of their crops.
+
+    Returns:
+        A scalar, 0 without persons. The gradient flows into both.
+    """
+    if len(regions) == 0:
+        return regions.sum() * 0.0 + crops.sum() * 0.0
+    return (1 - (regions[:, None] * crops).sum(dim=-1)).mean()
+
+
+def similarity_consistency_loss(regions: Tensor, crops: Tensor, temperature: float) -> Tensor:
+    """Makes persons as similar to each other in the scenes as in their crops.
+
+    The similarities of a person to the others of the batch, softmaxed, form a distribution in the scenes and one among
+    the crops; the loss is the mean of their Kullback-Leibler divergences in both directions, averaged over persons.
+
+    Args:
+        regions: (P, d) unit features of the persons' RoIs.
+        crops: (P, S, d) unit features of their crops; each of the S is compared with the regions.
+        temperature: divisor of the similarities.
+
+    Returns:
+        A scalar, 0 with fewer than three persons, to whom there is nothing to distribute. The gradient flows into both.
+    """
+    count = len(regions)
+    if count < 3:
+        return regions.sum() * 0.0 + crops.sum() * 0.0
+    others = ~torch.eye(count, dtype=torch.bool, device=regions.device)
+
+    def log_distribution(features: Tensor) -> Tensor:  # (..., P, d) -> (..., P, P - 1)
+        similarity = features @ features.transpose(-1, -2) / temperature
+        return similarity[..., others].unflatten(-1, (count, count - 1)).log_softmax(dim=-1)
+
+    scene, crop = log_distribution(regions), log_distribution(crops.transpose(0, 1))
+    # (p - q) (log p - log q), summed: both divergences together.
+    return ((scene.exp() - crop.exp()) * (scene - crop)).sum(dim=-1).mean() / 2
+
+
+@REID_OBJECTIVE_REGISTRY.register()
+class RSiamNetObjective(BankObjective):
+    """R-SiamNet: instance-level consistency between regions and crops, cluster-level contrast for both.
+
+    The exemplars are the crops. Regions have the memory bank M_I, crops M_M; clusters come from both together.
+    """
+
+    exemplars = (True,)
+
+    @configurable
+    def __init__(
+        self, *, region_weight: float, similarity_weight: float, similarity_temperature: float, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            region_weight: weight of `region_consistency_loss`.
+            similarity_weight, similarity_temperature: of `similarity_consistency_loss`.
+            kwargs: arguments of `BankObjective`.
+        """
+        super().__init__(**kwargs)
+        self.region_weight = region_weight
+        self.similarity_weight, self.similarity_temperature = similarity_weight, similarity_temperature
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration.
+
+        Raises:
+            ConfigError: the temperature is not positive.
+        """
+        keys = cfg.RSIAMNET
+        if keys.SIMILARITY_TEMPERATURE <= 0:
+            raise ConfigError(f"RSIAMNET.SIMILARITY_TEMPERATURE is {keys.SIMILARITY_TEMPERATURE}, expected more than 0")
+        return {
+            **super().from_config(cfg),
+            "region_weight": keys.REGION_WEIGHT,
+            "similarity_weight": keys.SIMILARITY_WEIGHT,
+            "similarity_temperature": keys.SIMILARITY_TEMPERATURE,
+        }
+
+    def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
+        losses = self._cluster_losses(batch, self._keep(batch))
+        if self.region_weight:
+            losses["loss_region"] = self.region_weight * region_consistency_loss(batch.persons, batch.exemplars)
+        if self.similarity_weight:
+            similarity = similarity_consistency_loss(batch.persons, batch.exemplars, self.similarity_temperature)
+            losses["loss_similarity"] = self.similarity_weight * similarity
+        return losses

@@ -1,0 +1,102 @@
+"""What SSL trains the re-id features with: memory banks, pseudo labels and the losses that read them (Eq. 13)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
+from torch import Tensor
+
+from ...labels import predict_multi_labels
+from ...tf32 import full_precision
+from ..heads import TrainingEmbeddings
+from ..losses import multi_label_loss, scale_invariant_loss
+from .base import REID_OBJECTIVE_REGISTRY, BankObjective
+
+
+@REID_OBJECTIVE_REGISTRY.register()
+class SSLObjective(BankObjective):
+    """L_scale + L_cluster + L_DML on the memory banks. A hook sets `threshold`, that of the multi-labels."""
+
+    exemplars = (False, True)
+    predicts_multi_labels = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        has_original: bool,
+        scale_weight: float,
+        margin: float,
+        gamma: float,
+        multi_label_weight: float,
+        delta: float,
+        hard_negative_ratio: float,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            has_original: whether the last exemplar of a person is that of the original scale.
+            scale_weight, margin, gamma: of the scale-invariant loss (Eq. 2-4).
+            multi_label_weight, delta, hard_negative_ratio: of the multi-label loss (Eq. 11, 12).
+            kwargs: arguments of `BankObjective`.
+        """
+        super().__init__(**kwargs)
+        self.has_original = has_original
+        self.scale_weight, self.margin, self.gamma = scale_weight, margin, gamma
+        self.multi_label_weight, self.delta = multi_label_weight, delta
+        self.hard_negative_ratio = hard_negative_ratio
+        self.threshold = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration."""
+        ssl = cfg.SSL
+        return {
+            **super().from_config(cfg),
+            "has_original": ssl.EXEMPLAR.ORIGINAL,
+            "scale_weight": ssl.SCALE_LOSS.WEIGHT,
+            "margin": ssl.SCALE_LOSS.MARGIN,
+            "gamma": ssl.SCALE_LOSS.GAMMA,
+            "multi_label_weight": ssl.MULTI_LABEL_LOSS.WEIGHT,
+            "delta": ssl.MULTI_LABEL_LOSS.DELTA,
+            "hard_negative_ratio": ssl.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO,
+        }
+
+    def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
+        multi_scale = self._keep(batch)
+        losses: dict[str, Tensor] = {}
+        if self.scale_weight and batch.exemplars is not None:
+            losses["loss_scale"] = self.scale_weight * self._scale_loss(batch)
+        losses |= self._cluster_losses(batch, multi_scale)
+        if self.multi_label_weight:
+            losses |= self._multi_label_losses(batch, multi_scale)
+        return losses
+
+    def _scale_loss(self, batch: TrainingEmbeddings) -> Tensor:
+        originals = batch.exemplars[:, -1] if self.has_original else None
+        scales = batch.exemplars[:, :-1] if self.has_original else batch.exemplars
+        return scale_invariant_loss(batch.persons, originals, scales, batch.images, self.margin, self.gamma)
+
+    def _multi_label_losses(self, batch: TrainingEmbeddings, multi_scale: Tensor | None) -> dict[str, Tensor]:
+        labels = self.predict_labels(batch.rows)
+        # Eq. 12 sums over the persons of the whole batch, while data-parallel training averages over processes.
+        weight = self.multi_label_weight * comm.get_world_size()
+        pairs = {"instance": (batch.persons, self.instance_bank)}
+        if multi_scale is not None:
+            pairs["multi_scale"] = (multi_scale, self.multi_scale_bank)
+        return {
+            f"loss_multi_label_{name}": weight
+            * multi_label_loss(features, bank.features, labels, self.delta, self.hard_negative_ratio)
+            for name, (features, bank) in pairs.items()
+        }
+
+    @torch.no_grad()
+    def predict_labels(self, rows: Tensor) -> Tensor:
+        """Multi-labels (q, N) bool of bank rows (q,) at the current threshold (Eq. 7-10)."""
+        features = self.label_features()
+        with full_precision():
+            similarity = features[rows] @ features.T
+        return predict_multi_labels(similarity, self.image_ids, rows, self.threshold)

@@ -1,0 +1,106 @@
+"""The page: what results.json, breakdown.json and queries.json of an evaluation say, as report.html beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
+
+from ..data.images import frame_reader
+from ..errors import DatasetError
+from ..evaluation.analysis import choose_queries, hardest_queries, read_queries
+from ..evaluation.storage import read_json, replacing
+from .charts import charts, gallery_name, shown_galleries
+from .strips import CELL_HEIGHT, CELL_WIDTH, build_strips
+
+NUM_HARDEST = NUM_SPREAD = 10
+"""Strips of each kind, unless asked otherwise; a strip takes some 70 kB."""
+MAX_STRIPS = 30
+"""Most strips of each kind: more would make the page too large."""
+_FOLDER = Path(__file__).parent
+_TERMS = {
+    "dataset_kind": "kind of data set",
+    "searched": "searched",
+    "query_feature": "feature of a query",
+    "similarity": "similarity",
+    "context_matching": "context matching",
+    "reranking": "re-ranking",
+    "true_positive": "true positive",
+    "average_precision": "average precision",
+}
+_NAMES = {"recall_labelled": "recall, identity known"}
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    records: Sequence[Mapping[str, Any]],
+    hardest: int = NUM_HARDEST,
+    spread: int = NUM_SPREAD,
+) -> Path:
+    """Writes report.html from the JSON files that `PersonSearchEvaluator` has left in a folder.
+
+    Args:
+        folder: with results.json, breakdown.json and queries.json.
+        records: the evaluated dataset; only the frames of the strips are read, and the page says which cannot be.
+        hardest: strips of the queries of lowest average precision, at most `MAX_STRIPS`.
+        spread: further strips, evenly spaced over the other queries from the best to the worst, at most `MAX_STRIPS`.
+
+    Returns:
+        the path of the report.
+
+    Raises:
+        DatasetError: a file is missing or not the evaluator's, or the report cannot be written.
+    """
+    folder = Path(folder)
+    results, breakdown = (read_json(folder / name) for name in ("results.json", "breakdown.json"))
+    rows = read_queries(folder / "queries.json")
+    first = hardest_queries(rows, min(hardest, MAX_STRIPS))
+    others = [index for index in range(len(rows)) if index not in set(first) and rows[index]["AP"] is not None]
+    chosen = choose_queries([rows[index] for index in others], min(spread, MAX_STRIPS))
+    second = [others[place] for place in chosen]
+    strips = build_strips([rows[index] for index in (*first, *second)], frame_reader(records))
+    shown = [
+        {"number": index, "row": rows[index], "cells": cells}
+        for index, cells in zip((*first, *second), strips.cells, strict=True)
+    ]
+    try:
+        page = _environment().get_template("page.html").render(
+            style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+            results=results,
+            breakdown=breakdown,
+            charts=charts(results, breakdown),
+            terms=_TERMS,
+            hardest=shown[: len(first)],
+            spread=shown[len(first) :],
+            strips=strips,
+            detection={_NAMES.get(name, name): v for name, v in results["figures"].get("detection", {}).items()},
+            size=(CELL_WIDTH, CELL_HEIGHT),
+            shown_galleries=shown_galleries(breakdown),
+        )  # fmt: skip
+    except (TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"results.json and breakdown.json in {folder} are not what this version's evaluator writes ({error!r}); "
+            "evaluate again"
+        ) from error
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.1f}"
+    environment.filters["number"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    environment.filters["gallery"] = gallery_name
+    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    return environment
