@@ -230,7 +230,7 @@ def _without(rows: pa.Table, asked: np.ndarray, negatives: np.ndarray) -> pa.Tab
 
 def _reranked(rows: pa.Table, query: np.ndarray) -> list[int]:
     """Order of the rows: the first ones by k-reciprocal re-ranking, the others as they were."""
-    from ..evaluation.reranking import Reranking, k_reciprocal_distance
+    from ..evaluation.rescoring import Reranking, k_reciprocal_distance
 
     best = min(len(rows), RERANKED)
     features = np.concatenate([_unit(query[None]), embeddings_of(rows.slice(0, best))])

@@ -107,7 +107,7 @@ class PersonSearcher:
     def info(self) -> StoreInfo:
         """The model that its embeddings can be compared with: a store remembers it and refuses others."""
         if self._info is None:
-            from ..evaluation.content_key import network_key
+            from ..evaluation.features import network_key
             from .store import StoreInfo
 
             name = f"{self.config.MODEL.META_ARCHITECTURE}, {self.config.MODEL.BACKBONE.NAME}"
