@@ -120,6 +120,7 @@ class Store(Protocol):
 
     uri: str
     info: StoreInfo
+    exact_below: int  # `EXACT_BELOW`
 
     def upsert(self, rows: pa.Table) -> None:
         """Adds rows of the schema `detections_schema`; a row whose id is there already is replaced."""
@@ -149,6 +150,9 @@ class Store(Protocol):
 
     def set_sources(self, states: Sequence[SourceState]) -> None:
         """Remembers the states of many sources in one write."""
+
+    def sources_written(self) -> dict[tuple[str, str], datetime]:
+        """Time at which the state of each source and camera was last written."""
 
     def remove_source(self, source: str, camera: str) -> None:
         """Forgets the state of a source; its detections stay."""
@@ -240,6 +244,10 @@ def open_store(uri: str, *, info: StoreInfo | None = None, create: bool = False)
     """
     if create and info is None:
         raise StoreError(f"{without_password(uri)} cannot be created without the model whose embeddings it will hold")
+    if uri.startswith(("http://", "https://")):
+        from .milvus import MilvusStore
+
+        return MilvusStore.open(uri, info=info, create=create)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", uri)
     if scheme and scheme[1] not in ("s3", "file"):
         raise StoreError(f"{without_password(uri)} is not a store: expected a folder, s3://, http:// or https://")
@@ -319,6 +327,31 @@ def check_queries(uri: str, embeddings: np.ndarray, dimension: int) -> np.ndarra
     return queries / norms
 
 
+def check_columns(uri: str, columns: Sequence[str] | None, dimension: int) -> list[str]:
+    """Names of the columns asked for, all of them for None.
+
+    Raises:
+        StoreError: there is no such column.
+    """
+    names = detections_schema(dimension).names
+    if columns is None:
+        return names
+    unknown = [name for name in columns if name not in names]
+    if unknown or not columns:
+        raise StoreError(f"{uri} has no column {', '.join(unknown) or 'without a name'}; it has {', '.join(names)}")
+    return list(columns)
+
+
+def check_limit(uri: str, limit: int, most: int | None = None) -> None:
+    """Refuses a number of results that cannot be had.
+
+    Raises:
+        StoreError: it is below 1 or above what the store can return.
+    """
+    if limit < 1 or (most is not None and limit > most):
+        raise StoreError(f"{uri}: {limit} results are asked for, expected 1 to {most or 'as many as there are'}")
+
+
 def embeddings_of(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
     """Embeddings (N, d) of a table or batch, float32."""
     import numpy as np
@@ -332,7 +365,7 @@ def embeddings_of(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
 
 def clean_state(state: SourceState) -> SourceState:
     """State whose source and error tell no password."""
-    error = re.sub(r"\w+://\S+", lambda match: without_password(match[0]), state.error)
+    error = re.sub(r"\w+://\S+?(?=[:;,.]*(?:\s|$))", lambda match: without_password(match[0]), state.error)
     return replace(state, source=without_password(state.source), error=error)
 
 

@@ -1,0 +1,450 @@
+"""What every store promises, tried on a folder, on S3 (moto's server) and on a Milvus server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="the extra [search] is not installed")
+pytest.importorskip("lancedb", reason="the extra [search] is not installed")
+
+from person_search.search.store import (  # noqa: E402
+    EVERYTHING,
+    Filter,
+    SourceState,
+    Store,
+    StoreError,
+    StoreInfo,
+    embeddings_of,
+    open_store,
+)
+
+DIMENSION = 16
+INFO = StoreInfo("tiny", "ab" * 32, DIMENSION)
+START = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
+ROWS = 1500
+GATE, YARD = "gate", 'it\'s a "yard"'
+
+
+# ---------------------------------------------------------------------- servers, which end with the tests
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > end:
+                raise TimeoutError(f"{url} did not answer within {seconds:.0f} s ({error})") from error
+            time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of a server that speaks S3."""
+    pytest.importorskip("moto", reason="moto, which plays S3, is not installed")
+    port = _free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        try:
+            _wait_for(f"{address}/moto-api/data.json", process, 60)
+            urllib.request.urlopen(urllib.request.Request(f"{address}/footage", method="PUT")).close()
+            yield "s3://footage"
+        finally:
+            _end(process)
+
+
+@pytest.fixture(scope="module")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A standalone Milvus server."""
+    milvus = pytest.importorskip("milvus", reason="the package milvus, which holds a server, is not installed")
+    config = milvus.MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
+    server = milvus.MilvusServer(config, wait_for_started=False)
+    try:
+        server.start()
+        try:
+            _wait_for(f"http://127.0.0.1:{server.webservice_port}/healthz", server.server_proc, 120)
+        except TimeoutError as error:
+            logs = sorted(Path(server.config.base_data_dir, "logs").glob("milvus-std*.log"))
+            tail = " ".join(log.read_text(errors="replace")[-300:] for log in logs)
+            pytest.skip(f"the Milvus server of the package milvus does not run here: {error} {tail}")
+        yield f"http://127.0.0.1:{server.listen_port}"
+    finally:
+        if server.server_proc is not None:
+            server.server_proc.kill()  # its orderly end takes long, and nobody needs its data any more
+        server.stop()
+
+
+@pytest.fixture(scope="module", params=["folder", "s3", "milvus"])
+def new_uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Gives the URI of a store that does not exist yet, each time another one."""
+    if request.param == "folder":
+        return lambda: str(tmp_path_factory.mktemp("stores") / "store")
+    base = request.getfixturevalue({"s3": "s3_bucket", "milvus": "milvus_server"}[request.param])
+    return lambda: f"{base}/s{uuid.uuid4().hex[:12]}"
+
+
+# ---------------------------------------------------------------------- one store that the reading tests share
+
+
+@pytest.fixture(scope="module")
+def rows(make_detections: Callable[..., Any]) -> Any:
+    return make_detections(0, ROWS)
+
+
+@pytest.fixture(scope="module")
+def filled(new_uri: Callable[[], str], rows: Any) -> Iterator[Store]:
+    """A store of all rows, written in three parts, the second of them twice and an index built between."""
+    store = open_store(new_uri(), info=INFO, create=True)
+    store.upsert(rows.slice(0, 700))
+    store.upsert(rows.slice(400, 600))
+    store.optimize()
+    store.upsert(rows.slice(1000))
+    yield store
+    store.close()
+
+
+FILTERS = {
+    "nothing": EVERYTHING,
+    "camera": Filter(cameras=(GATE,)),
+    "quotes": Filter(cameras=(YARD, "Straße\\1")),
+    "unknown camera": Filter(cameras=("nowhere",)),
+    "since": Filter(since=START + timedelta(seconds=1201)),
+    "until": Filter(until=START + timedelta(seconds=301)),
+    "span": Filter(since=START + timedelta(seconds=601), until=START + timedelta(seconds=604)),
+    "other time zone": Filter(until=(START + timedelta(seconds=301)).astimezone(timezone(timedelta(hours=5)))),
+    "source": Filter(sources=("/footage/b.mp4",)),
+    "undated": Filter(undated=True),
+    "all": Filter(cameras=(GATE, YARD), sources=("/footage/a.mp4",), since=START, until=START + timedelta(seconds=900)),
+}
+
+
+def _meets(row: dict[str, Any], where: Filter) -> bool:
+    return (
+        (not where.cameras or row["camera"] in where.cameras)
+        and (not where.sources or row["source"] in where.sources)
+        and (not where.tracklets or row["tracklet"] in where.tracklets)
+        and (not where.ids or row["id"] in where.ids)
+        and (where.since is None or (row["time"] is not None and row["time"] >= where.since))
+        and (where.until is None or (row["time"] is not None and row["time"] < where.until))
+        and (not where.undated or row["time"] is None)
+    )
+
+
+def _expected(rows: Any, query: np.ndarray, where: Filter) -> tuple[list[str], np.ndarray]:
+    """Ids and similarities of the rows that meet a filter, best first, by looking at every one."""
+    ids = rows["id"].to_pylist()
+    kept = [i for i, row in enumerate(rows.drop_columns(["embedding"]).to_pylist()) if _meets(row, where)]
+    similarity = embeddings_of(rows)[kept] @ query
+    order = np.argsort(-similarity, kind="stable")
+    return [ids[kept[i]] for i in order], similarity[order]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_search_and_count_are_exact(filled: Store, rows: Any, name: str) -> None:
+    where = FILTERS[name]
+    query = embeddings_of(rows)[3]
+    ids, similarity = _expected(rows, query, where)
+    (found,) = filled.search(query, where=where, limit=40)
+    assert found["id"].to_pylist() == ids[:40]
+    np.testing.assert_allclose(found["similarity"].to_numpy(), similarity[:40], atol=1e-5)
+    assert filled.count(where) == len(ids)
+    assert sorted(i for batch in filled.scan(where, ["id"]) for i in batch["id"].to_pylist()) == sorted(ids)
+
+
+def test_filters_by_tracklet_and_id_are_exact(filled: Store, rows: Any) -> None:
+    row = rows.slice(77, 1).to_pylist()[0]
+    several = tuple(rows["id"].to_pylist()[5:300:7])
+    for where in (Filter(tracklets=(row["tracklet"], "none")), Filter(ids=several), Filter(ids=(row["id"],))):
+        ids, _ = _expected(rows, np.ones(DIMENSION, np.float32), where)
+        assert sorted(i for batch in filled.scan(where, ["id"]) for i in batch["id"].to_pylist()) == sorted(ids)
+        assert filled.count(where) == len(ids) > 0
+
+
+def test_search_gives_what_was_stored_for_several_queries(filled: Store, rows: Any) -> None:
+    queries = 3 * embeddings_of(rows)[[10, 1200]]  # of any length
+    plain = filled.search(queries, limit=2)
+    full = filled.search(queries, limit=2, with_embeddings=True)
+    for number, table, with_embeddings in zip((10, 1200), plain, full, strict=True):
+        assert table.column_names == [*rows.drop_columns(["embedding"]).column_names, "similarity"]
+        expected = rows.slice(number, 1).to_pylist()[0]
+        assert with_embeddings.drop_columns(["similarity"]).slice(0, 1).to_pylist()[0] == expected
+        expected.pop("embedding")
+        assert table.drop_columns(["similarity"]).slice(0, 1).to_pylist()[0] == expected
+        assert table.schema.field("time").type == rows.schema.field("time").type
+        assert table["similarity"][0].as_py() == pytest.approx(1, abs=1e-5)
+
+
+def test_scan_streams_all_columns_or_those_asked_for(filled: Store, rows: Any) -> None:
+    batches = list(filled.scan())
+    assert all(batch["id"].to_pylist() == sorted(batch["id"].to_pylist()) for batch in batches)
+    assert pa.Table.from_batches(batches).sort_by("id").equals(rows.sort_by("id"))
+    (names,) = {tuple(batch.schema.names) for batch in filled.scan(columns=["frame", "camera"])}
+    assert names == ("frame", "camera")
+    with pytest.raises(StoreError, match="no column nose"):
+        list(filled.scan(columns=["nose"]))
+
+
+def test_bad_queries_are_refused(filled: Store) -> None:
+    for query, message in (
+        (np.ones(8), "dimension 16, the query has shape"),
+        (np.zeros(DIMENSION), "no direction"),
+        (np.full(DIMENSION, np.nan), "no direction"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            filled.search(query)
+    with pytest.raises(StoreError, match="0 results"):
+        filled.search(np.ones(DIMENSION), limit=0)
+
+
+def test_bad_rows_are_refused(filled: Store, rows: Any, make_detections: Callable[..., Any]) -> None:
+    one = make_detections(ROWS, ROWS + 1)
+    place = one.column_names.index("embedding")
+    long = pa.FixedSizeListArray.from_arrays(pa.array(2 * embeddings_of(one).ravel()), DIMENSION)
+    cases = {
+        "lack the columns frame": one.drop_columns(["frame"]),
+        "dimension 16, the rows have 8": make_detections(ROWS, ROWS + 1, dimension=8),
+        "length 1": one.set_column(place, "embedding", long),
+        "an id occurs twice": pa.concat_tables([one, one]),
+        "do not fit the schema": one.set_column(2, "camera", pa.nulls(1, pa.string())),
+    }
+    for message, table in cases.items():
+        with pytest.raises(StoreError, match=message):
+            filled.upsert(table)
+    assert filled.count() == ROWS
+    filled.upsert(rows.slice(0, 0))  # nothing to write is no error
+
+
+def test_above_the_limit_an_index_searches_and_filters_stay_exact(filled: Store, rows: Any) -> None:
+    usual = filled.exact_below
+    query = embeddings_of(rows)[9]
+    try:
+        filled.exact_below = 100
+        filled.optimize()
+        where = Filter(cameras=(YARD,), until=START + timedelta(seconds=200))
+        ids, _ = _expected(rows, query, where)
+        assert filled.search(query, where=where, limit=500)[0]["id"].to_pylist() == ids
+        (found,) = filled.search(query, limit=10)
+        assert len(set(found["id"].to_pylist()) & set(_expected(rows, query, EVERYTHING)[0][:10])) >= 8
+        assert found["id"][0].as_py() == rows["id"][9].as_py()
+    finally:
+        filled.exact_below = usual
+        filled.optimize()
+    assert filled.search(query, limit=ROWS)[0]["id"].to_pylist() == _expected(rows, query, EVERYTHING)[0]
+
+
+# ---------------------------------------------------------------------- stores that are changed
+
+
+def test_store_keeps_its_promises_from_making_to_reopening(
+    new_uri: Callable[[], str], make_detections: Callable[..., Any]
+) -> None:
+    uri = new_uri()
+    with pytest.raises(StoreError, match="index footage into it"):
+        open_store(uri)
+    store = open_store(uri, info=INFO, create=True)
+    assert store.count() == 0 and store.sources() == [] and list(store.scan()) == []
+    assert len(store.search(np.ones(DIMENSION))[0]) == 0
+    rows = make_detections(0, 60)
+    store.upsert(rows)
+    _upserting_replaces(store, rows)
+    _deleting_removes(store, rows)
+    _bookkeeping_is_kept(store)
+    again = open_store(uri, info=INFO, create=True)  # while the first is open
+    store.close()
+    assert again.info == INFO and again.count() == 40
+    assert [state.source for state in again.sources()] == ["/footage/a.mp4", "rtsp://cam:554/live?channel=1"]
+    assert (again.setting("retention_days"), again.setting("missing")) == ("30", None)
+    for other, message in (
+        (StoreInfo("tiny", "cd" * 32, DIMENSION), "weights_digest abababababab… instead of cdcdcdcdcdcd…"),
+        (StoreInfo("tiny", "ab" * 32, 8), "dimension 16 instead of 8"),
+        (StoreInfo("large", "ab" * 32, DIMENSION), "model tiny instead of large"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            open_store(uri, info=other, create=True)
+    again.purge()
+    assert again.count() == 40 and len(again.sources()) == 2
+    again.close()
+
+
+def _upserting_replaces(store: Store, rows: Any) -> None:
+    changed = rows.slice(10, 1).set_column(2, rows.schema.field("camera"), pa.array(["elsewhere"]))
+    store.upsert(changed)
+    assert store.count() == 60 and store.count(Filter(cameras=("elsewhere",))) == 1
+    store.upsert(rows.slice(10, 1))
+    assert store.count() == 60 and store.count(Filter(cameras=("elsewhere",))) == 0
+
+
+def _deleting_removes(store: Store, rows: Any) -> None:
+    with pytest.raises(StoreError, match="empty filter would delete every detection"):
+        store.delete(EVERYTHING)
+    assert store.delete(Filter(cameras=("nowhere",))) == 0
+    assert store.delete(Filter(cameras=(GATE,))) == 20
+    assert store.count() == 40 and store.count(Filter(cameras=(GATE,))) == 0
+    assert rows["id"][0].as_py() not in store.search(embeddings_of(rows)[0], limit=60)[0]["id"].to_pylist()
+
+
+def _bookkeeping_is_kept(store: Store) -> None:
+    live = "rtsp://user:p@ss@cam:554/live?channel=1&password=x"
+    state = SourceState(live, "cam", "stream", "", START, 7, 3.5, False, error=f"{live}: no answer", fps=25.0)
+    video = SourceState("/footage/a.mp4", GATE, "video", "f1", None, 0, 0.0, False, duration=9.5)
+    store.set_sources([state, video])
+    store.set_source(SourceState("/footage/a.mp4", GATE, "video", "f1", None, 12, 6.0, True))
+    first, second = store.sources()
+    assert (first.frames_done, first.finished, first.start) == (12, True, None)
+    assert (second.source, second.error) == (
+        "rtsp://cam:554/live?channel=1",
+        "rtsp://cam:554/live?channel=1: no answer",
+    )
+    assert second.start == START and second.fps == 25.0
+    store.set_source(SourceState("/footage/c.mp4", GATE, "video", "", None, 0, 0.0, False))
+    store.remove_source("/footage/c.mp4", GATE)
+    assert abs(store.sources_written()["/footage/a.mp4", GATE] - datetime.now(timezone.utc)) < timedelta(minutes=5)
+    for value in ("1", None, "30"):
+        store.set_setting("retention_days", value)
+        assert store.setting("retention_days") == value
+
+
+# ---------------------------------------------------------------------- several processes
+
+_WRITER = """
+from person_search.search.store import SourceState, open_store
+store = open_store(uri, info=info, create=True)
+with open(progress, "w") as written:
+    for number, part in enumerate(parts):
+        store.upsert(part)
+        state = SourceState("/footage/a.mp4", name, "video", "", None, number + 1, 0.5 * number, False)
+        store.set_source(state)
+        written.write(".")
+        written.flush()
+store.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def start_writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Any, Path]]]:
+    """Starts a process that writes parts of rows one after the other, and a file that grows with each written one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["person_search.search.lance", "person_search.search.milvus", "pyarrow", "lancedb"])
+    started = []
+
+    def start(uri: str, parts: list[Any], name: str) -> tuple[Any, Path]:
+        progress = tmp_path_factory.mktemp("progress") / "written"
+        values = {"uri": uri, "info": INFO, "parts": parts, "name": name, "progress": str(progress)}
+        started.append(context.Process(target=exec, args=(_WRITER, values)))
+        started[-1].start()
+        return started[-1], progress
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _until(condition: Callable[[], bool], process: Any) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end and process.exitcode in (None, 0), f"the writer ended with {process.exitcode}"
+        time.sleep(0.01)
+
+
+def _written(progress: Path) -> int:
+    return progress.stat().st_size if progress.exists() else 0
+
+
+def test_a_killed_writer_loses_and_doubles_nothing(
+    new_uri: Callable[[], str], make_detections: Callable[..., Any], start_writer: Callable[..., tuple[Any, Path]]
+) -> None:
+    uri = new_uri()
+    rows = make_detections(0, 1000)
+    parts = [rows.slice(start, 10) for start in range(0, 1000, 10)]
+    process, progress = start_writer(uri, parts, "cam")
+    _until(lambda: _written(progress) >= 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = _written(progress)
+    store = open_store(uri, info=INFO, create=True)
+    ids = [i for batch in store.scan(columns=["id"]) for i in batch["id"].to_pylist()]
+    assert len(ids) == len(set(ids)) == store.count()
+    assert 3 <= done < 100 and set(rows["id"].to_pylist()[: 10 * done]) <= set(ids)
+    assert len(ids) in (10 * done, 10 * (done + 1))  # the part that was under way is there whole or not at all
+    (state,) = store.sources()
+    assert state.frames_done in (done, done + 1) and 10 * state.frames_done <= len(ids)
+    store.upsert(pa.concat_tables(parts[: done + 2]))  # going on a little before where it ended
+    assert store.count() == 10 * (done + 2)
+    store.close()
+
+
+def test_writers_at_once_double_nothing_and_readers_see_whole_parts(
+    new_uri: Callable[[], str], make_detections: Callable[..., Any], start_writer: Callable[..., tuple[Any, Path]]
+) -> None:
+    uri = new_uri()
+    rows = make_detections(0, 300)
+    parts = [rows.slice(start, 30) for start in range(0, 300, 30)]
+    store = open_store(uri, info=INFO, create=True)
+    writers = [start_writer(uri, order, name) for order, name in ((parts, "one"), (parts[::-1], "two"))]
+    counts: list[int] = []
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while any(process.exitcode is None for process, _ in writers):
+                counts.append(store.count())
+                (found,) = store.search(embeddings_of(rows)[0], limit=400)
+                assert len(set(found["id"].to_pylist())) == len(found)
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for thread in readers:
+        thread.join()
+    for process, _ in writers:
+        process.join()
+    assert not failures and [process.exitcode for process, _ in writers] == [0, 0]
+    assert store.count() == 300 and all(count % 30 == 0 for count in counts) and len(counts) > 1
+    ids = [i for batch in store.scan(columns=["id"]) for i in batch["id"].to_pylist()]
+    assert sorted(ids) == sorted(rows["id"].to_pylist())
+    assert {(s.camera, s.frames_done) for s in store.sources()} == {("one", 10), ("two", 10)}
+    store.close()
