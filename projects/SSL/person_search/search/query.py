@@ -46,8 +46,8 @@ class QueryPerson:
         picture: Name of the picture.
         box: x0, y0, x1, y1 in pixels of the upright picture.
         embedding: (d,) float32 of unit length.
-        chosen: "given" for a box of the user's, "detected", or "whole" for a picture without a detection that looks
-            cut around one person.
+        chosen: "given" for a box of the user's, "detected", "stored" for a detection of the store, or "whole" for a
+            picture without a detection that looks cut around one person.
     """
 
     picture: str
@@ -161,6 +161,19 @@ def query_person(
         for number, (box, score) in enumerate(zip(found.boxes, found.scores, strict=True), 1)
     )
     raise QueryError(f"{name}: {len(found)} persons are detected; say which with a box: {listed}", found)
+
+
+def stored_person(store: Store, identity: str) -> QueryPerson:
+    """A stored detection as a query.
+
+    Raises:
+        PersonSearchError: The store has no detection of this id.
+    """
+    for batch in store.scan(Filter(ids=(identity,)), ["id", "x0", "y0", "x1", "y1", "embedding"]):
+        for row, embedding in zip(batch.to_pylist(), embeddings_of(batch), strict=True):
+            box = _box([row[name] for name in ("x0", "y0", "x1", "y1")])
+            return QueryPerson(identity, box, embedding.copy(), "stored")
+    raise PersonSearchError(f"{store.uri} has no detection {identity}; ids are printed by a search")
 
 
 def find_person(
