@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from person_search.data.loader import build_test_loader
 from person_search.data.mapper import PersonSearchMapper
 from person_search.errors import CheckpointError, ConfigError, DatasetError
-from person_search.evaluation.extraction import extract
+from person_search.evaluation.features import extract
 from person_search.search.searcher import PersonSearcher, PictureError
 from PIL import Image
 

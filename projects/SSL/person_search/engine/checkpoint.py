@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
 from ..errors import CheckpointError
+from .pickled_weights import read_pickled_weights
 from .weights import (
     TORCHVISION_PREFIX,
     complete_exemplar_backbone,
@@ -24,6 +26,8 @@ _UNREADABLE = (
     RuntimeError, EOFError, OSError, AssertionError, LookupError, ValueError, TypeError, AttributeError, ImportError,
     pickle.UnpicklingError,
 )  # fmt: skip
+CONFIG_KEY = "config"
+"""Name below which a checkpoint holds the configuration of its model, as YAML text."""
 _EXPECTED = "expected a checkpoint: a mapping of names to tensors, alone or below 'model'"
 # State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
 _TRAINING_STATE = "objective."
@@ -34,14 +38,18 @@ _ROWS = {"objective.lookup_table": "identities", "objective.queue": "slots in OI
 class PersonSearchCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also reads torchvision's ResNets, and writes atomically."""
 
-    def __init__(self, model: torch.nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, model: torch.nn.Module, save_dir: str = "", config: CfgNode | None = None, **kwargs: Any
+    ) -> None:
         """
         Args:
             model: the model, maybe wrapped for distributed training.
             save_dir: folder of the checkpoints.
+            config: configuration of the model, which every checkpoint carries as text, so that it can be used alone.
             kwargs: see `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **kwargs)
+        self._config = {} if config is None else {CONFIG_KEY: config.dump()}
         self._resuming = False
         self._incompatible: Any = None
 
@@ -54,7 +62,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **{k: o.state_dict() for k, o in self.checkpointables.items()}}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        _write_whole(path, lambda f: torch.save({**data, **kwargs}, f))
+        _write_whole(path, lambda f: torch.save({**data, **self._config, **kwargs}, f))
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -150,9 +158,14 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            return read_pickled_weights(filename)
+        return super()._load_file(filename)
+
     def _torch_load(self, f: str) -> dict[str, Any]:
         try:
-            loaded = super()._torch_load(f)
+            loaded = torch.load(f, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(f"weights {f} are damaged or no PyTorch checkpoint of tensors alone") from error
         if not isinstance(loaded, Mapping):

@@ -88,7 +88,7 @@ class PersonSearchTrainer(DefaultTrainer):
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(wrapped, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, cfg, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         logger.info(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..errors import PersonSearchError
 from .indexed_source import IndexedSource
 from .sources import FRAMES_FOLDER, Source, fingerprint, read_photo, video_frames, video_source
-from .store import EVERYTHING, Filter, SourceState
+from .store import Filter, SourceState
 from .streams import LiveFrames
 from .video import Frame
 
@@ -370,8 +370,3 @@ def _broken(source: Source, before: SourceState | None, error: str) -> SourceSta
     if before is not None:
         return replace(before, error=error)
     return SourceState(source.name, source.camera, source.kind, "", source.start, 0, 0.0, False, error)
-
-
-def count_rows(store: Store) -> int:
-    """Detections in a store."""
-    return store.count(EVERYTHING)

@@ -255,6 +255,8 @@ def _appearances(
     store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, searched: int
 ) -> tuple[Appearance, ...]:
     """The first `top` tracklets in the order of their first row, each with its most similar detection."""
+    import pyarrow as pa
+
     names = rows["tracklet"].to_pylist()
     chosen: dict[str, int] = {}
     for place in order:
@@ -263,7 +265,7 @@ def _appearances(
         # Rows lie by falling similarity, whatever the order in which re-ranking takes them.
         chosen[names[place]] = min(place, chosen.get(names[place], place))
     extents = _extents(store, tuple(chosen))
-    best = rows.take(list(chosen.values())).drop_columns(
+    best = rows.take(pa.array(list(chosen.values()), pa.int64())).drop_columns(
         [name for name in ("embedding",) if name in rows.column_names]
     ).to_pylist()  # fmt: skip
     return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, searched) for row in best)
@@ -284,8 +286,8 @@ def _appearance(
         start_offset=extent["from"],
         end_offset=extent["to"],
         similarity=similarity,
-        verdict=calibration.verdict(similarity, searched),
-        false_match_rate=calibration.false_match_rate(similarity),
+        verdict=calibration.verdict(similarity, searched, extent["count"]),
+        false_match_rate=calibration.false_match_rate(similarity, extent["count"]),
         best=DetectionRef(
             row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
         ),
