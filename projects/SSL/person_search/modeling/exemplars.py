@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import roi_pool
 
 from .embedding import PooledFeatures
+from .layers import running_statistics
 
 
 class PersonCrops:
@@ -379,19 +379,3 @@ def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFea
     """Features of crops (P, C, h, w) of one size."""
     features = backbone(crops)["res4"]
     return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
-
-
-@contextmanager
-def running_statistics(module: nn.Module):
-    """Lets batch normalisation use its running statistics and leave them alone.
-
-    Crops have other statistics than scenes; were they counted, the shared backbone would serve neither at test time.
-    """
-    changed = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    for layer in changed:
-        layer.eval()
-    try:
-        yield
-    finally:
-        for layer in changed:
-            layer.train()

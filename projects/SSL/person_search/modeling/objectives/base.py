@@ -80,11 +80,13 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
     Attributes:
         needs_identities: whether it is supervised. No other may see identities.
         exemplars: what it allows SSL.EXEMPLAR.ENABLED to be.
+        reads_persons: whether it reads the features of the annotated boxes; where it does not they are not computed.
         size: N, number of annotated persons of the training set; 0 before `allocate`.
     """
 
     needs_identities: ClassVar[bool] = False
     exemplars: ClassVar[tuple[bool, ...]] = (False,)
+    reads_persons: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
