@@ -50,7 +50,8 @@ def step(cfg: CfgNode, kind: str, norm: str) -> tuple[dict[str, Any], dict[str, 
 
     def remembered(batch: Any) -> dict[str, Any]:
         calls["batch"] = batch
-        model.objective.threshold = 0.7
+        if objective == "SSLObjective":
+            model.objective.set_threshold(0.7)
         return losses_of(batch)
 
     model.roi_heads.embedding.forward, model.objective.forward = embedded, remembered

@@ -331,9 +331,7 @@ def _without_masks(target: Instances) -> Instances:
     return Instances(target.image_size, **fields)
 
 
-def _training_embeddings(
-    sampled: list[Instances], targets: list[Instances], rois: Tensor
-) -> dict[str, Tensor | None]:
+def _training_embeddings(sampled: list[Instances], targets: list[Instances], rois: Tensor) -> dict[str, Tensor | None]:
     """Parts the RoIs into positive and negative ones and names the bank row of everything."""
     foreground = cat([s.gt_classes == 0 for s in sampled])
     roi_rows = cat([

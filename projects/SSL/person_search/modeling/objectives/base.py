@@ -167,7 +167,7 @@ class BankObjective(ReIDObjective):
     `_keep` and `_cluster_losses` in its `_losses`.
 
     Attributes:
-        predicts_multi_labels: whether it has a `threshold`, which a hook sets, and `predict_labels`.
+        predicts_multi_labels: whether it has `set_threshold`, which a hook calls, and `predict_labels`.
     """
 
     predicts_multi_labels: ClassVar[bool] = False
