@@ -103,7 +103,7 @@ class Bench:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.SOLVER.AMP.ENABLED)
         objective = self.objective = self.model.objective
         objective.allocate(torch.arange(boxes) // persons)
-        objective.threshold = cfg.SSL.THRESHOLD.INITIAL + cfg.SSL.THRESHOLD.ALPHA
+        objective.set_threshold(cfg.SSL.THRESHOLD.INITIAL + cfg.SSL.THRESHOLD.ALPHA)
         objective.cluster_labels.copy_(torch.arange(boxes) // CLUSTER_SIZE)
         for bank in (objective.instance_bank, objective.multi_scale_bank):
             bank.features.copy_(F.normalize(torch.randn_like(bank.features), dim=1))

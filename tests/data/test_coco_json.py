@@ -91,7 +91,7 @@ def test_the_files_own_queries(write):
         ([6], r"queries\[0\]: the annotation 6 \(frame 'x/a.jpg'\) has no person_id"),
         ([7], r"queries\[0\]: the annotation 7 \(frame 'c.jpg'\) shows nothing of its frame"),
         ([], "has no query"),
-        ("all", "'queries' is all, expected list"),
+        ("all", "'queries' is 'all', expected list"),
     ],
 )
 def test_bad_queries_are_named(write, queries, message):
@@ -169,6 +169,96 @@ def test_bad_masks_are_named(write, form):
         load_coco_json("d", *write(lambda c: c["annotations"][0].update(segmentation=form)))
 
 
+@pytest.mark.parametrize("form", [[[26, 31, 50, 31]], [[]], [26, 31, 50, 31], [[1, 2], [5, 6, 7, np.nan, 1, 2]]])
+def test_a_mask_without_an_area_costs_its_person_alone(write, caplog, form):
+    good = [[10, 5, 30, 5, 30, 15, 10, 15]]
+
+    def change(content):
+        content["annotations"][0].update(segmentation=form)
+        content["annotations"][1].update(segmentation=good)
+
+    masks = ["segmentation" in a for r in load_coco_json("d", *write(change)) for a in r["annotations"]]
+    assert sum(masks) == 1
+    assert "d: 1 masks show nothing, their persons go without (for example" in caplog.text
+    assert "annotations[0]: its polygon has" in caplog.text
+
+
+def test_of_several_polygons_those_with_an_area_count(write):
+    polygons = [[10, 5, 30, 5], [10, 5, 30, 5, 30, 15, 10, 15]]
+    records = load_coco_json("d", *write(lambda c: c["annotations"][0].update(segmentation=polygons)))
+    assert mask_util.area(records[0]["annotations"][0]["segmentation"]) == 200
+
+
+@pytest.mark.parametrize("form", [None, [], {}, ""])
+def test_no_mask_is_no_mask(write, caplog, form):
+    records = load_coco_json("d", *write(lambda c: c["annotations"][0].update(segmentation=form)))
+    assert not any("segmentation" in a for r in records for a in r["annotations"]) and "mask" not in caplog.text
+
+
+def test_a_polygon_as_a_flat_list(write):
+    flat = [10, 5, 30, 5, 30, 15, 10, 15]
+    records = load_coco_json("d", *write(lambda c: c["annotations"][0].update(segmentation=flat)))
+    assert mask_util.area(records[0]["annotations"][0]["segmentation"]) == 200
+
+
+@pytest.mark.parametrize("write_number", [str, float], ids=["text", "float"])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "values"])
+def test_numbers_written_otherwise_are_the_same_numbers(write, write_number, ids):
+    """Converters from tables write 7 as "7" or 7.0."""
+    expected = load_coco_json("d", *write())
+
+    def change(content):
+        content["queries"] = [write_number(2)]
+        for annotation in content["annotations"]:
+            for key in ("image_id",) if ids else ("category_id", "person_id", "iscrowd"):
+                if annotation.get(key) is not None:
+                    annotation[key] = write_number(annotation[key])
+        for image in content["images"]:
+            for key in () if ids else ("height", "width", "camera_id"):
+                if image.get(key) is not None:
+                    image[key] = write_number(image[key])
+
+    paths = write(change)
+    assert load_coco_json("d", *paths) == expected
+    assert [q.image_id for q in load_coco_protocol("d", *paths).queries] == ["b.jpg"]
+
+
+def test_ids_that_are_texts_stay_texts(write):
+    def change(content):
+        for image, name in zip(content["images"], ("1", "01", "a"), strict=False):
+            old, image["id"] = image["id"], name
+            for annotation in content["annotations"]:
+                if annotation["image_id"] == old:
+                    annotation["image_id"] = name
+
+    assert [len(r["annotations"]) for r in load_coco_json("d", *write(change))] == [
+        len(r["annotations"]) for r in load_coco_json("d", *write())
+    ]
+
+
+@pytest.mark.parametrize("mark", ["iscrowd", "ignore"])
+@pytest.mark.parametrize(
+    "value, kept", [(1, 0), ("1", 0), (True, 0), (1.0, 0), ("0", 1), (0, 1), (None, 1), (False, 1)]
+)
+def test_marks_of_what_is_no_person(write, caplog, mark, value, kept):
+    with caplog.at_level("INFO", logger="person_search"):
+        records = load_coco_json("d", *write(lambda c: c["annotations"][1].update({mark: value})))
+    assert len(records[1]["annotations"]) == kept
+    # The file has a crowd of its own.
+    assert f"d: left out {2 - kept} regions that are marked iscrowd or ignore" in caplog.text
+
+
+def test_a_size_of_minus_one_is_unknown(write):
+    def change(content):
+        content["images"][0].update(width=-1, height=-1)
+
+    json_file, root = write(change)
+    (root / "x").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (70, 50)).save(root / "x" / "a.jpg")
+    record = load_coco_json("d", json_file, root)[0]
+    assert (record["width"], record["height"]) == (70, 50)
+
+
 def test_sizes_may_stand_in_the_image_only(write):
     def change(content):
         for image in content["images"]:
@@ -218,14 +308,18 @@ def spoil(*path, value=None, drop=False):
         (spoil("images", 1, "id", value=10), r"images\[1\]: the id 10 stands for two images"),
         (spoil("images", 1, "file_name", value=7), r"images\[1\]: 'file_name' is 7, expected str"),
         (spoil("images", 1, "file_name", value="c.jpg"), "two frames are named 'c.jpg'"),
-        (spoil("images", 1, "height", value="40"), r"images\[1\]: 'height' is 40, expected int"),
+        (spoil("images", 1, "height", value="40 px"), r"images\[1\]: 'height' is '40 px', expected int"),
+        (spoil("images", 1, "height", value=40.5), r"images\[1\]: 'height' is 40.5, expected int"),
+        (spoil("annotations", 1, "iscrowd", value="no"), r"annotations\[1\]: 'iscrowd' is 'no', expected 0 or 1"),
+        (spoil("annotations", 1, "ignore", value=7), r"annotations\[1\]: 'ignore' is 7, expected 0 or 1"),
+        (spoil("annotations", 1, "iscrowd", value=0.5), r"annotations\[1\]: 'iscrowd' is 0.5, expected"),
         (spoil("images", 1, "camera_id", value=True), r"images\[1\]: 'camera_id' is True, expected int"),
         (spoil("annotations", 1, "image_id", value=99), r"annotations\[1\]: image_id 99 is not the id of an image"),
         (spoil("annotations", 1, "id", value=1), r"annotations\[1\]: the id 1 stands for two annotations"),
         (spoil("annotations", 1, "bbox", drop=True), r"annotations\[1\]: has no 'bbox'"),
         (spoil("annotations", 1, "bbox", value=[1, 2, 3]), r"annotations\[1\]: 'bbox' is \[1, 2, 3\], expected \[x, y"),
         (spoil("annotations", 1, "bbox", 0, value="1"), r"annotations\[1\]: 'bbox' is"),
-        (spoil("annotations", 1, "person_id", value="p5"), r"annotations\[1\]: 'person_id' is p5, expected int"),
+        (spoil("annotations", 1, "person_id", value="p5"), r"annotations\[1\]: 'person_id' is 'p5', expected int"),
         (spoil("annotations", 1, "category_id", drop=True), r"annotations\[1\]: has no 'category_id'"),
         (
             spoil("annotations", 1, "category_id", value=4),

@@ -27,6 +27,80 @@ def test_channels_come_in_the_order_asked_for(tmp_path, pixels):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["tif", "webp", "png"])
+def test_size_and_pixels_agree_on_the_orientation(tmp_path, pixels, orientation, ending):
+    """Pillow turns TIFF files itself while it loads them; nobody may turn them again."""
+    files = [str(tmp_path / f"a.{ending}"), str(tmp_path / "b.png")]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for file in files:
+        Image.fromarray(pixels).save(file, exif=exif, **({"lossless": True} if ending == "webp" else {}))
+    images = [read_image(file) for file in files]
+    np.testing.assert_array_equal(*images)
+    assert [image_size(file) for file in files] == [images[0].shape[:2]] * 2
+
+
+def test_a_damaged_exif_block_costs_no_picture(tmp_path, pixels):
+    file = tmp_path / "a.png"
+    Image.fromarray(pixels).save(file, exif=b"Exif\0\0no TIFF header")
+    np.testing.assert_array_equal(read_image(str(file)), pixels)
+    assert image_size(file) == (30, 50)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm", "jp2"])
+def test_sixteen_bits_are_read_as_the_same_picture_in_eight(tmp_path, pixels, ending):
+    grey = pixels[:, :, 0]
+    file = tmp_path / f"a.{ending}"
+    Image.fromarray(grey.astype(np.uint16) * 257).save(file)
+    np.testing.assert_array_equal(read_image(str(file)), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_sixteen_bits_of_colour_are_read_as_the_same_picture_in_eight(tmp_path, pixels):
+    file = str(tmp_path / "a.png")
+    cv2.imwrite(file, pixels[:, :, ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(file), pixels)
+
+
+def test_raw_values_of_a_sensor_are_refused(tmp_path, pixels):
+    file = str(tmp_path / "a.png")
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 16).save(file)
+    with pytest.raises(DatasetError, match="a.png: the brightest of its 16-bit pixels is 40[0-9]+ of 65535.*8 bits"):
+        read_image(file)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(file)
+    assert read_image(file).max() == 0  # a black frame is black
+
+
+@pytest.mark.parametrize("kind, message", [(np.float32, "floating-point"), (np.int32, "whole numbers of 32 bits")])
+def test_depths_without_a_white_are_refused_by_name(tmp_path, pixels, kind, message):
+    file = tmp_path / "a.tif"
+    Image.fromarray(pixels[:, :, 0].astype(kind)).save(file)
+    for read in (read_image, image_size):
+        with pytest.raises(DatasetError, match=f"a.tif: the pixels are {message}.*convert the image to 8 bits"):
+            read(str(file))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_black(tmp_path, pixels, mode):
+    file = str(tmp_path / "a.png")
+    image = Image.fromarray(pixels).convert("RGBA")
+    image.paste((200, 30, 40, 0), (0, 0, 10, 10))
+    if mode == "P":
+        image = image.quantize(32)
+    image.convert(mode).save(file)
+    read = read_image(file)
+    assert read[:10, :10].max() == 0 and read[10:, 10:].max() > 100
+
+
+def test_a_picture_that_pillow_does_not_decode_is_named_with_advice(tmp_path, pixels, monkeypatch):
+    file = tmp_path / "a.png"
+    Image.fromarray(pixels).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    for read in (read_image, image_size):
+        with pytest.raises(DatasetError, match=r"a.png: the image is larger than Pillow decodes \(.*1500 pix.*tiles"):
+            read(str(file))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_as_detectron2_does(tmp_path, pixels, orientation):
     file = str(tmp_path / "a.png")
     exif = Image.Exif()

@@ -196,3 +196,52 @@ def test_a_cut_video_ends_where_it_was_cut(pets, tmp_path):
     assert 10 < frames < 795 and (height, width) == (576, 768)
     with pytest.raises(DatasetError, match=rf"cut.avi: has no frame 794, counted from 0; it ends after {frames}"):
         read_video_frame(cut, 794)
+
+
+@pytest.fixture
+def lose(clip, monkeypatch):
+    """Makes the decoder pass over some frames of the clip, as decoders do over damaged packets."""
+
+    def make(lost):
+        class Lossy(Untrustworthy):
+            number = -1
+
+            def grab(self):
+                self.number += 1
+                while self.number in lost:
+                    self.number += 1
+                    if not self.capture.grab():
+                        return False
+                return self.capture.grab()
+
+        monkeypatch.setattr(cv2, "VideoCapture", Lossy)
+        monkeypatch.setattr(video, "_videos", video._Videos())
+        return clip
+
+    return make
+
+
+@pytest.mark.parametrize("lost, left, first", [((20, 21, 22, 40), 196, 21), ((0, 1, 2), 197, 1)])
+def test_lost_frames_make_the_numbering_wrong(lose, lost, left, first):
+    file = lose(lost)
+    assert video_shape(file)[0] == left  # those after the first lost one are not the frames that their numbers say
+    with pytest.raises(DatasetError, match=f"promises 200 frames, but only {left} .*before frame {first} are missing"):
+        video.check_numbering(file)
+
+
+def test_a_whole_video_is_numbered_well(clip, caplog):
+    video.check_numbering(clip)
+    assert not caplog.records
+
+
+def test_a_video_without_its_end_keeps_its_numbers(pets, tmp_path, caplog):
+    with open(pets, "rb") as source:
+        (tmp_path / "cut.avi").write_bytes(source.read(2_000_000))
+    video.check_numbering(tmp_path / "cut.avi")
+    assert "cut.avi: ends after" in caplog.text and "of the 795 frames that it promises" in caplog.text
+
+
+def test_a_video_whose_frames_have_no_time_is_refused_where_some_are_lost(lose, monkeypatch):
+    monkeypatch.setattr(Untrustworthy, "timeless", True)
+    with pytest.raises(DatasetError, match="those before an unknown frame are missing"):
+        video.check_numbering(lose((198, 199)))

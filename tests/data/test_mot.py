@@ -176,13 +176,59 @@ def test_images_named_by_numbers_are_those_frames(sequence):
         load_mot("d", folder, truth)
 
 
-def test_other_names_are_counted(sequence):
+@pytest.mark.parametrize("pattern", ["frame_{}.png", "{}.png", "cam2_{:03}_left.png", "2026-01-02 {}.png"])
+def test_a_number_in_a_name_is_the_frame_whatever_the_text_order(sequence, pattern):
+    folder, truth = sequence(*(f"{frame},{frame},3,4,20,30" for frame in range(1, 13)))
+    for file in folder.iterdir():
+        file.unlink()
+    for number in range(1, 13):
+        Image.new("RGB", (60, 40)).save(folder / pattern.format(number))
+    records = load_mot("d", folder, truth)
+    assert [(r["image_id"], r["annotations"][0]["person_id"]) for r in records] == [
+        (pattern.format(number), number) for number in range(1, 13)
+    ]
+
+
+def test_hidden_files_and_folders_are_no_frames(sequence):
+    folder, truth = sequence("2,7,3,4,20,30")
+    (folder / "._000001.png").write_bytes(b"what macOS leaves beside a file")
+    (folder / "masks.png").mkdir()
+    assert [r["image_id"] for r in load_mot("d", folder, truth)] == [f"{n:06}.png" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("cover.png", "cover.png beside 000001.png"),
+        ("000006_b.png", "000006_b.png beside 000001.png"),
+        ("1-2.png", "1-2.png beside"),
+    ],
+)
+def test_a_foreign_image_makes_the_numbering_unclear(sequence, name, message):
+    folder, truth = sequence("2,7,3,4,20,30")
+    Image.new("RGB", (60, 40)).save(folder / name)
+    with pytest.raises(DatasetError, match=f"d: .*do not tell which frame each of them is .*{message}.*take out"):
+        load_mot("d", folder, truth)
+
+
+def test_names_that_differ_in_two_numbers_are_unclear(sequence):
     folder, truth = sequence("2,7,3,4,20,30")
     for file in folder.iterdir():
-        file.rename(file.with_name(f"frame_{9 - int(file.stem)}.png"))
-    records = load_mot("d", folder, truth)
-    assert [r["image_id"] for r in records] == [f"frame_{n}.png" for n in range(4, 9)]
-    assert [len(r["annotations"]) for r in records] == [0, 1, 0, 0, 0]
+        file.rename(folder / f"{int(file.stem) // 3}_{file.stem}.png")
+    with pytest.raises(DatasetError, match="differ in 2 numbers of their names .*rename them to the number"):
+        load_mot("d", folder, truth)
+
+
+def test_images_from_zero_beside_lines_from_one_are_unclear(sequence):
+    folder, truth = sequence("1,7,3,4,20,30", "3,8,3,4,20,30")
+    for file in sorted(folder.iterdir()):
+        file.rename(folder / f"{int(file.stem) - 1:06}.png")
+    with pytest.raises(DatasetError, match=r"000000.png is frame 0, but .*gt.txt no line of a frame 0.*FRAMES \[0, 4"):
+        load_mot("d", folder, truth)
+    records = load_mot("d", folder, truth, frames=(0, 4))
+    assert [len(r["annotations"]) for r in records] == [0, 1, 0, 1, 0]
+    truth.write_text("0,7,3,4,20,30\n")
+    assert len(load_mot("d", folder, truth)) == 5
 
 
 def test_two_images_of_one_number_are_named(sequence):

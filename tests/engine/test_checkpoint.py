@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -11,6 +13,7 @@ import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from person_search.engine import PersonSearchCheckpointer
+from person_search.engine.pickled_weights import read_pickled_weights
 from person_search.errors import CheckpointError
 
 
@@ -206,3 +209,34 @@ def test_other_weights_that_cannot_be_downloaded_say_what_to_do(model, monkeypat
         CheckpointError, match=f"MODEL.WEIGHTS {url}: could not be downloaded .*no network.*give its path"
     ):
         PersonSearchCheckpointer(model).load(url)
+
+
+def test_a_checkpoint_carries_the_configuration_of_its_model(model, narrow_cfg, tmp_path):
+    PersonSearchCheckpointer(model, str(tmp_path), narrow_cfg).save("model")
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert CfgNode.load_cfg(content["config"]) == CfgNode.load_cfg(narrow_cfg.dump())
+    PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "model.pth"))
+
+
+class Touch:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_pickled_weights_are_read_but_run_nothing(model, tmp_path):
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    for name, content in {"zoo": {"model": state, "__author__": "someone"}, "caffe2": {"blobs": state}}.items():
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
+        read = read_pickled_weights(str(tmp_path / f"{name}.pkl"))["model"]
+        assert read.keys() == state.keys() and all((read[key] == state[key]).all() for key in state)
+    PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "zoo.pkl"))
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": state, "__author__": Touch(marker)}))
+    with pytest.raises(CheckpointError, match=r"evil\.pkl"):
+        PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "evil.pkl"))
+    assert not marker.exists()

@@ -258,6 +258,31 @@ def test_every_option_resumes_to_the_unbroken_run(few_frames, tmp_path):
     assert thresholds[0] == thresholds[1] and thresholds[0]["threshold"] is not None
 
 
+def test_multi_labels_are_judged_at_the_threshold_that_the_epoch_trains_with(few_frames, tmp_path, monkeypatch):
+    predict, judge = SSLObjective.predict_labels, ClusterLabels._judge
+    seen: list[tuple[str, int, float]] = []
+    now = {"who": "trained", "iteration": 0}
+
+    def predicted(self: SSLObjective, rows: Tensor) -> Tensor:
+        seen.append((str(now["who"]), int(now["iteration"]), self.threshold))
+        return predict(self, rows)
+
+    def judged(self: ClusterLabels) -> None:
+        now.update(who="judged", iteration=self.trainer.iter)
+        judge(self)
+        now.update(who="trained")
+
+    monkeypatch.setattr(SSLObjective, "predict_labels", predicted)
+    monkeypatch.setattr(ClusterLabels, "_judge", judged)
+    trained(few_frames, tmp_path / "run", kill_at=1)
+    trained(few_frames, tmp_path / "run", resume=True)  # from the first iteration of the second epoch
+    keys = few_frames.SSL.THRESHOLD
+    first, second = (keys.INITIAL + keys.ALPHA * np.exp(keys.BETA * epoch) for epoch in (0, 1))
+    assert {(who, at) for who, at, _ in seen} == {(who, at) for who in ("judged", "trained") for at in (0, 2)}
+    for who, at, threshold in seen:
+        assert threshold == pytest.approx(second if at else first), (who, at)
+
+
 @pytest.mark.parametrize("clusters", ["none", "one", "singletons"])
 def test_clusterings_of_nothing_train_on(few_frames, tmp_path, monkeypatch, clusters):
     if clusters == "none":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from person_search.labels import dynamic_threshold, predict_multi_labels
+from person_search.labels import DynamicThreshold, predict_multi_labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -106,8 +106,9 @@ def test_rejects_arrays_that_do_not_fit(
 
 
 def test_dynamic_threshold_is_equation_9() -> None:
-    assert dynamic_threshold(0, 0.6, 0.1, -0.1) == pytest.approx(0.7)
-    assert dynamic_threshold(10, 0.6, 0.1, -0.1) == pytest.approx(0.6 + 0.1 * math.exp(-1))
-    assert dynamic_threshold(25, 0.6, 0.0, -0.1) == 0.6
-    falling = [dynamic_threshold(epoch, 0.6, 0.1, -0.1) for epoch in range(26)]
+    threshold = DynamicThreshold(initial=0.6, alpha=0.1, beta=-0.1)
+    assert threshold.at(0) == pytest.approx(0.7)
+    assert threshold.at(10) == pytest.approx(0.6 + 0.1 * math.exp(-1))
+    assert DynamicThreshold(initial=0.6, alpha=0.0, beta=-0.1).at(25) == 0.6
+    falling = [threshold.at(epoch) for epoch in range(26)]
     assert falling == sorted(falling, reverse=True) and falling[-1] > 0.6

@@ -7,7 +7,8 @@ import torch
 from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from person_search.modeling.backbone import build_res5
-from person_search.modeling.exemplars import ExemplarBranch, pool_crops, running_statistics
+from person_search.modeling.exemplars import ExemplarBranch, pool_crops
+from person_search.modeling.layers import running_statistics
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

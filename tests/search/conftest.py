@@ -1,13 +1,22 @@
-"""Fixtures of the tests of person search in footage."""
+"""Fixtures of the tests of person search in footage: rows of a store, a tiny model that detects something, footage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from person_search import add_ssl_config
+from person_search.search.searcher import PersonSearcher
+from person_search.search.store import Store, open_store
 
 DIMENSION = 16
 START = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
@@ -49,3 +58,104 @@ def _detections(first: int, last: int, *, seed: int = 0, dimension: int = DIMENS
 def make_detections() -> Callable[..., Any]:
     """`make_detections(first, last)`: a table of those of an endless list of detections, always the same."""
     return _detections
+
+
+def _textured(seed: int, height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((10, 10, 1), np.uint8))[:height, :width].copy()
+
+
+@pytest.fixture(scope="session")
+def textured() -> Callable[[int, int, int], np.ndarray]:
+    """Makes a picture of coloured squares from a seed, a height and a width."""
+    return _textured
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg(repository: Path) -> CfgNode:
+    """A ResNet-10 of a quarter of its width with 16-dimensional embeddings, on the CPU."""
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    cfg.merge_from_file(str(repository / "projects" / "SSL" / "configs" / "synthetic.yaml"))
+    cfg.merge_from_list([
+        *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
+        *("MODEL.SECOND_HEAD.EMBEDDING_DIM", 16, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4),
+        *("INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 256, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", 200, "TEST.DETECTIONS_PER_IMAGE", 6),
+    ])  # fmt: skip
+    cfg.freeze()
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_cfg: CfgNode, balance: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights, with its configuration, that detects some of what it sees."""
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    balance(model, torch.from_numpy(_textured(0, 160, 200).transpose(2, 0, 1).copy()))
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict(), "config": tiny_cfg.dump()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def searcher(checkpoint: Path) -> PersonSearcher:
+    """The searcher of the tiny model."""
+    return PersonSearcher(None, checkpoint)
+
+
+def _write_video(
+    path: Path,
+    images: Sequence[np.ndarray],
+    *,
+    fps: int = 10,
+    codec: str = "mpeg4",
+    times: Sequence[int] | None = None,
+    gop: int = 12,
+    b_frames: int = 0,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    with av.open(str(path), "w") as container:
+        container.metadata.update(metadata or {})
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
+        stream.time_base = stream.codec_context.time_base = Fraction(1, fps)
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = (number if times is None else times[number]), Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """Writes RGB pictures as a video file; `times` are their places on the clock of `fps` ticks a second."""
+    return _write_video
+
+
+@pytest.fixture(scope="session")
+def walk() -> Callable[[int, int], list[np.ndarray]]:
+    """Makes pictures (160, 200) in which a coloured patch moves over a still background, from a seed and a number."""
+
+    def make(seed: int, count: int) -> list[np.ndarray]:
+        ground, patch = _textured(seed, 160, 200), _textured(seed + 100, 90, 40)
+        images = []
+        for step in range(count):
+            image = ground.copy()
+            left = 5 + (3 * step) % 150
+            image[40:130, left : left + 40] = patch
+            images.append(image)
+        return images
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path, searcher: PersonSearcher) -> Iterator[Store]:
+    """An empty store of the tiny model in a folder."""
+    opened = open_store(str(tmp_path / "store"), info=searcher.info, create=True)
+    yield opened
+    opened.close()

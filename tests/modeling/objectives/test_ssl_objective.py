@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
@@ -22,7 +23,9 @@ def test_mixed_precision_does_not_reach_the_losses(device):
 
     objective.instance_bank.features.copy_(unit(60, 16))
     objective.multi_scale_bank.features.copy_(unit(60, 16))
-    objective.threshold = 0.2
+    with pytest.raises(RuntimeError, match="threshold of the multi-labels is not set"):
+        objective.predict_labels(torch.tensor([0]))
+    objective.set_threshold(0.2)
     rows = torch.tensor([0, 1, 2, 30], device=device)
     batch = TrainingEmbeddings(
         rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30], device=device), backgrounds=unit(2, 16),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as mask_util
-
 from ..errors import DatasetError
 from .catalog import check_at_least, register_dataset
 from .images import image_sizes
+from .masks import EmptyMaskError, mask_of_annotation
 from .records import (
     UNLABELLED,
     Frame,
@@ -30,6 +31,9 @@ from .records import (
 
 _PERSON_NAMES = ("person", "pedestrian")
 _LARGEST = 2**63 - 1  # what arrays of whole numbers hold
+_UNKNOWN = -1  # the width and height that VIA writes where it knows none
+
+logger = logging.getLogger(__name__)
 
 
 def register_coco_json(
@@ -39,8 +43,9 @@ def register_coco_json(
 
     Beyond COCO's fields, an image may have `camera_id` (int) and an annotation `person_id` (int; negative, null or
     absent is unlabelled). A list `queries` of annotation ids at the top of the file fixes the queries; without it
-    `spread_queries` chooses them. Crowds (`iscrowd` 1) and categories other than person are left out; a file's only
-    category is taken for persons whatever its name.
+    `spread_queries` chooses them. Crowds (`iscrowd` 1), regions to `ignore` and categories other than person are left
+    out; a file's only category is taken for persons whatever its name. A whole number may be written as 7, 7.0 or "7";
+    a width or height of -1 is unknown.
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
@@ -71,7 +76,15 @@ def load_coco_json(dataset: str, json_file: Path, image_root: Path, strict: bool
     Raises:
         DatasetError: the file is missing, no JSON (the message gives the line), or an entry is malformed (its place).
     """
-    return build_records(dataset, _read(dataset, json_file, image_root).frames, strict)
+    content = _read(dataset, json_file, image_root)
+    if content.ignored:
+        logger.info("%s: left out %d regions that are marked iscrowd or ignore", dataset, content.ignored)
+    if content.useless_masks:
+        logger.warning(
+            "%s: %d masks show nothing, their persons go without (for example %s)",
+            dataset, len(content.useless_masks), content.useless_masks[0],
+        )  # fmt: skip
+    return build_records(dataset, content.frames, strict)
 
 
 def load_coco_protocol(
@@ -94,20 +107,31 @@ def load_coco_protocol(
     return check_queries(dataset, SearchProtocol("custom", queries), (record["image_id"] for record in records))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Content:
-    """A JSON file taken apart; `persons` has every person by the id of its annotation."""
+    """A JSON file taken apart.
+
+    Attributes:
+        frames: in the order of the file.
+        persons: every person by the id of its annotation.
+        queries: ids of annotations, None where the file fixes no queries.
+        ignored: number of annotations that are no single person.
+        useless_masks: where masks without an area stand, and what is wrong with them.
+    """
 
     frames: list[Frame]
-    persons: dict[Any, tuple[Frame, Person]]
     queries: list[Any] | None
+    persons: dict[Any, tuple[Frame, Person]] = field(default_factory=dict)
+    ignored: int = 0
+    useless_masks: list[str] = field(default_factory=list)
 
 
 def _query(content: _Content, number: Any, where: str) -> Query:
     """The query that is the annotation of the id `number`."""
-    if not isinstance(number, int | str) or number not in content.persons:
+    found = _entry(content.persons, number)
+    if found is None:
         raise DatasetError(f"{where}: {number!r} is not the id of a person's annotation")
-    frame, person = content.persons[number]
+    frame, person = content.persons[found]
     if frame.height is None or frame.width is None:
         raise DatasetError(f"{where}: the image of the annotation {number!r} cannot be read: {frame.file_name}")
     bbox = clip_box(person.bbox, frame.height, frame.width)
@@ -128,21 +152,24 @@ def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
             raise DatasetError(f"{where}: the id {number!r} stands for two images")
         persons_in[number] = []
         frames[number] = _frame(image, image_root, persons_in[number], where)
-    persons: dict[Any, tuple[Frame, Person]] = {}
+    content = _Content(list(frames.values()), _field(data, "queries", list, str(json_file), None))
     categories = _categories(data, json_file)
     for i, annotation in enumerate(_field(data, "annotations", list, str(json_file))):
         where = f"{json_file}: annotations[{i}]"
         number = _field(annotation, "image_id", (int, str), where)
-        if number not in frames:
+        image = _entry(frames, number)
+        if image is None:
             raise DatasetError(f"{where}: image_id {number!r} is not the id of an image")
-        if _is_person(annotation, categories, where):
-            person = _person(annotation, frames[number], where)
-            persons_in[number].append(person)
+        if _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where):
+            content.ignored += 1
+        elif _is_person(annotation, categories, where):
+            person = _person(annotation, frames[image], where, content.useless_masks)
+            persons_in[image].append(person)
             identifier = _field(annotation, "id", (int, str), where, None)
-            if identifier is not None and identifier in persons:
+            if identifier is not None and identifier in content.persons:
                 raise DatasetError(f"{where}: the id {identifier!r} stands for two annotations")
-            persons[identifier] = frames[number], person
-    return _Content(list(frames.values()), persons, _field(data, "queries", list, str(json_file), None))
+            content.persons[identifier] = frames[image], person
+    return content
 
 
 def _parse(dataset: str, json_file: Path) -> dict[str, Any]:
@@ -172,18 +199,49 @@ def _field(item: Any, key: str, kinds: type | tuple[type, ...], where: str, defa
         return default
     if value is None:
         raise DatasetError(f"{where}: has no {key!r}")
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if int in kinds:
+        value = _whole(value, texts=str not in kinds)
     large = isinstance(value, int) and abs(value) > _LARGEST
     if not isinstance(value, kinds) or isinstance(value, bool) or large:
-        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        raise DatasetError(f"{where}: {key!r} is {str(value)[:60]}, expected {names}{' of 64 bits' if large else ''}")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise DatasetError(f"{where}: {key!r} is {repr(value)[:60]}, expected {names}{' of 64 bits' if large else ''}")
     return value
+
+
+def _whole(value: Any, texts: bool) -> Any:
+    """A whole number that is written as 7.0 or, where texts may be numbers, as "7"; any other value as it is."""
+    if texts and isinstance(value, str) and re.fullmatch(r"\s*[-+]?[0-9]{1,19}(\.0*)?\s*", value):
+        return int(value.partition(".")[0])
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST else value
+
+
+def _flag(item: Mapping[str, Any], key: str, where: str) -> bool:
+    """Whether a mark of 0 or 1 is set; absent and null count as 0."""
+    value = _field(item, key, (int, str, bool), where, 0) if not isinstance(item.get(key), bool) else item[key]
+    words = {"0": False, "1": True, "false": False, "true": True, "": False}
+    flag = words.get(str(value).strip().lower())
+    if flag is None:
+        raise DatasetError(f"{where}: {key!r} is {repr(value)[:60]}, expected 0 or 1")
+    return flag
+
+
+def _entry(table: Mapping[Any, Any], number: Any) -> Any:
+    """The key of `table` that an id stands for: itself, or the same number written as a text or not; None: no such."""
+    number = _whole(number, texts=False)
+    if isinstance(number, bool) or not isinstance(number, int | str):
+        return None
+    if number in table:
+        return number
+    other = _whole(number, texts=True) if isinstance(number, str) else str(number)
+    return other if other in table else None
 
 
 def _frame(image: Any, image_root: Path, persons: list[Person], where: str) -> Frame:
     name = _field(image, "file_name", str, where)
     file = str(image_root / name)
     height, width = _field(image, "height", int, where, None), _field(image, "width", int, where, None)
-    if height is None or width is None:
+    if height in (None, _UNKNOWN) or width in (None, _UNKNOWN):
         height, width = image_sizes([file])[0] or (None, None)
     elif height < 1 or width < 1:
         raise DatasetError(f"{where}: the frame has the size {width} x {height}, expected pixels of 1 or more")
@@ -205,8 +263,6 @@ def _categories(data: dict[str, Any], json_file: Path) -> dict[int, bool] | None
 
 
 def _is_person(annotation: Mapping[str, Any], categories: dict[int, bool] | None, where: str) -> bool:
-    if annotation.get("iscrowd"):
-        return False
     if categories is None:
         return True
     category = _field(annotation, "category_id", int, where)
@@ -215,33 +271,21 @@ def _is_person(annotation: Mapping[str, Any], categories: dict[int, bool] | None
     return categories[category]
 
 
-def _person(annotation: Mapping[str, Any], frame: Frame, where: str) -> Person:
+def _person(annotation: Mapping[str, Any], frame: Frame, where: str, useless_masks: list[str]) -> Person:
     bbox = _field(annotation, "bbox", list, where)
     if len(bbox) != 4 or not all(_is_coordinate(v) for v in bbox):
         raise DatasetError(f"{where}: 'bbox' is {str(bbox)[:60]}, expected [x, y, width, height]")
     x, y, w, h = map(float, bbox)
     identity = _field(annotation, "person_id", int, where, UNLABELLED)
-    return Person((x, y, x + w, y + h), identity, _run_lengths(annotation.get("segmentation"), frame, where))
+    try:
+        mask = mask_of_annotation(annotation.get("segmentation"), frame.height, frame.width, where)
+    except EmptyMaskError as error:
+        useless_masks.append(str(error))
+        mask = None
+    return Person((x, y, x + w, y + h), identity, mask)
 
 
 def _is_coordinate(value: Any) -> bool:
     """Whether a value of a box is a number that a float can hold; NaN and infinity are: their boxes show nothing."""
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
     return whole or isinstance(value, float)
-
-
-def _run_lengths(segmentation: Any, frame: Frame, where: str) -> dict[str, Any] | None:
-    """A mask as COCO run lengths over the frame, from run lengths or polygons; None where there is none."""
-    if not segmentation or frame.height is None:  # nobody will see the pixels of an image that cannot be read
-        return None
-    size = [frame.height, frame.width]
-    try:
-        if isinstance(segmentation, list):
-            return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-        if list(segmentation["size"]) != size:
-            raise ValueError(f"its size is {segmentation['size']}, that of the frame is {size}")
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *size)
-        return {"size": size, "counts": segmentation["counts"]}
-    except Exception as error:  # pycocotools raises bare exceptions
-        raise DatasetError(f"{where}: 'segmentation' is neither polygons nor run lengths ({error})") from None

@@ -8,18 +8,20 @@ decoder has really reached.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data import detection_utils
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,11 +30,14 @@ from .cache import Arrays, cached_arrays
 from .catalog import dataset_root
 
 _FRAME_MARK = "#frame="
-_READER_VERSION = 1
+_READER_VERSION = 2
 _OPEN_VIDEOS = 8  # decoders kept open in a process; each holds a file and its threads
 _GRAB_AHEAD = 64  # frames: decoding so many costs about as much as one jump
 _TEXT_BYTES = 1 << 16  # every video has a zero byte in its first ones, no text has one
 _SAME_STAMP = 1e-3  # milliseconds
+_GAP = 1.5  # times the usual step from one frame to the next
+
+logger = logging.getLogger(__name__)
 
 
 def video_frame_name(video: str | Path, frame: int) -> str:
@@ -74,7 +79,32 @@ def video_shape(video: str | Path) -> tuple[int, int, int]:
         DatasetError: the file is missing or nothing in it can be decoded.
     """
     height, width = read_video_frame(str(video), 0).shape[:2]
-    return len(_time_stamps(str(video))), height, width
+    return len(_index(str(video))["stamps"]), height, width
+
+
+def check_numbering(video: str | Path) -> None:
+    """Refuses a video of which frames are lost on the way, so that nobody can say which is the k-th.
+
+    The header promises a number of frames. Where fewer can be decoded and the time stamps show gaps, frames are
+    missing between others; where the stamps run on evenly the end is missing, and the numbers before it stand.
+
+    Raises:
+        DatasetError: frames are missing in between.
+    """
+    index = _index(str(video))
+    stamps, promised = index["stamps"], int(index["promised"])
+    if len(stamps) >= promised - 1:  # a header that counts from the length in seconds rounds
+        return
+    usual = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
+    gaps = np.flatnonzero(np.diff(stamps, prepend=-usual) > _GAP * usual)
+    if usual <= 0 or len(gaps):
+        where = f"frame {gaps[0] + 1}" if usual > 0 else "an unknown frame"
+        raise DatasetError(
+            f"{video}: promises {promised} frames, but only {len(stamps)} can be decoded and those before {where} are "
+            "missing, so the numbers of the annotations do not tell frames: repair the video, or take the annotated "
+            "frames as images"
+        )
+    logger.warning("%s: ends after %d of the %d frames that it promises", video, len(stamps), promised)
 
 
 class _Video:
@@ -104,7 +134,7 @@ class _Video:
     def _jump(self, frame: int) -> None:
         """Moves to `frame` or before it; to the start where the decoder's seeking does not prove itself."""
         if self._stamps is None:
-            self._stamps = _time_stamps(self.file)
+            self._stamps = _index(self.file)["stamps"]
         stamps = self._stamps
         if frame < len(stamps) and (np.diff(stamps) > 2 * _SAME_STAMP).all():
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, frame)
@@ -168,11 +198,16 @@ def _open(file: str) -> cv2.VideoCapture:
     return capture
 
 
-def _time_stamps(file: str) -> np.ndarray:
-    """(frames,) float64, the time in milliseconds of each frame, decoded once and then kept by `cached_arrays`."""
+def _index(file: str) -> Arrays:
+    """What decoding a video from end to end tells, kept by `cached_arrays`.
+
+    Returns:
+        "stamps": (frames,) float64, the time in milliseconds of each frame that can be decoded; "promised": int, the
+        frames that the header counts, or estimates from the length.
+    """
     path = Path(file)
     name = f"video_{hashlib.sha256(os.path.abspath(file).encode(errors='surrogateescape')).hexdigest()[:16]}"
-    return cached_arrays(name, dataset_root(), [path], _READER_VERSION, lambda: _scan(file))["stamps"]
+    return cached_arrays(name, dataset_root(), [path], _READER_VERSION, lambda: _scan(file))
 
 
 def _scan(file: str) -> Arrays:
@@ -184,11 +219,103 @@ def _scan(file: str) -> Arrays:
             stamps.append(capture.get(cv2.CAP_PROP_POS_MSEC))
             progress.update()
     capture.release()
-    return {"stamps": np.array(stamps, dtype=np.float64)}
+    return {"stamps": np.array(stamps, dtype=np.float64), "promised": np.array(promised)}
 
 
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what turns a picture of its value upright; from 5 on height and width change places
 _HEADER_THREADS = 8
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY_16_AS_32 = ("PNG", "PPM")  # formats of 16 bits at most, which Pillow may hand over as whole numbers of 32 bits
+_RAW_LEVELS = 1 << 12  # a 16-bit picture of at most so many levels holds the raw values of a 10- or 12-bit sensor
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An open image file, whose pixels are not decoded yet, and what turns it upright."""
+
+    image: Image.Image
+    turn: Image.Transpose | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels once it is upright."""
+        width, height = self.image.size
+        lying = self.turn is not None and self.turn in (_UPRIGHT[value] for value in (5, 6, 7, 8))
+        return (width, height) if lying else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(file: str | Path) -> Iterator[_Picture]:
+    """Opens an image file: the one place that decides on orientation and depth, for sizes and for pixels.
+
+    Raises:
+        DatasetError: the file is missing, no image, too large, or of a depth whose range is unknown.
+    """
+    try:
+        with Image.open(file) as image:
+            _check_depth(file, image)
+            turn = _UPRIGHT.get(_orientation(image))
+            if image.format == "TIFF" and turn is not None:
+                image.load()  # Pillow then turns such files itself, and some versions give their size turned before
+                turn = _UPRIGHT.get(_orientation(image))
+            yield _Picture(image, turn)
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DatasetError(
+            f"{file}: the image is larger than Pillow decodes ({error}): cut it into tiles or make it smaller, and its "
+            "annotations with it"
+        ) from error
+    except Exception as error:  # damaged files make Pillow's many decoders raise almost anything
+        raise _unreadable(file, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF tag of an image, 1 (upright) where there is none or it is damaged: that costs no picture."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the parser of EXIF raises almost anything, too
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _check_depth(file: str | Path, image: Image.Image) -> None:
+    """Refuses what has no known white: floating-point numbers, and whole numbers of 32 bits."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in _GREY_16_AS_32):
+        kind = "floating-point numbers" if image.mode == "F" else "whole numbers of 32 bits"
+        raise DatasetError(
+            f"{file}: the pixels are {kind}, of which nothing says what is black and what is white: convert the "
+            "image to 8 bits"
+        )
+
+
+def _to_rgb(file: str | Path, image: Image.Image) -> Image.Image:
+    """An image of any mode that `_check_depth` lets through as 8-bit RGB; what is transparent is black.
+
+    Raises:
+        DatasetError: a 16-bit image whose values fill too few of its bits.
+    """
+    if image.mode == "I" or image.mode in _GREY_16:
+        levels = np.asarray(image).astype(np.int64)
+        if 0 < levels.max() < _RAW_LEVELS:
+            raise DatasetError(
+                f"{file}: the brightest of its 16-bit pixels is {levels.max()} of 65535, so these are the raw values "
+                "of a sensor and would be read as black: stretch the image to 8 bits"
+            )
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
@@ -199,10 +326,12 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
         format: order of the channels, "RGB" or "BGR".
 
     Returns:
-        uint8 (H, W, 3), contiguous and writable, turned upright as EXIF says.
+        uint8 (H, W, 3), contiguous and writable, turned upright as EXIF says. Of 16 bits the upper 8 count; what is
+        transparent is black.
 
     Raises:
-        DatasetError: the file is missing, no image, truncated, or the video has no such frame.
+        DatasetError: the file is missing, no image, truncated, too large, of 32 bits or floating point, or the video
+            has no such frame.
         ConfigError: another format.
     """
     if format not in ("RGB", "BGR"):
@@ -211,11 +340,11 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     if frame is not None:
         image = read_video_frame(*frame)
         return image if format == "BGR" else np.ascontiguousarray(image[:, :, ::-1])
-    try:
-        # The copy makes it writable: Pillow lends its buffer read-only.
-        return np.array(detection_utils.read_image(file_name, format=format), order="C")
-    except Exception as error:  # damaged files make Pillow's many decoders raise almost anything
-        raise _unreadable(file_name, error) from error
+    with _opened(file_name) as picture:
+        image = _to_rgb(file_name, picture.image)
+        pixels = np.asarray(image if picture.turn is None else image.transpose(picture.turn))
+    # The copy makes it writable: Pillow lends its buffer read-only.
+    return np.array(pixels if format == "RGB" else pixels[:, :, ::-1], order="C")
 
 
 def frame_reader(records: Sequence[Mapping[str, Any]]) -> Callable[[str], np.ndarray]:
@@ -237,15 +366,10 @@ def image_size(file: str | Path) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone.
 
     Raises:
-        DatasetError: the file is missing or no image.
+        DatasetError: the file is missing, no image, or none that `read_image` reads.
     """
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception as error:  # as in read_image
-        raise _unreadable(file, error) from error
-    return (width, height) if sideways else (height, width)
+    with _opened(file) as picture:
+        return picture.size
 
 
 def image_sizes(files: Iterable[str | Path]) -> list[tuple[int, int] | None]:

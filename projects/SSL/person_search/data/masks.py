@@ -224,6 +224,56 @@ def limit_to_box(mask: np.ndarray, box: Sequence[float]) -> np.ndarray | None:
     return limited if limited.sum() > MIN_FOREGROUND * mask[window].size else None
 
 
+class EmptyMaskError(DatasetError):
+    """A mask that shows nothing: polygons without an area. Its person is cropped with the background."""
+
+
+def mask_of_annotation(segmentation: Any, height: int | None, width: int | None, where: str) -> dict[str, Any] | None:
+    """The `segmentation` of a COCO annotation as run lengths over its frame.
+
+    Args:
+        segmentation: run lengths, a list of polygons, one polygon as a flat list of coordinates, or nothing.
+        height, width: of the frame, in pixels; None where they are unknown and nobody will see its pixels.
+        where: begins a message.
+
+    Returns:
+        {"size": [height, width], "counts"}, None where there is nothing.
+
+    Raises:
+        EmptyMaskError: no polygon has three points.
+        DatasetError: it is neither polygons nor run lengths, or made for a frame of another size.
+    """
+    if segmentation in (None, "", [], {}) or height is None or width is None:
+        return None
+    size = [height, width]
+    try:
+        if isinstance(segmentation, list):
+            return mask_util.merge(mask_util.frPyObjects(_polygons(segmentation, where), *size))
+        if list(segmentation["size"]) != size:
+            raise ValueError(f"its size is {segmentation['size']}, that of the frame is {size}")
+        if isinstance(segmentation["counts"], list):
+            return mask_util.frPyObjects(segmentation, *size)
+        return {"size": size, "counts": segmentation["counts"]}
+    except EmptyMaskError:
+        raise
+    except Exception as error:  # pycocotools raises bare exceptions
+        raise DatasetError(f"{where}: 'segmentation' is neither polygons nor run lengths ({error})") from None
+
+
+def _polygons(segmentation: list[Any], where: str) -> list[list[float]]:
+    """The polygons that have an area; a flat list is one polygon."""
+    flat = all(isinstance(value, int | float) and not isinstance(value, bool) for value in segmentation)
+    polygons = [[float(value) for value in polygon] for polygon in ([segmentation] if flat else segmentation)]
+    odd = [polygon for polygon in polygons if len(polygon) % 2]
+    if odd:
+        raise ValueError(f"a polygon has {len(odd[0])} coordinates, expected x and y of each point")
+    usable = [polygon for polygon in polygons if len(polygon) >= 6 and all(map(math.isfinite, polygon))]
+    if not usable:
+        points = max(len(polygon) // 2 for polygon in polygons)
+        raise EmptyMaskError(f"{where}: its polygon has {points} points, and an area needs three of finite coordinates")
+    return usable
+
+
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encodes a (height, width) mask, bool or 0/1, as COCO RLE that JSON can hold."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
 from .catalog import check_at_least, register_dataset
-from .images import image_sizes, video_frame_name, video_shape
+from .images import check_numbering, image_sizes, video_frame_name, video_shape
 from .records import (
     UNLABELLED,
     Frame,
@@ -40,7 +42,7 @@ def register_mot(
 
     A line of the ground truth is "frame,id,x,y,w,h[,flag[,class[,visibility]]]", frames counted from 1. Lines with
     flag 0 or a class other than pedestrian (1) are left out, a negative id is unlabelled. Frame k is the k-th frame
-    of a video; in a folder it is the image named by the number k, or the k-th by name where some names are no numbers.
+    of a video; in a folder it is the image whose name has the number k, all other letters of the names being alike.
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
@@ -96,6 +98,7 @@ def load_mot(
             f"{dataset}: frames {first} to {last} are asked for, {images} has {min(names)} to {max(names)}"
         )
     persons = read_ground_truth(gt_file)
+    _check_start(dataset, gt_file, persons, names, frames[0] if frames is not None else None)
     _check_frames(gt_file, persons, names, first, last)
     sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
     found = [
@@ -160,22 +163,65 @@ def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, in
         if images.suffix.lower() in _IMAGE_ENDINGS:
             raise DatasetError(f"{dataset}: {images} is a single image; expected a folder of images or a video")
         count, height, width = video_shape(images)
+        check_numbering(images)
         return {k + 1: video_frame_name(images, k) for k in range(count)}, (height, width)
     if not images.is_dir():
         raise DatasetError(f"{dataset}: {images} is missing; expected a folder of images or a video there")
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in _IMAGE_ENDINGS)
+    files = sorted(
+        file for file in images.iterdir()
+        if file.suffix.lower() in _IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
+    )  # fmt: skip
     if not files:
         raise DatasetError(f"{dataset}: {images} holds no image ({', '.join(sorted(_IMAGE_ENDINGS))})")
-    if all(file.stem.isascii() and file.stem.isdigit() for file in files):
-        numbers = [int(file.stem) for file in files]
-    else:
-        numbers = list(range(1, len(files) + 1))
     names: dict[int, str] = {}
-    for number, file in sorted(zip(numbers, files, strict=True)):
+    for number, file in sorted(zip(_numbers(dataset, files), files, strict=True)):
         if number in names:
             raise DatasetError(f"{dataset}: {names[number]} and {file} are both frame {number}")
         names[number] = str(file)
     return names, None
+
+
+def _numbers(dataset: str, files: Sequence[Path]) -> list[int]:
+    """The frame that each file of a sequence shows: the one number by which their names differ.
+
+    Raises:
+        DatasetError: a name is unlike the others, or names differ in more than one number.
+    """
+    parts = [re.split(r"([0-9]+)", file.stem) for file in files]
+    shapes = Counter(tuple(part[::2]) for part in parts)
+    usual = shapes.most_common(1)[0][0]
+    odd = [file for file, part in zip(files, parts, strict=True) if tuple(part[::2]) != usual]
+    example = files[next(i for i, part in enumerate(parts) if tuple(part[::2]) == usual)]
+    if odd or len(usual) == 1:
+        raise DatasetError(
+            f"{dataset}: the names of the images in {files[0].parent} do not tell which frame each of them is "
+            f"({(odd or files)[0].name}{f' beside {example.name}' if odd else ''}); expected names that are alike but "
+            "for the number of the frame, such as frame_1.jpg or 000001.jpg: rename them or take out what is no frame"
+        )
+    columns = [list(map(int, column)) for column in zip(*(part[1::2] for part in parts), strict=True)]
+    differing = [column for column in columns if len(set(column)) > 1] or columns[-1:]
+    if len(differing) > 1:
+        raise DatasetError(
+            f"{dataset}: the images in {files[0].parent} differ in {len(differing)} numbers of their names "
+            f"({files[0].name}, {files[-1].name}), so the number of a frame is unclear: rename them to the number "
+            "alone, such as 000001.jpg"
+        )
+    return differing[0]
+
+
+def _check_start(
+    dataset: str, gt_file: Path, persons: Mapping[int, object], names: Mapping[int, str], first: int | None
+) -> None:
+    """Refuses images counted from 0 beside a ground truth that may count them from 1, unless FRAMES says it does not.
+
+    Raises:
+        DatasetError: nothing tells which of the two it is.
+    """
+    if min(names) == 0 and persons and min(persons) > 0 and first != 0:
+        raise DatasetError(
+            f"{dataset}: {names[0]} is frame 0, but {gt_file} has no line of a frame 0 and may count frames from 1: "
+            f"rename the images from 1, or give FRAMES [0, {max(names)}] if it counts them as the names do"
+        )
 
 
 def _check_frames(

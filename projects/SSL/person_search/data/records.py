@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
+from .box_fit import misfit
 
 BoxXYXY = tuple[float, float, float, float]
 
@@ -112,6 +113,14 @@ class _Tally:
     dropped: int = 0
     examples: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    boxes: list[BoxXYXY] = field(default_factory=list)
+    frames: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of the frame of each of them
+
+    def check_fit(self, dataset: str) -> None:
+        """Raises DatasetError, with the likely cause, where more than a few boxes do not fit their frames."""
+        cause = misfit(self.boxes, self.frames)
+        if cause is not None:
+            raise DatasetError(f"{dataset}: {cause}")
 
     def report(self, dataset: str) -> None:
         if self.unreadable:
@@ -151,6 +160,7 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
     """Detectron2's records of a dataset, checked, boxes clipped, memory bank rows numbered.
 
     Boxes are clipped to their frame; one of which less than a pixel is left is dropped and counted in one log line.
+    More than a few boxes that do not fit at all are an error: then all boxes are likely to be wrong.
     A frame of unknown size is counted in another; it gets the size that its boxes reach to, so that its persons keep
     their bank rows until whoever loads the image skips or refuses it.
 
@@ -165,7 +175,8 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         record order) and, where given, segmentation.
 
     Raises:
-        DatasetError: no frame at all, two frames of one name, a frame without a size, or (strict) an unusable box.
+        DatasetError: no frame at all, two frames of one name, a frame without a size, boxes that do not fit their
+            frames (see `misfit`), or (strict) an unusable box.
     """
     records: list[Record] = []
     seen: dict[str, str] = {}
@@ -180,6 +191,9 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         if frame.height is None or frame.width is None:
             tally.unreadable.append(frame.file_name)
             frame = replace(frame, **_reach(frame.persons))
+        else:
+            tally.boxes += [person.bbox for person in frame.persons]
+            tally.frames += [(frame.height, frame.width)] * len(frame.persons)
         if frame.height < 1 or frame.width < 1:
             raise DatasetError(f"{dataset}: frame {frame.image_id!r} has the size {frame.width} x {frame.height}")
         annotations = _annotations(dataset, frame, row, strict, tally)
@@ -196,6 +210,7 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         records.append(record)
     if not records:
         raise DatasetError(f"{dataset}: has no frame")
+    tally.check_fit(dataset)
     tally.report(dataset)
     return records
 

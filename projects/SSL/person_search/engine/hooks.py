@@ -21,8 +21,8 @@ from torch import nn
 from ..data.training_set import TrainingSet
 from ..errors import TrainingError
 from ..labels import (
+    DynamicThreshold,
     SelfPacedDBSCAN,
-    dynamic_threshold,
     invalid_rows,
     multi_label_precision_recall,
     pair_precision_recall,
@@ -83,19 +83,25 @@ class FillBanks(HookBase):
 
 
 class ThresholdSchedule(HookBase):
-    """Before each iteration, sets the multi-label threshold of its epoch (Eq. 9)."""
+    """Before each iteration, gives the objective the multi-label threshold of its epoch (Eq. 9).
 
-    def __init__(
-        self, objective: SSLObjective, iterations_per_epoch: int, initial: float, alpha: float, beta: float
-    ) -> None:
-        self._objective = objective
-        self._iterations = iterations_per_epoch
-        self._arguments = (initial, alpha, beta)
+    It stands before `ClusterLabels`, which judges the multi-labels at the threshold that the epoch trains with.
+    """
+
+    def __init__(self, objective: SSLObjective, threshold: DynamicThreshold, *, iterations_per_epoch: int) -> None:
+        """
+        Args:
+            objective: receives the thresholds.
+            threshold: that of each epoch.
+            iterations_per_epoch: iterations from one epoch to the next.
+        """
+        self._objective, self._threshold = objective, threshold
+        self._iterations_per_epoch = iterations_per_epoch
 
     def before_step(self) -> None:
-        epoch = self.trainer.iter // self._iterations
-        self._objective.threshold = dynamic_threshold(epoch, *self._arguments)
-        self.trainer.storage.put_scalar("pseudo_labels/threshold", self._objective.threshold, smoothing_hint=False)
+        threshold = self._threshold.at(self.trainer.iter // self._iterations_per_epoch)
+        self._objective.set_threshold(threshold)
+        self.trainer.storage.put_scalar("pseudo_labels/threshold", threshold, smoothing_hint=False)
 
 
 class ClusterLabels(HookBase):

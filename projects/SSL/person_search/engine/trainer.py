@@ -27,6 +27,7 @@ from ..data.mapper import PersonSearchMapper
 from ..data.training_set import load_training_set, registered_records
 from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
+from ..labels import DynamicThreshold
 from ..modeling import BankObjective
 from .bank_filling import extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
@@ -88,7 +89,7 @@ class PersonSearchTrainer(DefaultTrainer):
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(wrapped, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, cfg, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         logger.info(
@@ -197,11 +198,12 @@ class PersonSearchTrainer(DefaultTrainer):
             cameras=cluster_cameras(cfg, self.training_set),
             extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
         )
-        built = [FillBanks(self._fill_banks), cluster]
+        built: list[hooks.HookBase] = [FillBanks(self._fill_banks)]
         if objective.predicts_multi_labels:
-            t = cfg.SSL.THRESHOLD
-            built.append(ThresholdSchedule(objective, self.iterations_per_epoch, t.INITIAL, t.ALPHA, t.BETA))
-        return built
+            keys = cfg.SSL.THRESHOLD
+            threshold = DynamicThreshold(initial=keys.INITIAL, alpha=keys.ALPHA, beta=keys.BETA)
+            built.append(ThresholdSchedule(objective, threshold, iterations_per_epoch=self.iterations_per_epoch))
+        return [*built, cluster]
 
     def build_writers(self) -> list[EventWriter]:
         """Console, metrics.json and TensorBoard, all continuing where a resumed run starts."""

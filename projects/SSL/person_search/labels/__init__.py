@@ -2,12 +2,12 @@
 
 from .diagnostics import multi_label_precision_recall, pair_precision_recall
 from .jaccard import jaccard_distance
-from .multi_label import dynamic_threshold, predict_multi_labels
+from .multi_label import DynamicThreshold, predict_multi_labels
 from .self_paced import SelfPacedDBSCAN, invalid_rows
 
 __all__ = [
+    "DynamicThreshold",
     "SelfPacedDBSCAN",
-    "dynamic_threshold",
     "invalid_rows",
     "jaccard_distance",
     "multi_label_precision_recall",

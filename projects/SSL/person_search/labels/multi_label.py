@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def dynamic_threshold(epoch: float, initial: float, alpha: float, beta: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class DynamicThreshold:
     """Similarity from which a row counts as positive, t(e) = initial + alpha * exp(beta * e) (Eq. 9).
 
-    Args:
-        epoch: e, counted from 0.
+    Attributes:
         initial: t_s, the value that the threshold falls to (for beta < 0).
         alpha: what is added to it at epoch 0. 0 keeps the threshold fixed.
         beta: rate of decay per epoch, negative for a falling threshold.
-
-    Returns:
-        The threshold, a cosine similarity.
     """
-    return initial + alpha * math.exp(beta * epoch)
+
+    initial: float
+    alpha: float
+    beta: float
+
+    def at(self, epoch: float) -> float:
+        """Threshold of an epoch, counted from 0; a cosine similarity."""
+        return self.initial + self.alpha * math.exp(self.beta * epoch)
 
 
 @torch.no_grad()
@@ -35,7 +40,7 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
         similarity: (q, N) float, similarity of the q rows to all bank rows. It is only read.
         image_ids: (N,) int64, the image of each bank row.
         rows: (q,) int64, the bank rows that the similarities belong to.
-        threshold: t(e), see `dynamic_threshold`.
+        threshold: t(e), see `DynamicThreshold`.
 
     Returns:
         (q, N) bool on the device of `similarity`, True for positives; it carries no gradient. Besides it and the

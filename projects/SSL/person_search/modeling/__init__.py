@@ -11,7 +11,6 @@ from .objectives.cgps import CGPSObjective
 from .objectives.oim import OIMObjective
 from .objectives.rsiamnet import RSiamNetObjective
 from .objectives.ssl_objective import SSLObjective
-from .timm_backbone import build_timm_backbone
 
 __all__ = [
     "BankObjective",
@@ -32,7 +31,6 @@ __all__ = [
     "SSLObjective",
     "SSLPersonSearch",
     "TrainingEmbeddings",
-    "build_timm_backbone",
     "cluster_contrastive_loss",
     "multi_label_loss",
     "scale_invariant_loss",

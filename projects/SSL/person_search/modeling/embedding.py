@@ -45,23 +45,29 @@ class NormAwareEmbedding(nn.Module):
         self.res5_projector = _projector(res5_channels, dim - dim // 2)
         self.rescaler = SyncedBatchNorm1d(1)
 
-    def forward(self, pooled: PooledFeatures) -> tuple[Tensor, Tensor]:
-        """
+    def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings and person logits.
+
+        In training the batch statistics, and so the running ones, are those of `pooled` alone, whatever `others` holds.
+
         Args:
-            pooled: features of R RoIs or crops. In training R must be 2 or more (batch normalisation).
+            pooled: features of R RoIs.
+            others: features of O more RoIs or crops, normalised with the statistics of `pooled`.
 
         Returns:
-            embeddings (R, d) of unit length and person logits (R,), both float32 whatever the precision around.
+            embeddings (R + O, d) of unit length, those of `others` last, and person logits (R,) of `pooled`; both
+            float32 whatever the precision around.
         """
-        if len(pooled.res4) == 0:
-            return pooled.res4.new_zeros(0, self.dim, dtype=torch.float32), pooled.res4.new_zeros(
-                0, dtype=torch.float32
-            )
+        parts = [pooled] if others is None else [pooled, others]
         with torch.autocast(pooled.res4.device.type, enabled=False):
             vectors = torch.cat(
-                [self.res4_projector(pooled.res4.float()), self.res5_projector(pooled.res5.float())], dim=1
+                [
+                    _project(self.res4_projector, [part.res4 for part in parts]),
+                    _project(self.res5_projector, [part.res5 for part in parts]),
+                ],
+                dim=1,
             )
-            logits = self.rescaler(vectors.norm(dim=1, keepdim=True)).squeeze(1)
+            logits = self.rescaler(vectors[: len(pooled.res4)].norm(dim=1, keepdim=True)).squeeze(1)
             return F.normalize(vectors, dim=1), logits
 
 
@@ -85,17 +91,12 @@ class LinearEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pooled: PooledFeatures) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            pooled: features of R RoIs or crops; those of res4 are not read.
-
-        Returns:
-            embeddings (R, d) of unit length and person logits (R,), both float32 whatever the precision around.
-        """
+    def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings and person logits; see `NormAwareEmbedding.forward`. Features of res4 are not read."""
         with torch.autocast(pooled.res5.device.type, enabled=False):
             features = pooled.res5.float()
-            return F.normalize(self.projector(features), dim=1), self.classifier(features).squeeze(1)
+            read = features if others is None else torch.cat([features, others.res5.float()])
+            return F.normalize(self.projector(read), dim=1), self.classifier(features).squeeze(1)
 
 
 def build_embedding(
@@ -123,3 +124,12 @@ def _projector(channels: int, dim: int) -> nn.Sequential:
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(linear, norm)
+
+
+def _project(projector: nn.Sequential, parts: list[Tensor]) -> Tensor:
+    """Rows of all parts after the projector's linear layer and its norm, which counts the first part alone.
+
+    The parts pass the linear layer one by one: what the first one becomes does not depend on the others to the bit.
+    """
+    linear, norm = projector
+    return norm(torch.cat([linear(part.float()) for part in parts]), counted=len(parts[0]))

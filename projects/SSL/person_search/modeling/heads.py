@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .backbone import build_res5, res5_channels
 from .embedding import PooledFeatures, build_embedding
-from .layers import DeformableRoIPooler, SyncedBatchNorm1d
+from .layers import DeformableRoIPooler, SyncedBatchNorm1d, running_statistics
 
 GLOBAL_POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda features: features.amax(dim=(2, 3)),
@@ -37,7 +37,7 @@ class TrainingEmbeddings:
         rois: (R, d) positive RoIs of the head that embeds.
         roi_rows: (R,) int64, the bank row of the person that each RoI is matched to.
         backgrounds: (G, d) its negative RoIs.
-        persons: (P, d) the RoIs of the ground-truth boxes.
+        persons: (P, d) the RoIs of the ground-truth boxes; None where the objective does not read them.
         rows: (P,) int64, bank row of each person.
         images: (P,) int64, position in the batch of each person's image.
         exemplars: (P, S, d) features of the exemplars, None without the exemplar branch.
@@ -46,7 +46,7 @@ class TrainingEmbeddings:
     rois: Tensor
     roi_rows: Tensor
     backgrounds: Tensor
-    persons: Tensor
+    persons: Tensor | None
     rows: Tensor
     images: Tensor
     exemplars: Tensor | None
@@ -169,8 +169,13 @@ class OneHeadROIHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances],
         exemplars: Callable[[], PooledFeatures] | None,
+        with_persons: bool = True,
     ) -> tuple[TrainingEmbeddings, dict[str, Tensor]]:
         """Detection losses, and the features that the re-id losses read.
+
+        Batch statistics, of res5 and of the embedding, are those of the sampled RoIs alone: the detector learns the
+        same whatever the re-id losses read besides. Annotated boxes and exemplars pass res5 with its running
+        statistics, and the embedding with those of the RoIs.
 
         Args:
             images: the batch.
@@ -178,8 +183,8 @@ class OneHeadROIHeads(ROIHeads):
             proposals: the RPN's, one Instances an image.
             targets: ground truth with `gt_boxes`, `gt_classes` and `gt_instance_index`.
             exemplars: gives the pooled features of P * S exemplars, person by person; None without them. It is called
-                when the head's res5 has seen the RoIs, whose batch statistics it then no longer changes. One
-                call of the embedding takes RoIs and exemplars together, so that the same statistics normalise both.
+                when the head's res5 has seen the RoIs, so that its running statistics are those of now.
+            with_persons: whether the features of the annotated boxes are wanted.
 
         Returns:
             the features, and {"loss_cls_second", "loss_box_second"} with the losses of a head in front, where there is
@@ -190,22 +195,24 @@ class OneHeadROIHeads(ROIHeads):
         targets = [_without_masks(t) for t in targets]
         refined, losses = self._refine(images, feature, proposals, targets)
         sampled = self._sample("second_head", refined, targets)
-        boxes = [Boxes.cat([s.proposal_boxes, t.gt_boxes]) for s, t in zip(sampled, targets, strict=True)]
-        pooled = self._pool_second(feature, boxes)
-        parts = [pooled] if exemplars is None else [pooled, exemplars()]
-        embeddings, logits = self.embedding(PooledFeatures.cat(parts))
-
-        counts = [n for s, t in zip(sampled, targets, strict=True) for n in (len(s), len(t))]
-        rois = torch.cat(embeddings[: sum(counts)].split(counts)[0::2])
-        persons = torch.cat(embeddings[: sum(counts)].split(counts)[1::2])
-        roi_logits = torch.cat(logits[: sum(counts)].split(counts)[0::2])
-        deltas = self.second_regressor(torch.cat(pooled.res5.split(counts)[0::2]))
-        losses.update(self._second_head_losses(sampled, roi_logits, deltas))
-        output = _training_embeddings(sampled, targets, rois, persons)
+        pooled = self._pool_second(feature, [s.proposal_boxes for s in sampled])
+        others = []
+        if with_persons:
+            with running_statistics(self.second_res5):
+                others.append(self._pool_second(feature, [t.gt_boxes for t in targets]))
         if exemplars is not None:
-            output["exemplars"] = embeddings[sum(counts) :].reshape(
-                len(persons), -1 if len(persons) else 1, self.embedding.dim
-            )
+            others.append(exemplars())
+        embeddings, logits = self.embedding(pooled, PooledFeatures.cat(others) if others else None)
+        losses.update(self._second_head_losses(sampled, logits, self.second_regressor(pooled.res5)))
+
+        persons = sum(len(t) for t in targets)
+        counts = [len(logits), persons if with_persons else 0]
+        rois, of_persons, of_exemplars = embeddings.split([*counts, len(embeddings) - sum(counts)])
+        output = _training_embeddings(sampled, targets, rois)
+        if with_persons:
+            output["persons"] = of_persons
+        if exemplars is not None:
+            output["exemplars"] = of_exemplars.reshape(persons, -1 if persons else 1, self.embedding.dim)
         return TrainingEmbeddings(**output), losses
 
     def _refine(
@@ -324,9 +331,7 @@ def _without_masks(target: Instances) -> Instances:
     return Instances(target.image_size, **fields)
 
 
-def _training_embeddings(
-    sampled: list[Instances], targets: list[Instances], rois: Tensor, persons: Tensor
-) -> dict[str, Tensor | None]:
+def _training_embeddings(sampled: list[Instances], targets: list[Instances], rois: Tensor) -> dict[str, Tensor | None]:
     """Parts the RoIs into positive and negative ones and names the bank row of everything."""
     foreground = cat([s.gt_classes == 0 for s in sampled])
     roi_rows = cat([
@@ -337,7 +342,7 @@ def _training_embeddings(
         "rois": rois[foreground],
         "roi_rows": roi_rows[foreground],
         "backgrounds": rois[~foreground],
-        "persons": persons,
+        "persons": None,
         "rows": cat([t.gt_instance_index for t in targets]),
         "images": cat(images),
         "exemplars": None,

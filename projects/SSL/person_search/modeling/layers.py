@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -34,9 +35,8 @@ def fold_batch_norms(model: nn.Module) -> int:
     """Multiplies the scales of batch normalisation into the convolutions, in place. For inference only.
 
     It applies to Detectron2's convolutions with a `norm` of fixed statistics: `FrozenBatchNorm2d`, or any
-    `BatchNorm2d` in evaluation mode; modules with a method `fold_batch_norms` of their own fold theirs. Outputs stay
-    the same but for rounding. Names in the state dict change, so that the model can neither be trained nor load a
-    checkpoint afterwards.
+    `BatchNorm2d` in evaluation mode. Outputs stay the same but for rounding. Names in the state dict change, so that
+    the model can neither be trained nor load a checkpoint afterwards.
 
     Args:
         model: with its weights.
@@ -54,7 +54,7 @@ def fold_batch_norms(model: nn.Module) -> int:
         )
         conv.norm = None
         folded += 1
-    return folded + sum(m.fold_batch_norms() for m in model.modules() if hasattr(m, "fold_batch_norms"))
+    return folded
 
 
 class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
@@ -114,33 +114,68 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     With one or two images a process, statistics of a process alone would make the features of a person depend on how
     the batch is spread. Processes may have different R. Works on CPUs too; with one process it is `BatchNorm1d`.
 
+    In training some rows can be normalised without being counted: the statistics, and with them what all other rows
+    become, are then the same as if these rows were not there.
+
     Attributes:
         synced: False lets each process use its own rows, so that not all have to call it equally often.
     """
 
     synced = True
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(R, C) -> (R, C)."""
-        if comm.get_world_size() == 1 or not self.training or not self.synced:
+    def forward(self, features: Tensor, counted: int | None = None) -> Tensor:
+        """Normalised features (R, C).
+
+        Args:
+            features: (R, C).
+            counted: how many rows, the first ones, make the statistics in training; None: all.
+        """
+        if not self.training:
             return super().forward(features)
-        count = features.new_full((1,), float(len(features)))
-        sums = torch.cat([count, features.sum(dim=0), features.square().sum(dim=0)])
+        own = features if counted is None else features[:counted]
+        rest = features[len(own) :]
+        if comm.get_world_size() == 1 or not self.synced:
+            if len(own) < 2:
+                # One row has no variance: a batch without proposals but with a person has no more.
+                return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            if len(rest) == 0:
+                return super().forward(own)
+            variance, mean = torch.var_mean(own, dim=0, correction=0)
+            return torch.cat([super().forward(own), self._normalised(rest, mean, variance)])
+        count = own.new_full((1,), float(len(own)))
+        sums = torch.cat([count, own.sum(dim=0), own.square().sum(dim=0)])
         total, first, second = differentiable_all_reduce(sums).split([1, self.num_features, self.num_features])
-        mean = first / total
-        variance = (second / total - mean.square()).clamp(min=0)
+        mean = first / total.clamp(min=1)
+        variance = (second / total.clamp(min=1) - mean.square()).clamp(min=0)
         self._track(mean.detach(), variance.detach(), total.detach())
-        scale = (variance + self.eps).rsqrt()
-        normalised = (features - mean) * scale
-        return normalised * self.weight + self.bias
+        return self._normalised(features, mean, variance)
+
+    def _normalised(self, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return (features - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
         self.num_batches_tracked += 1
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        unbiased = variance * total / (total - 1)
+        unbiased = variance * total / (total - 1).clamp(min=1)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(unbiased, momentum)
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """Lets batch normalisation use its running statistics and leave them alone.
+
+    Crops have other statistics than scenes; were they counted, the shared backbone would serve neither at test time.
+    """
+    changed = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for layer in changed:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.train()
 
 
 def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:

@@ -81,7 +81,9 @@ class SSLPersonSearch(GeneralizedRCNN):
         exemplars = None
         if self.exemplar_branch is not None:
             exemplars = functools.partial(self._exemplars, images.tensor, targets, batched_inputs)
-        embeddings, detector_losses = self.roi_heads.forward_train(images, features, proposals, targets, exemplars)
+        embeddings, detector_losses = self.roi_heads.forward_train(
+            images, features, proposals, targets, exemplars, with_persons=self.objective.reads_persons
+        )
         return {**losses, **detector_losses, **self.objective(embeddings)}
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:

@@ -39,40 +39,51 @@ class Calibration:
         similarities: (n,) float64, ascending, one for two tracklets that share frames: the highest cosine that the two
             have in one of them, as that of an appearance is the highest of its detections.
         detections_per_appearance: Mean number of detections of a tracklet.
+        looks: Mean number of frames that such a highest cosine was taken of.
+        growth: By how much the highest cosine of two people rises where it is taken of twice as many frames.
     """
 
     similarities: np.ndarray
     detections_per_appearance: float = 1.0
+    looks: float = 1.0
+    growth: float = 0.0
 
     @property
     def known(self) -> bool:
         """Whether there were enough pairs."""
         return len(self.similarities) >= FEWEST_PAIRS
 
-    def false_match_rate(self, similarity: float) -> float:
+    def false_match_rate(self, similarity: float, detections: int = 1) -> float:
         """Share of pairs of different people that look as alike as this or more; NaN where there is no calibration.
 
-        In the tail, where pairs are few, an exponential is fitted to the highest ones; where more of them lie there
-        than it says, they count.
+        In the tail, where pairs are few, an exponential is fitted to the highest ones, one standard error to the safe
+        side; where more pairs lie there than it says, they count.
+
+        Args:
+            similarity: Highest cosine of the query and the detections of an appearance.
+            detections: How many it has: among more of them the most similar one is more similar by chance.
         """
         if not self.known:
             return float("nan")
         pairs = self.similarities
+        similarity -= self.growth * max(float(np.log2(max(detections, 1) / self.looks)), 0.0)
         counted = (len(pairs) - int(np.searchsorted(pairs, similarity, side="left"))) / len(pairs)
         share = max(_TAIL, _TAIL_PAIRS / len(pairs))
         start = float(np.quantile(pairs, 1 - share))
         if similarity <= start:
             return counted
-        excess = float((pairs[pairs > start] - start).mean()) if (pairs > start).any() else 0.0
+        above = pairs[pairs > start] - start
+        excess = float(above.mean()) * (1 + len(above) ** -0.5) if len(above) else 0.0
         fitted = share * float(np.exp(-(similarity - start) / excess)) if excess > 0 else 0.0
         return max(counted, fitted)
 
-    def verdict(self, similarity: float, searched: float) -> Verdict:
+    def verdict(self, similarity: float, searched: float, detections: int = 1) -> Verdict:
         """What a hit of this similarity is called.
 
         Args:
             similarity: Of the hit.
             searched: Number of appearances that were searched: the more, the more alike the most similar stranger is.
+            detections: Of the hit, see `false_match_rate`.
 
         Returns:
             "likely" where at most `LIKELY` false matches of this similarity are to be expected among all that was
@@ -80,7 +91,7 @@ class Calibration:
         """
         if not self.known:
             return "uncertain"
-        expected = self.false_match_rate(similarity) * max(searched, 1.0)
+        expected = self.false_match_rate(similarity, detections) * max(searched, 1.0)
         return "likely" if expected <= LIKELY else "uncertain" if expected <= UNCERTAIN else "unlikely"
 
 
@@ -93,12 +104,22 @@ def calibrate(store: Store, *, seed: int = 0) -> Calibration:
     """
     chosen, rows, tracklets = _choose_pairs(store, np.random.default_rng(seed))
     vectors = _embeddings(store, {identity for pairs in chosen for pair in pairs for identity in pair})
-    highest = []
+    highest, looks, growths = [], [], []
     for pairs in chosen:
         # A row may have been deleted between the two passes.
-        cosines = [float(vectors[a] @ vectors[b]) for a, b in pairs if a in vectors and b in vectors]
-        highest += [max(cosines)] if cosines else []
-    return Calibration(np.sort(np.asarray(highest, np.float64)), rows / max(tracklets, 1))
+        cosines = np.array([float(vectors[a] @ vectors[b]) for a, b in pairs if a in vectors and b in vectors])
+        if not len(cosines):
+            continue
+        highest.append(float(cosines.max()))
+        looks.append(len(cosines))
+        if len(cosines) >= 4:  # the frames are in random order, so that every second one is a half like any other
+            growths.append(highest[-1] - (cosines[::2].max() + cosines[1::2].max()) / 2)
+    return Calibration(
+        similarities=np.sort(np.asarray(highest, np.float64)),
+        detections_per_appearance=rows / max(tracklets, 1),
+        looks=float(np.mean(looks)) if looks else 1.0,
+        growth=float(np.mean(growths)) if growths else 0.0,
+    )
 
 
 def _choose_pairs(store: Store, rng: np.random.Generator) -> tuple[list[list[tuple[str, str]]], int, int]:
@@ -121,7 +142,7 @@ def _choose_pairs(store: Store, rng: np.random.Generator) -> tuple[list[list[tup
             seen[who] = seen.get(who, 0) + 1
             kept = chosen.setdefault(who, [])
             if len(kept) < _FRAMES_OF_TWO:
-                kept.append((ids[a], ids[b]))
+                kept.insert(int(rng.integers(len(kept) + 1)), (ids[a], ids[b]))
             elif (place := int(rng.integers(seen[who]))) < _FRAMES_OF_TWO:
                 kept[place] = (ids[a], ids[b])
         while len(chosen) > _MOST_PAIRS:  # every second pair stays, whenever it was or will be met

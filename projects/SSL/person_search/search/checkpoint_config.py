@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG_KEY = "config"
-"""Name below which a checkpoint holds its configuration as YAML text."""
-
 
 def merge_checkpoint_config(cfg: CfgNode, path: str) -> None:
     """Merges the configuration of a checkpoint into `cfg`, in place: its own, else that of the config.yaml beside it.
@@ -53,6 +50,8 @@ def read_checkpoint_config(path: str) -> str | None:
         CheckpointError: The file is missing, or no checkpoint of tensors and plain values.
     """
     import torch
+
+    from ..engine.checkpoint import CONFIG_KEY
 
     if not os.path.isfile(path):
         raise CheckpointError(f"weights {path} do not exist: check the path")

@@ -46,8 +46,8 @@ class QueryPerson:
         picture: Name of the picture.
         box: x0, y0, x1, y1 in pixels of the upright picture.
         embedding: (d,) float32 of unit length.
-        chosen: "given" for a box of the user's, "detected", or "whole" for a picture without a detection that looks
-            cut around one person.
+        chosen: "given" for a box of the user's, "detected", "stored" for a detection of the store, or "whole" for a
+            picture without a detection that looks cut around one person.
     """
 
     picture: str
@@ -163,6 +163,19 @@ def query_person(
     raise QueryError(f"{name}: {len(found)} persons are detected; say which with a box: {listed}", found)
 
 
+def stored_person(store: Store, identity: str) -> QueryPerson:
+    """A stored detection as a query.
+
+    Raises:
+        PersonSearchError: The store has no detection of this id.
+    """
+    for batch in store.scan(Filter(ids=(identity,)), ["id", "x0", "y0", "x1", "y1", "embedding"]):
+        for row, embedding in zip(batch.to_pylist(), embeddings_of(batch), strict=True):
+            box = _box([row[name] for name in ("x0", "y0", "x1", "y1")])
+            return QueryPerson(identity, box, embedding.copy(), "stored")
+    raise PersonSearchError(f"{store.uri} has no detection {identity}; ids are printed by a search")
+
+
 def find_person(
     store: Store,
     embeddings: np.ndarray,
@@ -242,6 +255,8 @@ def _appearances(
     store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, searched: int
 ) -> tuple[Appearance, ...]:
     """The first `top` tracklets in the order of their first row, each with its most similar detection."""
+    import pyarrow as pa
+
     names = rows["tracklet"].to_pylist()
     chosen: dict[str, int] = {}
     for place in order:
@@ -250,7 +265,7 @@ def _appearances(
         # Rows lie by falling similarity, whatever the order in which re-ranking takes them.
         chosen[names[place]] = min(place, chosen.get(names[place], place))
     extents = _extents(store, tuple(chosen))
-    best = rows.take(list(chosen.values())).drop_columns(
+    best = rows.take(pa.array(list(chosen.values()), pa.int64())).drop_columns(
         [name for name in ("embedding",) if name in rows.column_names]
     ).to_pylist()  # fmt: skip
     return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, searched) for row in best)
@@ -271,8 +286,8 @@ def _appearance(
         start_offset=extent["from"],
         end_offset=extent["to"],
         similarity=similarity,
-        verdict=calibration.verdict(similarity, searched),
-        false_match_rate=calibration.false_match_rate(similarity),
+        verdict=calibration.verdict(similarity, searched, extent["count"]),
+        false_match_rate=calibration.false_match_rate(similarity, extent["count"]),
         best=DetectionRef(
             row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
         ),

@@ -64,7 +64,7 @@ def read_header(path: str) -> VideoHeader:
     Raises:
         DatasetError: The file is missing or no video.
     """
-    with _opened(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         duration = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, 10**6)
         rate = stream.average_rate or stream.guessed_rate or 0
@@ -91,6 +91,7 @@ class VideoFrames:
             done: Number and offset of the last frame that was looked at before; the iterator goes on behind it.
         """
         self._path, self._every, self._done = path, every, done
+        self._resumed = False  # whether seeking has led to the frame that was looked at last
         self.damaged = 0
 
     def __iter__(self) -> Iterator[Frame]:
@@ -100,19 +101,12 @@ class VideoFrames:
             DatasetError: The file is missing, no video, or holds no frame that can be decoded.
         """
         if self._done is not None:
-            number, offset = self._done
-            started = False
-            for frame in self._from(offset, number):
-                started = True
-                yield frame
-            if started or self._resumed:
-                return
-        yield from self._all()
-
-    _resumed = False
+            yield from self._from(*self._done)
+        if not self._resumed:
+            yield from self._all()
 
     def _all(self) -> Iterator[Frame]:
-        with _opened(self._path) as container:
+        with open_video(self._path) as container:
             done, last = self._done, None
             number = -1
             for number, (offset, picture) in enumerate(self._decoded(container)):
@@ -123,11 +117,11 @@ class VideoFrames:
         if number < 0:
             raise DatasetError(f"{self._path}: no frame of this video can be decoded; restore the file")
 
-    def _from(self, offset: float, number: int) -> Iterator[Frame]:
+    def _from(self, number: int, offset: float) -> Iterator[Frame]:
         """Frames behind a known one, found by its time; none at all where seeking does not lead to it."""
-        with _opened(self._path) as container:
+        with open_video(self._path) as container:
             last = None
-            _seek(container, offset)
+            seek_video(container, offset)
             for place, picture in self._decoded(container):
                 slot = self._slot(place)
                 if last is None:
@@ -150,7 +144,7 @@ class VideoFrames:
 
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        start = _start(container)
+        start = video_start(container)
         rate = stream.average_rate or Fraction(25)
         offset = None
         for packet in _packets(container, stream):
@@ -179,14 +173,14 @@ def read_video_picture(path: str, number: int, offset: float) -> np.ndarray:
         DatasetError: The file is missing, no video, or has no such frame any more.
     """
     reader = VideoFrames(path)
-    with _opened(path) as container:
-        _seek(container, offset)
+    with open_video(path) as container:
+        seek_video(container, offset)
         for place, picture in reader._decoded(container):
             if abs(float(place) - offset) <= _SAME_TIME:
                 return upright(picture)
             if float(place) > offset:
                 break
-    with _opened(path) as container:
+    with open_video(path) as container:
         for count, (_, picture) in enumerate(reader._decoded(container)):
             if count == number:
                 return upright(picture)
@@ -209,8 +203,12 @@ def upright(picture: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(image[::-1] if down < 0 else image)
 
 
-def _opened(path: str) -> av.container.InputContainer:
-    """An open video with at least one video stream."""
+def open_video(path: str) -> av.container.InputContainer:
+    """An open video with at least one video stream.
+
+    Raises:
+        DatasetError: The file is missing or no video; a playlist is none.
+    """
     import av
 
     if not Path(path).is_file():
@@ -241,7 +239,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
         yield packet
 
 
-def _start(container: av.container.InputContainer) -> Fraction:
+def video_start(container: av.container.InputContainer) -> Fraction:
     """Seconds at which a player's clock shows 0.
 
     The container's own start counts, which an earlier sound track may set; it is rounded to microseconds, so that the
@@ -255,12 +253,12 @@ def _start(container: av.container.InputContainer) -> Fraction:
     return whole
 
 
-def _seek(container: av.container.InputContainer, offset: float) -> None:
-    """Moves to a key frame at or before an offset; leaves the start where the file cannot seek."""
+def seek_video(container: av.container.InputContainer, offset: float) -> None:
+    """Moves to a key frame at or before an offset; stays where it is if the file cannot seek."""
     import av
 
     stream = container.streams.video[0]
-    target = math.floor((Fraction(offset) + _start(container) + Fraction(1, 10**6)) / stream.time_base)
+    target = math.floor((Fraction(offset) + video_start(container) + Fraction(1, 10**6)) / stream.time_base)
     try:
         container.seek(target, stream=stream, backward=True)
     except av.error.FFmpegError:

@@ -80,11 +80,13 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
     Attributes:
         needs_identities: whether it is supervised. No other may see identities.
         exemplars: what it allows SSL.EXEMPLAR.ENABLED to be.
+        reads_persons: whether it reads the features of the annotated boxes; where it does not they are not computed.
         size: N, number of annotated persons of the training set; 0 before `allocate`.
     """
 
     needs_identities: ClassVar[bool] = False
     exemplars: ClassVar[tuple[bool, ...]] = (False,)
+    reads_persons: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class BankObjective(ReIDObjective):
     `_keep` and `_cluster_losses` in its `_losses`.
 
     Attributes:
-        predicts_multi_labels: whether it has a `threshold`, which a hook sets, and `predict_labels`.
+        predicts_multi_labels: whether it has `set_threshold`, which a hook calls, and `predict_labels`.
     """
 
     predicts_multi_labels: ClassVar[bool] = False

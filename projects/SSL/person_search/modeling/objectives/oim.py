@@ -79,6 +79,7 @@ class OIMObjective(ReIDObjective):
     """
 
     needs_identities = True
+    reads_persons = False
     lookup_table: Tensor
     queue: Tensor
     queue_position: Tensor

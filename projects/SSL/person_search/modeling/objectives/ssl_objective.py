@@ -18,7 +18,7 @@ from .base import REID_OBJECTIVE_REGISTRY, BankObjective
 
 @REID_OBJECTIVE_REGISTRY.register()
 class SSLObjective(BankObjective):
-    """L_scale + L_cluster + L_DML on the memory banks. A hook sets `threshold`, that of the multi-labels."""
+    """L_scale + L_cluster + L_DML on the memory banks. `set_threshold` gives it the threshold of the multi-labels."""
 
     exemplars = (False, True)
     predicts_multi_labels = True
@@ -48,7 +48,7 @@ class SSLObjective(BankObjective):
         self.scale_weight, self.margin, self.gamma = scale_weight, margin, gamma
         self.multi_label_weight, self.delta = multi_label_weight, delta
         self.hard_negative_ratio = hard_negative_ratio
-        self.threshold = 1.0
+        self._threshold: float | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -64,6 +64,21 @@ class SSLObjective(BankObjective):
             "delta": ssl.MULTI_LABEL_LOSS.DELTA,
             "hard_negative_ratio": ssl.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO,
         }
+
+    @property
+    def threshold(self) -> float:
+        """Cosine similarity from which a bank row counts as positive.
+
+        Raises:
+            RuntimeError: nothing has set it: neither labels nor losses may be made of a value that nobody chose.
+        """
+        if self._threshold is None:
+            raise RuntimeError("the threshold of the multi-labels is not set: call set_threshold before each epoch")
+        return self._threshold
+
+    def set_threshold(self, threshold: float) -> None:
+        """Sets the threshold of the multi-labels, t(e) of Eq. 9."""
+        self._threshold = threshold
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
         multi_scale = self._keep(batch)
