@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 setup: $(STAMP)
 
-$(STAMP): requirements/build.txt requirements/test.txt requirements/detectron2.txt setup.cfg pyproject.toml
+$(STAMP): requirements/build.txt requirements/test.txt requirements/detectron2.txt requirements/trackers.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13); \
 	sys.exit(0 if ok else f"Python {v[0]}.{v[1]} found, expected 3.11, 3.12 or 3.13: make PYTHON=python3.12 setup")'
 	@echo "Building $(VENV): about 5 GB are installed, which takes some minutes."
@@ -22,6 +22,7 @@ $(STAMP): requirements/build.txt requirements/test.txt requirements/detectron2.t
 	$(PIP) --require-hashes --no-deps --only-binary=:all: --python-version 3.10 --implementation cp \
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		-r requirements/detectron2.txt
+	$(PIP) --require-hashes --no-deps -r requirements/trackers.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 

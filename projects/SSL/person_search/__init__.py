@@ -1,18 +1,27 @@
 """SSL, self-similarity driven scale-invariant learning for weakly supervised person search, on Detectron2.
 
-Importing the package registers the model parts, and the data sets below $DETECTRON2_DATASETS.
+`from person_search import add_ssl_config` registers the model parts, and the data sets below $DETECTRON2_DATASETS, as
+importing `person_search.modeling` and `person_search.data` does. The package alone loads nothing: its command line
+answers at once.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:  # pragma: no cover
+from importlib.util import find_spec
+from typing import Any
+
+if find_spec("detectron2") is None:  # pragma: no cover
     raise ImportError(
         "person_search needs Detectron2, which is not installed. Run `make setup` for an environment that has it, or "
         "install it as its project describes, then `pip install -e .`"
-    ) from error
-
-from . import data, modeling  # noqa: F401  (registration)
-from .config import add_ssl_config
+    )
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "add_ssl_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "add_ssl_config":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import data, modeling  # noqa: F401  (registration)
+    from .config import add_ssl_config
+
+    return add_ssl_config

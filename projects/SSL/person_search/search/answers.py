@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, is_dataclass
+from collections import Counter
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,22 @@ def describe_store(store: Store, *, as_json: bool = False) -> str:
     from .maintenance import describe as summarize
 
     summary = summarize(store)
-    content = asdict(summary) if is_dataclass(summary) else dict(summary)
     if as_json:
-        return json.dumps(content, default=str, indent=1)
-    return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in content.items())
+        return json.dumps(asdict(summary), default=str, indent=1)
+    kinds = Counter(state.kind for state in summary.sources)
+    unfinished = sum(not state.finished and not state.error and state.kind != "stream" for state in summary.sources)
+    lines = [
+        f"{summary.uri}: {summary.detections:,} detections in {summary.tracklets:,} appearances"
+        + ("" if summary.bytes is None else f", {summary.bytes / 1e6:,.1f} MB"),
+        f"model: {summary.info.model}, dimension {summary.info.dimension}, weights {summary.info.weights_digest[:12]}",
+        "sources: " + (", ".join(f"{count} {kind}s" for kind, count in sorted(kinds.items())) or "none")
+        + (f"; {unfinished} not yet indexed to the end" if unfinished else ""),
+        *(f"camera {camera}: {count:,} detections" for camera, count in sorted(summary.cameras.items())),
+    ]  # fmt: skip
+    if summary.first is not None and summary.last is not None:
+        first, last = (time.astimezone().isoformat(" ", "seconds") for time in (summary.first, summary.last))
+        lines.append(f"time: {first} to {last}; {summary.undated:,} detections without")
+    kept = summary.retention_days
+    lines.append("kept: " + ("without limit" if kept is None else f"{kept} days"))
+    lines += [f"not read to its end: {state.error}" for state in summary.sources if state.error]
+    return "\n".join(lines)

@@ -118,8 +118,10 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    from .serve import add_serve_arguments
-
+    try:
+        from .serve import add_serve_arguments
+    except ModuleNotFoundError:
+        return
     add_serve_arguments(parser)
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -275,5 +276,6 @@ def _log_to_screen() -> None:
     own.setLevel(logging.INFO)
     own.propagate = False
     own.handlers = [_Screen()]
-    for name in ("fvcore", "detectron2"):
+    for name in ("fvcore", "detectron2", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # Detectron2's call, whose meaning stays

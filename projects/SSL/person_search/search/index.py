@@ -128,6 +128,7 @@ class _Run:
 
     def __init__(self, searcher: PersonSearcher, store: Store, options: IndexOptions, stop: threading.Event) -> None:
         self._searcher, self._store, self._options, self._stop = searcher, store, options, stop
+        self._over = threading.Event()  # nothing more is read
         self._report = IndexReport()
         self._queue: queue.Queue[_Item] = queue.Queue(maxsize=max(4, 2 * options.batch_size))
         self._lock = threading.Lock()
@@ -151,7 +152,7 @@ class _Run:
             try:
                 self._consume(len(jobs), writer, progress, start)
             finally:
-                self._stop.set()
+                self._over.set()
                 self._drain(threads)
             self._flush(writer)
             self._await_write()
@@ -211,7 +212,7 @@ class _Run:
         return threads
 
     def _read_files(self, waiting: Iterator[IndexedSource]) -> None:
-        while not self._stop.is_set():
+        while not self._over.is_set():
             with self._lock:
                 job = next(waiting, None)
             if job is None:
@@ -228,7 +229,7 @@ class _Run:
 
     def _read_stream(self, job: IndexedSource) -> None:
         assert job.state.start is not None
-        self._read(job, LiveFrames(job.source.address, job.state.start, self._options.every, self._stop), live=True)
+        self._read(job, LiveFrames(job.source.address, job.state.start, self._options.every, self._over), live=True)
 
     def _read(self, job: IndexedSource, frames: Iterable[Frame], live: bool = False) -> None:
         """Puts the frames of a source and its end into the queue."""
@@ -249,7 +250,7 @@ class _Run:
 
     def _put(self, job: IndexedSource, item: Frame | _Ended, wait: bool = True) -> bool:
         """Whether the run goes on. A live frame for which there is no room is dropped: the next one is newer."""
-        while not self._stop.is_set():
+        while not self._over.is_set():
             try:
                 self._queue.put((job, item), timeout=_WAIT if wait else 0.001)
                 return True
