@@ -37,7 +37,6 @@ ROWS: dict[str, tuple[object, ...]] = {
     "camera_aware": ("CAMERA_AWARE", True),
     "no_same_image_rule": ("SAME_IMAGE_RULE", False),
     "hdbscan": ("ALGORITHM", "hdbscan"),
-    "faiss": ("SEARCH", "faiss"),
 }
 
 

@@ -18,11 +18,23 @@ def reset_peak() -> bool:
     return True
 
 
+def current_mb() -> float:
+    """Resident memory in MiB; 0 where the system does not tell it."""
+    return _status_mb("VmRSS") or 0.0
+
+
 def peak_mb() -> float:
     """Largest resident memory in MiB."""
-    status = _PROC / "status"
-    if status.exists():
-        # getrusage hands the figure down from the process that starts this one, so it may be that one's peak.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
+    # getrusage hands the figure down from the process that starts this one, so it may be that one's peak.
+    peak = _status_mb("VmHWM")
+    if peak is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _status_mb(name: str) -> float | None:
+    status = _PROC / "status"
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 2**10

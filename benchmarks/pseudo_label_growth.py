@@ -4,7 +4,7 @@
     python benchmarks/pseudo_label_growth.py FIGURES.jsonl --plot GROWTH.svg
 
 Each N runs in a process of its own, whose JSON line is appended to FIGURES.jsonl; what stands there already is not run
-again. OPTIONs go to pseudo_labels.py (for example --search faiss). One JSON line tells the exponents of the growth
+again. OPTIONs go to pseudo_labels.py (for example --device cuda). One JSON line tells the exponents of the growth
 between neighbouring N: 1 where twice the boxes take twice the time.
 """
 

@@ -1,6 +1,6 @@
 """Time and memory of the cluster labels of one epoch; prints one JSON line.
 
-    python benchmarks/pseudo_labels.py PROBLEM.npz [--out LABELS.npz] [--search exact|faiss] [--device cpu|cuda]
+    python benchmarks/pseudo_labels.py PROBLEM.npz [--out LABELS.npz] [--device cpu|cuda]
     python benchmarks/pseudo_labels.py --simulate 18048
 
 PROBLEM.npz holds `feature` (N, d), `image` (N,) integers or strings, and optionally `feature2` (N, d), the same persons
@@ -11,13 +11,11 @@ where there is a second epoch, and `threshold`.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
 import sys
 import time
-import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,25 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-
-def _bare_package(name: str) -> None:
-    """Lets modules of an installed package be imported without its own start, which loads Detectron2 and registers
-    models: pseudo labels need neither, and its 150 MB would be counted as theirs."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"error: {name} is not installed; run `pip install -e .` in the root of the repository")
-    package = types.ModuleType(name)
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules[name] = package
-
-
-_bare_package("person_search")
-
-from person_search.errors import DatasetError, PersonSearchError  # noqa: E402
-from person_search.labels import SelfPacedDBSCAN  # noqa: E402
-from person_search.labels.self_paced import CLUSTERERS  # noqa: E402
-from process_memory import peak_mb  # noqa: E402
+from person_search.errors import DatasetError, PersonSearchError
+from person_search.labels import SelfPacedDBSCAN
+from person_search.labels.self_paced import CLUSTERERS
+from process_memory import peak_mb
 
 Problem = Mapping[str, NDArray]
 
@@ -154,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     if args.out and not args.out.parent.is_dir():
         raise DatasetError(f"--out {args.out}: the folder {args.out.parent} does not exist")
     problem = load(args.problem) if args.problem else simulate(args.simulate, args.seed)
-    model = SelfPacedDBSCAN(clusterer=args.clusterer, search=args.search, progress=args.progress)
+    model = SelfPacedDBSCAN(clusterer=args.clusterer, progress=args.progress)
     results: dict[str, object] = {}
     figures: dict[str, object] = {"n": len(problem["feature"])}
     for number, feature in enumerate(("feature", "feature2"), start=1):
@@ -171,9 +154,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         figures["adjusted_rand_index"] = agreement(results["labels1"], args.compare)
     if args.out:
         save(args.out, results)
-    figures.update(
-        peak_mb=round(peak_mb()), search_method=args.search, device=args.device, threads=torch.get_num_threads()
-    )
+    figures.update(peak_mb=round(peak_mb()), device=args.device, threads=torch.get_num_threads())
     if args.device == "cuda":
         figures["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
     return figures
@@ -189,7 +170,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", type=Path, metavar="LABELS.npz", help="add the adjusted Rand index with its labels1"
     )
-    parser.add_argument("--search", choices=("exact", "faiss"), default="exact")
     parser.add_argument("--clusterer", choices=tuple(CLUSTERERS), default="dbscan")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--progress", action="store_true", help="show progress and stages on stderr")

@@ -3,69 +3,40 @@
 
 usage: python benchmarks/search_evaluation.py PROBLEM.npz [--cross-camera] [--cbgm K1 K2] [--detection]
        python benchmarks/search_evaluation.py PROBLEM.npz --protocol TestG100.mat [TestG500.mat ...]
-       python benchmarks/search_evaluation.py --simulate {prw,cuhk} [--save PROBLEM.npz] [--device cuda]
+       python benchmarks/search_evaluation.py --simulate {prw,cuhk} [--save PROBLEM.npz]
 
-PROBLEM.npz is what the evaluator or `save_problem` writes. One JSON line goes to stdout: the figures as fractions,
-`seconds` for the evaluation without reading or simulating, and `peak_mb`, the most memory of the whole process. The
-figures of a simulated problem say nothing about any model.
+PROBLEM.npz is what the evaluator or `save_problem` writes. One JSON line goes to stdout: the metrics as fractions,
+`seconds` for the evaluation without reading or simulating, and `peak_mb`, the most memory beyond that of the loaded
+libraries. The metrics of a simulated problem say nothing about any model.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import resource
 import sys
 import time
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-
-def _bare_package(name: str, folder: Path) -> None:
-    """Lets modules below `folder` be imported without the package's own start, which registers models and data sets.
-
-    The evaluation is plain NumPy; Detectron2 and PyTorch, loaded with the whole package, would make up most of the
-    memory and of the waiting.
-    """
-    package = types.ModuleType(name)
-    package.__path__ = [str(folder)]
-    sys.modules[name] = package
-
-
-_SPEC = importlib.util.find_spec("person_search")
-if _SPEC is None or not _SPEC.submodule_search_locations:
-    sys.exit("error: person_search is not installed; run `pip install -e .` in the root of the repository")
-_ROOT = Path(next(iter(_SPEC.submodule_search_locations)))
-_bare_package("person_search", _ROOT)
-_bare_package("person_search.data", _ROOT / "data")
-
-from person_search.data import matlab  # noqa: E402
-from person_search.data.records import BoxXYXY, Gallery  # noqa: E402
-from person_search.errors import ConfigError, DatasetError, PersonSearchError  # noqa: E402
-from person_search.evaluation.metrics import (  # noqa: E402
-    SearchOptions,
-    evaluate_detection,  # noqa: E402
-    evaluate_galleries,
-)
-from person_search.evaluation.problem import (  # noqa: E402
+from person_search.data import matlab
+from person_search.data.records import BoxXYXY, Gallery
+from person_search.errors import DatasetError, PersonSearchError
+from person_search.evaluation.metrics import SearchOptions, evaluate_detection, evaluate_galleries
+from person_search.evaluation.problem import (
     Galleries,
     SearchProblem,
-    offsets_of,  # noqa: E402
+    offsets_of,
     own_frame_galleries,
     with_galleries,
 )
-from person_search.evaluation.protocols import CUHK_SYSU_SIZES, listed_galleries  # noqa: E402
-from person_search.evaluation.rescoring import (  # noqa: E402
-    ContextMatching,
-    Reranking,
-)
-from person_search.evaluation.storage import load_problem, save_problem  # noqa: E402
+from person_search.evaluation.protocols import CUHK_SYSU_SIZES, listed_galleries
+from person_search.evaluation.rescoring import ContextMatching, Reranking
+from person_search.evaluation.storage import load_problem, save_problem
+from process_memory import current_mb, peak_mb
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: --seed {args.seed}: expected 0 or more")
     if args.shortlist is not None and not args.reranking:
         sys.exit("error: --shortlist belongs to --reranking; give both or neither")
+    loaded = current_mb()
     try:
         problem = load_problem(args.problem) if args.problem else _SIMULATIONS[args.simulate](args.seed)
         if args.protocol:
@@ -83,13 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
         _check(problem, args)
         if args.save:
             save_problem(problem, args.save)
-        print(json.dumps(measure(problem, args), allow_nan=False))
+        print(json.dumps(measure(problem, args, loaded), allow_nan=False))
     except PersonSearchError as error:
         sys.exit(f"error: {error}")
 
 
 def _check(problem: SearchProblem, args: argparse.Namespace) -> None:
-    """Refuses what would have no figures, and a device that is not there."""
+    """Refuses what would have no metrics."""
     where = args.problem or "simulation"
     if not problem.galleries:
         raise DatasetError(
@@ -102,18 +74,10 @@ def _check(problem: SearchProblem, args: argparse.Namespace) -> None:
         )
     if args.detection and not len(problem.gt_frame):
         raise DatasetError(f"{where} has no annotated boxes, so there are no detection figures: leave out --detection")
-    if args.device:
-        import torch  # here, so that its import is not timed
-
-        try:
-            torch.zeros(1, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--device {args.device} cannot be used ({reason}); leave it out for NumPy") from error
 
 
-def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates `problem` as the arguments say and returns what is printed."""
+def measure(problem: SearchProblem, args: argparse.Namespace, loaded: float) -> dict[str, Any]:
+    """What is printed for `problem`, evaluated as the arguments say; `loaded`: memory at the start, in MiB."""
     shortlist = Reranking.shortlist if args.shortlist is None else args.shortlist
     options = SearchOptions(
         score_threshold=args.score_threshold,
@@ -125,7 +89,7 @@ def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
     listed = problem.galleries[main_gallery].frame is not None
     names = list(problem.galleries) if listed else [main_gallery]
     start = time.perf_counter()
-    results = evaluate_galleries(problem, options, names, progress=sys.stderr.isatty(), device=args.device)
+    results = evaluate_galleries(problem, options, names, progress=sys.stderr.isatty())
     detection = evaluate_detection(problem, args.score_threshold) if args.detection else None
     seconds = time.perf_counter() - start
     line: dict[str, Any] = {"gallery": main_gallery, **results[main_gallery].figures()}
@@ -139,18 +103,9 @@ def measure(problem: SearchProblem, args: argparse.Namespace) -> dict[str, Any]:
         "detections": len(problem.det_frame),
         "queries": len(problem.query_frame),
         "simulated": args.simulate is not None,
-        "device": args.device or "numpy",
         "seconds": round(seconds, 4),
-        "peak_mb": round(_peak_kilobytes() / 1024, 1),
+        "peak_mb": round(peak_mb() - loaded, 1),
     }
-
-
-def _peak_kilobytes() -> int:
-    # Linux hands getrusage's figure down from the process that starts this one, so it may be that one's peak.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shortlist", type=int, help=f"detections that are re-ranked ({Reranking.shortlist})")
     parser.add_argument("--score-weighted", action="store_true", help="similarity times detection score")
     parser.add_argument("--score-threshold", type=float, default=0.5)
-    parser.add_argument("--device", help="of PyTorch, for example cuda; without: NumPy, the faster on a CPU")
     parser.add_argument("--detection", action="store_true", help="also the detection figures")
     return parser
 

@@ -117,3 +117,12 @@ def test_every_key_is_read_somewhere():
     keys += ["SOLVER.CHECKPOINTS_KEPT", "SOLVER.LOG_PERIOD", "TEST.EVAL_EPOCHS", "TEST.EVAL_BEFORE_TRAINING"]
     unused = [k for k in keys if not re.search(rf"\b{k.rsplit('.', 1)[-1]}\b", code)]
     assert len(keys) > 40 and not unused
+
+
+def test_a_key_that_is_gone_is_passed_over_with_a_line(tmp_path, caplog):
+    (tmp_path / "old.yaml").write_text("SSL: {CLUSTERING: {SEARCH: exact, K1: 20}}\n")
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    merge_file_and_options(cfg, str(tmp_path / "old.yaml"), ["SSL.CLUSTERING.SEARCH", "exact"])
+    assert cfg.SSL.CLUSTERING.K1 == 20 and "SEARCH" not in cfg.SSL.CLUSTERING
+    assert any("SSL.CLUSTERING.SEARCH" in record.getMessage() for record in caplog.records)

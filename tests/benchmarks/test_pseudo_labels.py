@@ -53,7 +53,7 @@ def test_labels_and_figures(program: Path, shared: Path, tmp_path: Path) -> None
     two_epochs, compared, simulated = run(
         program,
         [str(golden_file), "--out", "labels.npz"],
-        ["named.npz", "--compare", "labels.npz", "--search", "faiss", "--device", "cpu"],
+        ["named.npz", "--compare", "labels.npz", "--device", "cpu"],
         ["--simulate", "500", "--clusterer", "hdbscan", "--out", "simulated.npz"],
         folder=tmp_path,
     )

@@ -26,8 +26,6 @@ from person_search.engine.hooks import ClusterLabels
 from person_search.errors import ConfigError, TrainingError
 from person_search.labels import SelfPacedDBSCAN, jaccard_distance, pair_precision_recall
 from person_search.labels.clustering import hdbscan
-from person_search.labels.jaccard import distance_from_ranks
-from person_search.labels.neighbors import nearest_neighbors
 from person_search.modeling import SSLObjective
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
@@ -108,19 +106,6 @@ def test_each_key_changes_the_labels_as_brute_force_says():
         assert not options or adjusted_rand_score(expected[()], found) < 1, options
 
 
-def test_the_search_key_takes_the_approximate_neighbours():
-    features, images, _ = seen_persons(350, 6, noise=0.7)
-    distance = distance_from_ranks(features, nearest_neighbors(features, K1, "faiss"), K1, K2, 0.6)
-    full = np.ones(distance.shape, np.float32)
-    stored = distance.tocoo()
-    full[stored.row, stored.col] = stored.data
-    labels = DBSCAN(eps=0.6, min_samples=4, metric="precomputed").fit_predict(full)
-    found = build_clusterer(clustering("SSL.CLUSTERING.SEARCH", "faiss")).fit(features, images)
-    assert adjusted_rand_score(one_to_an_image(labels, features, images), found) == 1.0
-    exact = build_clusterer(clustering()).fit(features, images)
-    assert 0.5 < adjusted_rand_score(exact, found) < 1
-
-
 def test_cameras_of_two_sets_differ_and_unknown_ones_are_refused(cfg, monkeypatch):
     read = training_set.registered_records
     name = "synthetic_tiny_train"
@@ -143,7 +128,6 @@ def test_cameras_of_two_sets_differ_and_unknown_ones_are_refused(cfg, monkeypatc
     ("options", "message"),
     [
         (("ALGORITHM", "kmeans"), "ALGORITHM: clusterer is 'kmeans': expected one of dbscan, hdbscan"),
-        (("SEARCH", "brute"), "SEARCH: search is 'brute': expected one of exact, faiss"),
         (("EPS", (0.6, 0.7)), "EPS: eps is"),
         (("MIN_SAMPLES", 0), "MIN_SAMPLES: min_samples is 0"),
         (("INDEPENDENCE_QUANTILE", 1.5), "INDEPENDENCE_QUANTILE: quantile is 1.5"),

@@ -162,7 +162,6 @@ def test_options_reach_the_figures(golden_problem, records, protocol, expected, 
     cbgm = figures(cbgm=ContextMatching(30, 4))
     assert cbgm == pytest.approx(expected["all_cameras_cbgm_k1_30_k2_4"]["mAP"], abs=1e-4)
     assert "k1 = 30, k2 = 4" in json.loads((tmp_path / "results.json").read_text())["protocol"]["context_matching"]
-    assert figures(device="cpu") == pytest.approx(plain, abs=1e-4)
     others = {
         "score_weighted": figures(score_weighted=True),
         "score_threshold": figures(score_threshold=0.7),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.errors import ConfigError, DatasetError
@@ -22,24 +21,18 @@ BOXES = [
 ]  # fmt: skip
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
-# None: NumPy.
-DEVICES = [None, "cpu", pytest.param("cuda", marks=NO_GPU)]
-
-
 @pytest.fixture(scope="module")
 def expected(shared):
     return json.loads((shared / "golden" / "expected.json").read_text())["search_prw.npz"]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case, gallery, options", [
     ("all_cameras", "all_cameras", SearchOptions()),
     ("cross_camera", "cross_camera", SearchOptions()),
     ("all_cameras_cbgm_k1_30_k2_4", "all_cameras", SearchOptions(context_matching=ContextMatching(30, 4))),
 ])  # fmt: skip
-def test_golden_figures(golden_problem, expected, case, gallery, options, device):
-    result = evaluate_galleries(golden_problem, options, [gallery], device=device)[gallery]
+def test_golden_figures(golden_problem, expected, case, gallery, options):
+    result = evaluate_galleries(golden_problem, options, [gallery])[gallery]
     assert result.figures() == pytest.approx(expected[case], abs=1e-6)
 
 
@@ -105,13 +98,13 @@ def listed_galleries_of(problem, galleries: list[dict]) -> Galleries:
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems(), st.booleans(), st.sampled_from(["all", "cross", "listed"]), st.sampled_from([None, "cpu"]))
-def test_random_problems_match_the_slow_reference(slow, problem, weighted, name, device):
+@given(problems(), st.booleans(), st.sampled_from(["all", "cross", "listed"]))
+def test_random_problems_match_the_slow_reference(slow, problem, weighted, name):
     queries = range(len(problem.query_frame))
     galleries = [slow.gallery(problem, query, name == "cross") for query in queries]
     if name == "listed":
         problem = with_galleries(problem, {"listed": listed_galleries_of(problem, galleries)})
-    result = evaluate_galleries(problem, SearchOptions(score_weighted=weighted), [name], device=device)[name]
+    result = evaluate_galleries(problem, SearchOptions(score_weighted=weighted), [name])[name]
     aps, ranks = [], []
     for query, gallery in enumerate(galleries):
         similarity = slow.similarity(problem, query, weighted)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from person_search.evaluation.problem import offsets_of, pairs, ranges
-from person_search.evaluation.ranking import count_at_least, count_at_least_in_group, highest, highest_of_rows, levels
+from person_search.evaluation.ranking import count_at_least, count_at_least_in_group, highest
 
 values_with_ties = st.lists(st.integers(-3, 3), max_size=30).map(lambda v: np.array(v, np.float32))
 
@@ -50,24 +50,6 @@ def test_excluded_values_are_never_among_the_highest():
     values[[3, 700]] = -5
     assert highest(values, 10).tolist() == [3, 700]
     assert highest(values[:3], 10).tolist() == []
-
-
-@pytest.mark.parametrize("size", [0, 1, 3, 4, 50])
-def test_highest_of_rows(size):
-    values = np.random.default_rng(size).integers(0, 9, (20, size)).astype(np.float32)
-    values[values == 0] = -np.inf
-    row, column = highest_of_rows(values, 3)
-    expected = [(number, place) for number, own in enumerate(values) for place in highest(own, 3)]
-    assert list(zip(row.tolist(), column.tolist(), strict=True)) == expected
-
-
-@pytest.mark.parametrize("num_thresholds", [0, 1, 5, 255, 256, 700])
-def test_levels(num_thresholds):
-    rng = np.random.default_rng(num_thresholds)
-    values, thresholds = rng.integers(0, 900, 400), np.sort(rng.permutation(900)[:num_thresholds])
-    found = levels(values.astype(np.float32), thresholds.astype(np.float32))
-    assert found.dtype == np.int64
-    assert found.tolist() == [int((value >= thresholds).sum()) for value in values]
 
 
 def test_ranges_and_pairs():

@@ -69,51 +69,17 @@ def test_tf32_of_training_does_not_reach_the_neighbours(gpu: str, matmul: Any) -
     assert matmul.allow_tf32
 
 
-@pytest.mark.parametrize("search", ["exact", "faiss"])
-def test_identical_rows_come_after_the_row_itself(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_APPROXIMATE_FROM", 700)
+def test_identical_rows_come_after_the_row_itself() -> None:
     features = unit_rows(1, 8).expand(700, 8).contiguous()
-    found = nearest_neighbors(features, 5, search)
+    found = nearest_neighbors(features, 5)
     assert torch.equal(found[:, 0], torch.arange(700))
     assert all(len(set(row)) == 5 for row in found.tolist())
-
-
-@pytest.mark.parametrize("dimension", [32, 33])
-def test_faiss_finds_most_neighbours(dimension: int) -> None:
-    centres = unit_rows(60, dimension)
-    noise = 0.15 * unit_rows(3000, dimension, seed=1)
-    features = torch.nn.functional.normalize(centres.repeat(50, 1) + noise, dim=1)
-    exact, found = nearest_neighbors(features, 20), nearest_neighbors(features, 20, "faiss")
-    assert torch.equal(found[:, 0], torch.arange(3000))
-    recall = (found[:, :, None] == exact[:, None, :]).any(-1).float().mean()
-    assert recall > 0.95
-
-
-def test_faiss_completes_rows_whose_lists_are_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_PROBED_SHARE", 0.0)
-    features = unit_rows(2000, 8)
-    # The one list that is probed holds some 45 rows, so every row has to be searched exactly.
-    assert_nearest(nearest_neighbors(features, 400, "faiss"), features, 400)
-
-
-def test_faiss_is_exact_for_few_rows() -> None:
-    features = unit_rows(300, 8)
-    assert torch.equal(nearest_neighbors(features, 10, "faiss"), nearest_neighbors(features, 10))
 
 
 def test_no_rows() -> None:
     assert nearest_neighbors(torch.zeros(0, 8), 5).shape == (0, 0)
 
 
-def test_rejects_unusable_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_no_neighbours() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         nearest_neighbors(unit_rows(5, 8), 0)
-    with pytest.raises(ValueError, match="search is 'annoy': expected one of exact, faiss"):
-        nearest_neighbors(unit_rows(5, 8), 2, "annoy")
-
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(neighbors.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match="faiss-cpu"):
-        nearest_neighbors(unit_rows(5, 8), 2, "faiss")

@@ -90,10 +90,9 @@ def test_one_eps_switches_the_criterion_off() -> None:
     assert model.threshold is None
 
 
-@pytest.mark.parametrize("option", [{"clusterer": "hdbscan"}, {"search": "faiss"}])
-def test_options_find_well_separated_persons(option: dict[str, str]) -> None:
+def test_hdbscan_finds_well_separated_persons() -> None:
     features, person = persons(300, 8)
-    labels = SelfPacedDBSCAN(k1=10, **option).fit(features, np.arange(len(person)))
+    labels = SelfPacedDBSCAN(k1=10, clusterer="hdbscan").fit(features, np.arange(len(person)))
     precision, recall = pair_precision_recall(labels, person)
     assert precision > 0.98 and recall > 0.9
 
@@ -182,7 +181,6 @@ def test_rejects_arrays_that_do_not_fit() -> None:
         ({"k2": 0}, "k2 is 0"),
         ({"quantile": 1.5}, "quantile is 1.5"),
         ({"clusterer": "kmeans"}, "clusterer is 'kmeans': expected one of dbscan, hdbscan"),
-        ({"search": "brute"}, "search is 'brute': expected one of exact, faiss"),
     ],
 )
 def test_rejects_unusable_arguments(arguments: dict, message: str) -> None:

@@ -130,8 +130,8 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # is made to "extract" from all boxes before each clustering (as SpCL's successors do). Eq. 5 alone writes the
     # banks.
     cfg.SSL.CLUSTERING.FEATURES = "bank"
-    # How neighbours are found: "exact" on the model's device, or "faiss", approximate, for some 100,000 boxes and more.
-    cfg.SSL.CLUSTERING.SEARCH = "exact"
+    # Named an approximate search of neighbours, slower than the exact one below 100,000 boxes.
+    cfg.register_deprecated_key("SSL.CLUSTERING.SEARCH")
     # Move the mean feature of every camera to the mean of all before distances are taken. The paper uses no cameras.
     cfg.SSL.CLUSTERING.CAMERA_AWARE = False
     # Neighbours of the k-reciprocal encoding and of its local query expansion.

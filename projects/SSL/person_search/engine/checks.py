@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,7 +118,6 @@ _KEYS = {
     "quantile": "INDEPENDENCE_QUANTILE",
     "same_image_rule": "SAME_IMAGE_RULE",
     "clusterer": "ALGORITHM",
-    "search": "SEARCH",
 }
 
 
@@ -130,8 +128,6 @@ def build_clusterer(cfg: CfgNode) -> SelfPacedDBSCAN:
         ConfigError: a key of SSL.CLUSTERING holds a value that cannot work.
     """
     clustering = cfg.SSL.CLUSTERING
-    if clustering.SEARCH == "faiss" and importlib.util.find_spec("faiss") is None:
-        raise ConfigError("SSL.CLUSTERING.SEARCH 'faiss' needs the package faiss-cpu: install it, or search 'exact'")
     try:
         return SelfPacedDBSCAN(**{argument: clustering[key] for argument, key in _KEYS.items()})
     except ValueError as error:

@@ -1,9 +1,10 @@
-"""Evaluation of person search. The figures are plain NumPy: importing them loads neither PyTorch nor Detectron2."""
+"""Evaluation of person search: search problems, metrics, the protocols of the data sets, stored outputs.
 
-from __future__ import annotations
+May import `data`, `report` (the page) and what lies beside the folders; knows no `modeling`, `labels` or `engine`.
+`engine`, `report`, `reproduction` and `search` import it.
+"""
 
-from typing import TYPE_CHECKING, Any
-
+from .evaluator import PersonSearchEvaluator
 from .metrics import (
     DetectionResult,
     SearchOptions,
@@ -13,12 +14,9 @@ from .metrics import (
     evaluate_search,
 )
 from .problem import SearchProblem
+from .protocols import build_problem, given_boxes_by_image
 from .rescoring import ContextMatching, Reranking
 from .storage import load_problem, save_problem
-
-if TYPE_CHECKING:
-    from .evaluator import PersonSearchEvaluator
-    from .protocols import build_problem, given_boxes_by_image
 
 __all__ = [
     "ContextMatching",
@@ -36,14 +34,3 @@ __all__ = [
     "load_problem",
     "save_problem",
 ]
-
-# Loaded when they are asked for, since they need Detectron2 or the datasets.
-_LAZY = {"PersonSearchEvaluator": "evaluator", "build_problem": "protocols", "given_boxes_by_image": "protocols"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

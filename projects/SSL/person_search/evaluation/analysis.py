@@ -13,7 +13,6 @@ from ..errors import DatasetError
 from .detections import DetectionIndex, Members, box_iou, match_targets
 from .metrics import PrecisionRecall, SearchOptions, SearchResult, finite_or_none, precision_recall, true_positives
 from .problem import SearchProblem
-from .similarities import ArraySimilarities
 from .storage import read_json
 
 HEIGHT_EDGES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
@@ -140,7 +139,7 @@ def similarity_histogram(
     counts = np.zeros((2, bins), np.int64)
     for query in queries.tolist():
         similarity = feature[query : query + 1] @ index.feature.T
-        _, hit = true_positives(matches, query, ArraySimilarities(similarity))
+        _, hit = true_positives(matches, query, similarity)
         row = members.masked(query, similarity[0])
         counts[0] += _counted(row[hit], bins)
         row[hit] = -np.inf

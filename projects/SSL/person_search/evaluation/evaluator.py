@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -79,10 +78,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
         cbgm: ContextMatching | None = None,
         reranking: Reranking | None = None,
         save: bool = False,
-        device: str | None = None,
         report: bool = True,
     ) -> None:
-        """See `build_problem`, `SearchOptions` and (for the device) `evaluate_galleries` for the options.
+        """See `build_problem` and `SearchOptions` for the options.
 
         `save` writes the problem (problem.npz) as well, `report` the page (report.html).
 
@@ -101,7 +99,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
-        self._save, self._device, self._writes_report = save, device, report
+        self._save, self._writes_report = save, report
         self._outputs: dict[str, ImageOutput] = {}
 
     @classmethod
@@ -129,7 +127,6 @@ class PersonSearchEvaluator(DatasetEvaluator):
             cbgm=context_matching,
             reranking=reranking,
             save=keys.SAVE_PROBLEM,
-            device=cfg.MODEL.DEVICE if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available() else None,
             report=keys.REPORT,
         )
 
@@ -197,7 +194,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             self._records, self._protocol, self._outputs, score_threshold=threshold, **self._choices
         )
         slow = self._options.context_matching is not None or self._options.reranking is not None
-        self.results = evaluate_galleries(problem, self._options, progress=slow, device=self._device)
+        self.results = evaluate_galleries(problem, self._options, progress=slow)
         self.problem = problem
         detection = evaluate_detection(problem, threshold) if self._choices["gallery"] == "detections" else None
         main = problem.gallery_name()

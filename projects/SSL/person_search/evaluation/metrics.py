@@ -13,9 +13,8 @@ from tqdm import tqdm
 from ..errors import ConfigError
 from .detections import DetectionIndex, Matches, Members, box_iou, match_targets
 from .problem import Galleries, SearchProblem, offsets_of, pairs
-from .ranking import Found, Ranks, count_at_least, count_at_least_in_group
+from .ranking import Found, count_at_least, count_at_least_in_group, rank
 from .rescoring import ContextMatching, ContextRescorer, KReciprocalRescorer, Reranking
-from .similarities import ArraySimilarities, Similarities
 
 TOP_K = (1, 5, 10)
 
@@ -115,7 +114,6 @@ def evaluate_galleries(
     options: SearchOptions | None = None,
     names: Sequence[str] | None = None,
     progress: bool = False,
-    device: str | None = None,
 ) -> dict[str, SearchResult]:
     """Search figures of several galleries, with the similarities computed once.
 
@@ -130,12 +128,9 @@ def evaluate_galleries(
         options: None: the defaults.
         names: the galleries to evaluate; None: all.
         progress: show a progress bar on stderr.
-        device: a device of PyTorch ("cuda", "cpu") on which similarities are computed and ranked; None: NumPy, which is
-            the faster on a CPU. Context matching and re-ranking stay on the CPU.
 
     Returns:
-        A result for each name. Results of different devices differ where rounding decides between nearly equal
-        similarities.
+        A result for each name.
 
     Raises:
         DatasetError: there is no gallery of that name.
@@ -149,28 +144,14 @@ def evaluate_galleries(
     tables = {name: _Table(problem, problem.galleries[name], index, searchable) for name in names}
     query_feature = problem.query_feature.astype(index.feature.dtype, copy=False)
     num_queries = len(query_feature)
-    compare, block_size = _comparison(index, device)
-    block = max(1, block_size // max(1, len(index.detection)))
+    block = max(1, _BLOCK_SIZE // max(1, len(index.detection)))
     with tqdm(total=num_queries, desc="search", unit="query", disable=not progress, leave=False) as bar:
         for first in range(0, num_queries, block):
-            similarities = compare(query_feature[first : first + block])
-            wanted = searchable[first : first + block]
-            if rescore is None:
-                _rank(list(tables.values()), first, similarities, wanted)
-            else:
-                for table in tables.values():
-                    _rank([table], first, table.rescored(first, similarities, rescore), wanted, everywhere=True)
-            bar.update(len(similarities))
+            similarity = query_feature[first : first + block] @ index.feature.T
+            for table in tables.values():
+                table.rank(first, similarity, rescore)
+            bar.update(len(similarity))
     return {name: table.result(name) for name, table in tables.items()}
-
-
-def _comparison(index: DetectionIndex, device: str | None) -> tuple[Callable[[np.ndarray], Similarities], int]:
-    """Makes similarities of query features (b, d), and says how many to hold at once."""
-    if device is None or not len(index.detection):
-        return lambda query_feature: ArraySimilarities(query_feature @ index.feature.T), _BLOCK_SIZE
-    from .device_similarities import BLOCK_SIZE, DeviceSearch  # PyTorch: nothing else here needs it
-
-    return DeviceSearch(index, device).similarities, BLOCK_SIZE
 
 
 def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOptions) -> Rescorer | None:
@@ -181,20 +162,6 @@ def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOpti
     return None
 
 
-def _rank(
-    tables: Sequence[_Table], first: int, similarities: Similarities, wanted: np.ndarray, everywhere: bool = False
-) -> None:
-    """Ranks the queries `first`, `first + 1`, ... in the gallery of each table; together, as they share work.
-
-    Args:
-        wanted: (b,) bool, whether the best of a query are wanted.
-        everywhere: rank all detections but those with a similarity of -inf instead.
-    """
-    found = [table.found(first, similarities, everywhere) for table in tables]
-    for table, own, ranks in zip(tables, found, similarities.ranks(found, wanted, _NUM_BEST), strict=True):
-        table.add(first, own, ranks)
-
-
 class _Table:
     """The figures of one gallery, filled block by block of queries."""
 
@@ -203,7 +170,7 @@ class _Table:
     ) -> None:
         num_queries = len(problem.query_frame)
         self._index, self._members = index, Members(problem, galleries, index)
-        self._matches = match_targets(galleries, index, searchable)
+        self._matches, self._searchable = match_targets(galleries, index, searchable), searchable
         self._target_count = galleries.target_count
         self._ap = np.where(galleries.target_count > 0, 0.0, np.nan)
         self._first_hit = np.zeros(num_queries, np.int64)
@@ -212,23 +179,21 @@ class _Table:
         self._best_similarity = np.zeros((num_queries, _NUM_BEST))
         self._best_correct = np.zeros((num_queries, _NUM_BEST), bool)
 
-    def rescored(self, first: int, similarities: Similarities, rescore: Rescorer) -> Similarities:
-        """New similarities of the queries `first`, `first + 1`, ..., -inf outside their galleries."""
-        rows = enumerate(similarities.array(), first)
-        return ArraySimilarities(np.stack([rescore(query, self._members.masked(query, row)) for query, row in rows]))
-
-    def found(self, first: int, similarities: Similarities, everywhere: bool) -> Found:
-        """The true positives of the queries `first`, `first + 1`, ...; `everywhere`: see `_rank`."""
-        offset, position = true_positives(self._matches, first, similarities)
-        value = similarities.at(np.repeat(np.arange(len(similarities)), np.diff(offset)), position)
-        return Found(None if everywhere else self._members, first, offset, position, value)
-
-    def add(self, first: int, found: Found, ranks: Ranks) -> None:
-        """Makes the figures of the queries `first`, `first + 1`, ... from their true positives and ranks."""
-        row = np.repeat(np.arange(len(found.offset) - 1), np.diff(found.offset))
-        self._score(first, found.offset, ranks.retrieved, count_at_least_in_group(row, found.value))
+    def rank(self, first: int, similarity: np.ndarray, rescore: Rescorer | None) -> None:
+        """Metrics of the queries `first`, `first + 1`, ... from their similarities (b, K)."""
+        members: Members | None = self._members
+        if rescore is not None:
+            rows = enumerate(similarity, first)
+            # What is outside a gallery is -inf from here on.
+            similarity = np.stack([rescore(query, self._members.masked(query, row)) for query, row in rows])
+            members = None
+        offset, position = true_positives(self._matches, first, similarity)
+        row = np.repeat(np.arange(len(similarity)), np.diff(offset))
+        found = Found(members, first, offset, position, similarity[row, position])
+        ranks = rank(similarity, found, self._searchable[first : first + len(similarity)], _NUM_BEST)
+        self._score(first, offset, ranks.retrieved, count_at_least_in_group(row, found.value))
         num_detections = len(self._index.detection)
-        place, hit = ranks.best_row * num_detections + ranks.best_position, row * num_detections + found.position
+        place, hit = ranks.best_row * num_detections + ranks.best_position, row * num_detections + position
         self._keep_best(first + ranks.best_row, ranks.best_position, ranks.best_value, np.isin(place, hit))
 
     def _score(self, first: int, offset: np.ndarray, retrieved: np.ndarray, correct: np.ndarray) -> None:
@@ -279,21 +244,22 @@ class _Table:
         )
 
 
-def true_positives(matches: Matches, first: int, similarities: Similarities) -> tuple[np.ndarray, np.ndarray]:
+def true_positives(matches: Matches, first: int, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The most similar match of each target that has one, the first stored of equal ones.
 
     Args:
-        first: the query of the first row of the b similarities.
+        first: the query of the first row of the similarities.
+        similarity: (b, K).
 
     Returns:
         Offsets (b + 1,) and positions in a row: those of the i-th query are `positions[offset[i]:offset[i + 1]]`.
     """
-    number = len(similarities)
+    number = len(similarity)
     offset = matches.offset[first : first + number + 1]
     match = slice(offset[0], offset[-1])
     query = np.repeat(np.arange(number), np.diff(offset))
     detection, target = matches.detection[match], matches.target[match]
-    order = np.lexsort((detection, -similarities.at(query, detection), target))
+    order = np.lexsort((detection, -similarity[query, detection], target))
     kept = order[np.flatnonzero(np.diff(target[order], prepend=-1))]
     return offsets_of(np.bincount(query[kept], minlength=number)), detection[kept]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .detections import Members
+from .problem import offsets_of, ranges
 
 # Up to one threshold in so many values, a pass of comparisons for each is cheaper than a sort.
 _VALUES_A_PASS = 512
@@ -76,41 +77,6 @@ def highest(values: np.ndarray, count: int) -> np.ndarray:
     return candidates[values[candidates] > -np.inf]
 
 
-def highest_of_rows(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the `count` highest values of each row and of all that equal the lowest of these.
-
-    Args:
-        values: (b, n); -inf never counts.
-        count: >= 1.
-
-    Returns:
-        Rows (m,) int64, rising, and columns (m,) int64, rising within a row.
-    """
-    shown = values > -np.inf
-    if values.shape[1] > count:
-        shown &= values >= np.partition(values, -count, axis=1)[:, -count, None]
-    return shown.nonzero()
-
-
-def levels(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many of the thresholds each value reaches.
-
-    Args:
-        values: (n,) of the same dtype as the thresholds.
-        thresholds: (T,), rising.
-
-    Returns:
-        (n,) int64.
-    """
-    if len(thresholds) > 255:
-        return thresholds.searchsorted(values, "right")
-    # Bytes: a pass of comparisons takes no more time than to read the values.
-    level = np.zeros(len(values), np.uint8)
-    for threshold in thresholds:
-        level += (values >= threshold).view(np.uint8)
-    return level.astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Found:
     """True positives of b queries in a gallery.
@@ -132,7 +98,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What the figures need of the ranking of b queries.
+    """Ranks of b queries, as far as the metrics need them.
 
     Attributes:
         retrieved: (t,) int64, how many detections of the gallery are at least as similar as each true positive.
@@ -146,3 +112,43 @@ class Ranks:
     best_row: np.ndarray
     best_position: np.ndarray
     best_value: np.ndarray
+
+
+def rank(similarity: np.ndarray, found: Found, wanted: np.ndarray, best: int) -> Ranks:
+    """Ranks of the detections of each query in a gallery.
+
+    Args:
+        similarity: (b, K).
+        found: the gallery with the true positives of the b queries.
+        wanted: (b,) bool, whether the best of a query are wanted.
+        best: how many.
+    """
+    listed = None
+    if found.members is not None and found.members.galleries.frame is not None:
+        listed = _Listed(found.members, found.first, len(similarity))
+    retrieved = np.zeros(len(found.value), np.int64)
+    best_position, best_value = [], []
+    for row, own in enumerate(similarity):
+        position = None
+        if listed is not None:
+            position = listed.position[listed.offset[row] : listed.offset[row + 1]]
+            values = own.take(position)
+        else:
+            values = own if found.members is None else found.members.masked(found.first + row, own)
+        hits = slice(found.offset[row], found.offset[row + 1])
+        retrieved[hits] = count_at_least(values, found.value[hits])
+        place = highest(values, best) if wanted[row] else np.zeros(0, np.int64)
+        best_position.append(place if position is None else position[place])
+        best_value.append(values[place])
+    best_row = np.repeat(np.arange(len(similarity)), [len(candidates) for candidates in best_position])
+    return Ranks(retrieved, best_row, np.concatenate(best_position), np.concatenate(best_value))
+
+
+class _Listed:
+    """Detections of the listed frames of some queries: those of the i-th are `position[offset[i]:offset[i + 1]]`."""
+
+    def __init__(self, members: Members, first: int, number: int) -> None:
+        frame_offset, frame = members.frames(first, number)
+        count = members.index.count[frame]
+        self.position = ranges(members.index.start[frame], count)
+        self.offset = offsets_of(count)[frame_offset]

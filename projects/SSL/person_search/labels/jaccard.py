@@ -41,7 +41,6 @@ def jaccard_distance(
     k2: int = 6,
     *,
     max_distance: float = 1.0,
-    search: str = "exact",
     progress: bool = False,
 ) -> sparse.csr_matrix:
     """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, as SpCL computes it).
@@ -51,7 +50,6 @@ def jaccard_distance(
         k1: neighbours of the k-reciprocal encoding, the row itself counted.
         k2: neighbours of the local query expansion, the row itself counted; 1 leaves it out.
         max_distance: largest distance that is wanted. Everything farther is left out, which saves most of the work.
-        search: "exact" or "faiss", see `nearest_neighbors`.
         progress: show progress bars on stderr.
 
     Returns:
@@ -63,7 +61,7 @@ def jaccard_distance(
             MAX_PAIRS pairs to store.
     """
     features = as_features(features)
-    ranks = nearest_neighbors(features, k1, search, progress)
+    ranks = nearest_neighbors(features, k1, progress)
     return distance_from_ranks(features, ranks, k1, k2, max_distance, progress)
 
 

@@ -1,15 +1,14 @@
-"""Search of the nearest rows of a feature matrix, exact or approximate, in tiles: no (N, N) array ever exists."""
+"""Nearest rows of each row of a feature matrix, found tile by tile: no (N, N) array ever exists."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -88,38 +87,24 @@ class Scratch(threading.local):
         return self._buffer[:size].zero_()
 
 
-SEARCHES = ("exact", "faiss")
-
 # Largest tile of similarities, rows x columns. On the CPU 16 MiB: near the full speed of the matrix product and still
 # in a large cache. On a GPU 1 GiB.
 _TILE_CPU = (1024, 4096)
 _TILE_GPU = (8192, 32768)
-# Rows that faiss searches at once, and that are searched again at once where it found too few.
-_QUERY_ROWS = 20_000
-_FALLBACK_ROWS = 1024
 # Columns whose largest similarity is taken first; divides the rows of a full tile.
 _GROUP = 8
 # One group looked into costs about as much as selecting among this many similarities.
 _WORTH_SELECTING = 64
 # Above this deviation of a squared norm from 1, ranking by inner product is no longer ranking by distance.
 _UNIT_TOLERANCE = 1e-5
-# The approximate search visits this share of the inverted lists and compares the _REFINED * k best rows of the
-# quantised comparison exactly. Features of an early epoch hardly form groups, so few lists would miss too much.
-_PROBED_SHARE = 0.25
-_REFINED = 16
-# Fewer rows are searched exactly in no time, and could not train the quantisers.
-_APPROXIMATE_FROM = 2000
-_TRAINING_ROWS = 40_000
 
 
-def nearest_neighbors(features: Tensor, k: int, search: str = "exact", progress: bool = False) -> Tensor:
-    """Lists for every row the rows nearest to it in Euclidean distance, itself first.
+def nearest_neighbors(features: Tensor, k: int, progress: bool = False) -> Tensor:
+    """The rows nearest to each row in Euclidean distance, itself first.
 
     Args:
         features: (N, d) float32, finite, on any device. Unit length is not required.
         k: wanted number of neighbours, the row itself counted.
-        search: "exact" compares all pairs. "faiss" compares each row with a quarter of the others (an inverted file)
-            and these by quantised features first, on the CPU; below 2000 rows it is exact.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -127,20 +112,13 @@ def nearest_neighbors(features: Tensor, k: int, search: str = "exact", progress:
         also where other rows are identical to it; the order among equal distances is not specified.
 
     Raises:
-        ValueError: k < 1 or an unknown search.
-        ImportError: search "faiss" without the package faiss.
+        ValueError: k < 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}: a row needs at least itself as neighbour, give k >= 1")
-    if search not in SEARCHES:
-        raise ValueError(f"search is {search!r}: expected one of {', '.join(SEARCHES)}")
     k = min(k, len(features))
     if len(features) == 0:
         return torch.zeros((0, 0), dtype=torch.int64, device=features.device)
-    if search == "faiss":
-        faiss = _import_faiss()
-        if len(features) >= _APPROXIMATE_FROM:
-            return _search_inverted_file(faiss, features, k, progress)
     return _search_exact(features, k, progress)
 
 
@@ -290,57 +268,3 @@ def _columns(start: int, count: int, width: int) -> list[tuple[int, int]]:
     whole = count - (count - start) % _GROUP
     edges = [*range(start, whole, width), whole, count]
     return [(left, right) for left, right in itertools.pairwise(edges) if left < right]
-
-
-def _search_inverted_file(faiss: ModuleType, features: Tensor, k: int, progress: bool) -> Tensor:
-    """Approximate search: rows are filed under their nearest centroid, only the nearest files are looked through."""
-    data = features.cpu().contiguous().numpy()
-    count, dimension = data.shape
-    lists = round(math.sqrt(count))
-    # Four bits for each two dimensions: sixteen comparisons in one instruction.
-    quantised = f"PQ{dimension // 2}x4fs,RFlat" if dimension % 2 == 0 else "Flat"
-    index = faiss.index_factory(dimension, f"IVF{lists},{quantised}")
-    files = faiss.extract_index_ivf(index)
-    files.cp.niter = 10
-    files.nprobe = max(1, round(_PROBED_SHARE * lists))
-    if hasattr(index, "k_factor"):
-        index.k_factor = _REFINED
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        index.train(data[:: math.ceil(count / _TRAINING_ROWS)])
-        index.add(data)
-        starts = tqdm(range(0, count, _QUERY_ROWS), desc="nearest neighbours", disable=not progress)
-        found = torch.cat([torch.from_numpy(index.search(data[i : i + _QUERY_ROWS], k)[1]) for i in starts])
-    finally:
-        faiss.omp_set_num_threads(threads)
-    incomplete = (found < 0).any(1).nonzero()[:, 0]
-    found = _put_self_first(found)
-    for part in incomplete.split(_FALLBACK_ROWS):
-        found[part] = _search_rows(features.cpu(), part, k)
-    return found.to(features.device)
-
-
-def _put_self_first(found: Tensor) -> Tensor:
-    """Moves each row's own number to column 0; where it is missing it replaces the farthest neighbour."""
-    count, k = found.shape
-    own = torch.arange(count)[:, None]
-    is_own = found == own
-    is_own[:, -1] |= ~is_own.any(1)
-    found = torch.where(is_own, own, found)
-    order = torch.arange(1, k + 1).expand(count, k).masked_fill(is_own, 0).argsort(dim=1)
-    return found.gather(1, order)
-
-
-def _search_rows(features: Tensor, rows: Tensor, k: int) -> Tensor:
-    """Exact search for a few rows, (r,) int64, whose probed lists held fewer than k rows."""
-    similarity = features[rows] @ features.T - features.square().sum(1) / 2
-    similarity[torch.arange(len(rows)), rows] = math.inf
-    return similarity.topk(k, dim=1).indices
-
-
-def _import_faiss() -> ModuleType:
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise ImportError('search "faiss" needs the package faiss-cpu: install it or use search "exact"') from error

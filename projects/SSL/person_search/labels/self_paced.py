@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .clustering import centre_cameras, dbscan, hdbscan, number_by_first_row
 from .jaccard import as_features, distance_from_ranks
-from .neighbors import SEARCHES, nearest_neighbors
+from .neighbors import nearest_neighbors
 
 Labels = NDArray[np.int64]
 
@@ -179,7 +179,6 @@ class SelfPacedDBSCAN:
         quantile: float = 0.9,
         same_image_rule: bool = True,
         clusterer: str = "dbscan",
-        search: str = "exact",
         progress: bool = False,
     ) -> None:
         """
@@ -190,7 +189,6 @@ class SelfPacedDBSCAN:
             quantile: where in the sorted R_indep of the first clusters the threshold is read, in [0, 1].
             same_image_rule: whether a cluster keeps one member of each image only.
             clusterer: "dbscan", or "hdbscan", which may also split what eps joins.
-            search: "exact", or "faiss" for an approximate search where N is in the hundred thousands.
             progress: show progress bars on stderr.
 
         Raises:
@@ -198,7 +196,7 @@ class SelfPacedDBSCAN:
         """
         self.eps = tuple(float(value) for value in eps)
         self.min_samples, self.k1, self.k2, self.quantile = min_samples, k1, k2, quantile
-        self.same_image_rule, self.clusterer, self.search, self.progress = same_image_rule, clusterer, search, progress
+        self.same_image_rule, self.clusterer, self.progress = same_image_rule, clusterer, progress
         self._check_arguments()
         self.threshold: float | None = None
         self.timings: dict[str, float] = {}
@@ -214,8 +212,6 @@ class SelfPacedDBSCAN:
             raise ValueError(f"quantile is {self.quantile}: expected a fraction in [0, 1]")
         if self.clusterer not in CLUSTERERS:
             raise ValueError(f"clusterer is {self.clusterer!r}: expected one of {', '.join(CLUSTERERS)}")
-        if self.search not in SEARCHES:
-            raise ValueError(f"search is {self.search!r}: expected one of {', '.join(SEARCHES)}")
 
     @torch.no_grad()
     def fit(
@@ -270,7 +266,7 @@ class SelfPacedDBSCAN:
 
     def _distance(self, features: Tensor) -> sparse.csr_matrix:
         with self._stage("search"):
-            ranks = nearest_neighbors(features, self.k1, self.search, self.progress)
+            ranks = nearest_neighbors(features, self.k1, self.progress)
         with self._stage("distance"):
             return distance_from_ranks(features, ranks, self.k1, self.k2, self.eps[-1], self.progress)
 

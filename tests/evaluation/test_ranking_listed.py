@@ -1,4 +1,4 @@
-"""Galleries of listed frames, small and large, ranked together: against ranking them one by one, query by query."""
+"""Galleries of listed frames, from none to all frames: against ranking all detections with the others masked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from person_search.evaluation import listed_ranks, metrics
-from person_search.evaluation.listed_ranks import NUM_JOINT, shortlist
+from person_search.evaluation import metrics
+from person_search.evaluation.detections import Members
 from person_search.evaluation.metrics import evaluate_galleries
 from person_search.evaluation.problem import SearchProblem, offsets_of, own_frame_galleries, with_galleries
-from person_search.evaluation.similarities import ArraySimilarities
+from person_search.evaluation.ranking import rank
 
 NUM_FRAMES, NUM_QUERIES = 160, 30
 
@@ -48,13 +48,15 @@ def _galleries(rng, problem: SearchProblem) -> dict:
     return galleries
 
 
-def one_by_one(self, found, wanted, best):
-    return [self._ranks(one, wanted, best) for one in found]
+def rank_masked(similarity, found, wanted, best):
+    """`rank` of similarities that are -inf outside the gallery."""
+    members: Members = found.members
+    masked = [members.masked(found.first + row, own) for row, own in enumerate(similarity)]
+    return rank(np.stack(masked), replace(found, members=None), wanted, best)
 
 
-@pytest.mark.parametrize("length", [1, 25, 100, 512])
 @pytest.mark.parametrize("kind", ["distinct", "ties", "all alike", "double"])
-def test_every_number_is_that_of_ranking_one_by_one(problem, kind, length, monkeypatch):
+def test_every_number_is_that_of_masked_similarities(problem, kind, monkeypatch):
     if kind == "double":
         problem = replace(problem, det_feature=problem.det_feature.astype(np.float64))
     elif kind == "ties":
@@ -62,12 +64,10 @@ def test_every_number_is_that_of_ranking_one_by_one(problem, kind, length, monke
     elif kind == "all alike":
         alike = np.ones_like(problem.query_feature) * problem.query_feature.any(axis=1, keepdims=True)
         problem = replace(problem, det_feature=np.ones_like(problem.det_feature), query_feature=alike)
-    monkeypatch.setattr(listed_ranks, "_SHORTLIST", length)
     monkeypatch.setattr(metrics, "_BLOCK_SIZE", 7 * 1600)
     names = list(problem.galleries)
-    assert len(names) > 1 + NUM_JOINT
     found = evaluate_galleries(problem)
-    monkeypatch.setattr(ArraySimilarities, "ranks", one_by_one)
+    monkeypatch.setattr(metrics, "rank", rank_masked)
     expected = evaluate_galleries(problem)
     assert list(found) == list(expected) == names
     for name, result in found.items():
@@ -80,18 +80,3 @@ def test_without_detections_or_galleries(problem):
     for result in evaluate_galleries(replace(problem, **empty)).values():
         assert (result.best_detection == -1).all() and not result.first_hit.any()
     assert evaluate_galleries(problem, names=[]) == {}
-
-
-@pytest.mark.parametrize("size", [3, 900, 1500, 40_000])
-def test_a_shortlist_has_the_highest_and_all_that_equal_its_last(size):
-    similarity = np.random.default_rng(size).integers(0, 100_000, (5, size)).astype(np.float32)
-    similarity[2] = 7
-    value, position = shortlist(similarity, np.arange(5) != 1)
-    count = np.count_nonzero(value > -np.inf, axis=1)
-    assert count[1] == 0
-    assert count[2] == (size if size < 2000 else 0)  # too many are equal
-    for row in (0, 3, 4):
-        assert min(size, 250) <= count[row] <= 1500
-        kept = value[row, : count[row]]
-        np.testing.assert_array_equal(position[row, : count[row]], np.flatnonzero(similarity[row] >= kept.min()))
-        np.testing.assert_array_equal(kept, similarity[row, position[row, : count[row]]])
