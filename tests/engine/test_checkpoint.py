@@ -13,7 +13,7 @@ import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from person_search.engine import PersonSearchCheckpointer
-from person_search.engine.pickled_weights import read_pickled_weights
+from person_search.engine.weight_files import read_weights
 from person_search.errors import CheckpointError
 
 
@@ -232,8 +232,8 @@ def test_pickled_weights_are_read_but_run_nothing(model, tmp_path):
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     for name, content in {"zoo": {"model": state, "__author__": "someone"}, "caffe2": {"blobs": state}}.items():
         (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
-        read = read_pickled_weights(str(tmp_path / f"{name}.pkl"))["model"]
-        assert read.keys() == state.keys() and all((read[key] == state[key]).all() for key in state)
+        read = read_weights(str(tmp_path / f"{name}.pkl")).state
+        assert read.keys() == state.keys() and all((read[key].numpy() == state[key]).all() for key in state)
     PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "zoo.pkl"))
     marker = tmp_path / "ran"
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": state, "__author__": Touch(marker)}))

@@ -57,6 +57,16 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # Sides in pixels that a proposal must exceed: Detectron2's key and value, but open to fractions (SeqNet: 0.001).
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0.0
 
+    # The network of MODEL.BACKBONE.NAME "build_timm_backbone": any of timm's with stages of strides 16 and 32, under
+    # timm's name. MODEL.WEIGHTS says what it starts from (docs/weights.md).
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite2"
+    # Stride at the end of the trunk: 16, or 8, where the trunk's last stage is dilated instead of strided, for small
+    # persons. It takes twice the time and more.
+    cfg.MODEL.TIMM.STRIDE = 16
+    # Batch normalisation with the statistics and scales that the weights bring, as MODEL.RESNETS.NORM "FrozenBN".
+    cfg.MODEL.TIMM.FROZEN_NORM = True
+
     # Proposals below this objectness (a probability) do not reach the heads at test time; 0: all do (SeqNet).
     cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST = 0.0
 

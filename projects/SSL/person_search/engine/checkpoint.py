@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,23 +12,22 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
 from ..errors import CheckpointError
-from .pickled_weights import read_pickled_weights
-from .weights import (
+from .pretrained import is_own, place_pretrained, refuse_random_parts
+from .weight_files import (
+    EXPECTED,
+    PACKAGE_PREFIX,
+    TIMM_PREFIX,
     TORCHVISION_PREFIX,
-    complete_exemplar_backbone,
-    convert_torchvision_resnet,
-    download_torchvision,
-    is_torchvision_resnet,
+    UNREADABLE,
+    WeightFile,
+    read_file,
+    read_weights,
+    unwrap,
 )
+from .weights import complete_exemplar_backbone
 
-# What a damaged file, or one that is no checkpoint, makes torch and pickle raise.
-_UNREADABLE = (
-    RuntimeError, EOFError, OSError, AssertionError, LookupError, ValueError, TypeError, AttributeError, ImportError,
-    pickle.UnpicklingError,
-)  # fmt: skip
 CONFIG_KEY = "config"
 """Name below which a checkpoint holds the configuration of its model, as YAML text."""
-_EXPECTED = "expected a checkpoint: a mapping of names to tensors, alone or below 'model'"
 # State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
 _TRAINING_STATE = "objective."
 # What the rows of its tensors are; of others, the persons that are annotated.
@@ -36,7 +35,8 @@ _ROWS = {"objective.lookup_table": "identities", "objective.queue": "slots in OI
 
 
 class PersonSearchCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also reads torchvision's ResNets, and writes atomically."""
+    """Detectron2's checkpointer, which also starts from pretrained networks, runs no code in files, and writes
+    atomically."""
 
     def __init__(
         self, model: torch.nn.Module, save_dir: str = "", config: CfgNode | None = None, **kwargs: Any
@@ -52,6 +52,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         self._config = {} if config is None else {CONFIG_KEY: config.dump()}
         self._resuming = False
         self._incompatible: Any = None
+        self._path, self._file = "", WeightFile({})
+        self._pretrained = False
 
     # ------------------------------------------------------------------ writing
 
@@ -82,8 +84,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         self._resuming = resume and self.has_checkpoint()
         try:
             rest = super().resume_or_load(path, resume=resume)
-            if path and not self._resuming:
+            if path and not self._resuming and not self._pretrained:
                 self._check_backbone(path)
+                refuse_random_parts(self._file.state, path, self.model)
             return rest
         finally:
             self._resuming = False
@@ -123,14 +126,15 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint of this project, of Detectron2, or a torchvision ResNet ("torchvision://NAME" or a file).
+        """Loads a checkpoint of this project, or a pretrained network (docs/weights.md lists from where).
 
         Raises:
             CheckpointError: the file is missing, damaged, or fits nothing of the model.
         """
-        if path.startswith(TORCHVISION_PREFIX):
-            self.logger.info("Loading %s", path)
-            self._incompatible = self._load_model({"model": download_torchvision(path)})
+        self._path = path
+        if path.startswith((TORCHVISION_PREFIX, TIMM_PREFIX, PACKAGE_PREFIX)):
+            self._file = read_weights(path)
+            self._incompatible = self._load_model({"model": self._file.state})
             return {}
         if path and "://" not in path and not os.path.isfile(path):
             if path in (self.get_checkpoint_file(), self.save_dir):
@@ -144,7 +148,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except CheckpointError as error:
             raise error if path in str(error) else CheckpointError(f"{path}: {error}") from error
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if isinstance(error, OSError) and "://" in path:
                 raise CheckpointError(
                     f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). "
@@ -153,52 +157,44 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
                 ) from error
             reason = (str(error).strip() or "it is empty").splitlines()[0][:200]
             raise CheckpointError(
-                f"weights {path} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}"
+                f"weights {path} cannot be read ({type(error).__name__}: {reason}); {EXPECTED}"
             ) from error
         finally:
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            return read_pickled_weights(filename)
-        return super()._load_file(filename)
-
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"weights {f} are damaged or no PyTorch checkpoint of tensors alone") from error
-        if not isinstance(loaded, Mapping):
-            raise CheckpointError(f"weights {f} cannot be read: they are a {type(loaded).__name__}; {_EXPECTED}")
-        return loaded
+        self._file = unwrap(read_file(Path(filename)), filename)
+        return {**self._file.rest, "model": self._file.state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        state = checkpoint["model"]
-        if not isinstance(state, Mapping):
-            raise CheckpointError(f"its 'model' is a {type(state).__name__}; {_EXPECTED}")
+        state: Mapping[str, Any] = checkpoint["model"]
         if self._resuming and not self.checkpointables.keys() <= checkpoint.keys():
             lacking = ", ".join(sorted(self.checkpointables.keys() - checkpoint.keys()))
             raise CheckpointError(
                 f"it holds weights but no state of a training ({lacking}), so nothing can be resumed: start from its "
                 "weights in another OUTPUT_DIR, without --resume and with MODEL.WEIGHTS"
             )
-        if is_torchvision_resnet(state):
-            checkpoint["model"] = convert_torchvision_resnet(state, self.model.state_dict())
+        self._pretrained = not self._resuming and not is_own(self._file, self.model)
+        if self._pretrained:
+            start = place_pretrained(self._file, self._path, self.model)
+            self.logger.info(start.message)
+            checkpoint["model"] = start.state
         elif self._resuming:
-            self._check_training_state(state)
+            self._check_training_state(checkpoint["model"])
         else:
             weights = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
             checkpoint["model"] = complete_exemplar_backbone(weights, self.model.state_dict())
-        loaded = set(checkpoint["model"]) & set(self.model.state_dict())
+            self._file = WeightFile(dict(checkpoint["model"]), key=self._file.key)
+        checkpoint.pop("matching_heuristics", None)  # names are right already
         self._incompatible = super()._load_model(checkpoint)
         if not self._resuming:  # left out on purpose: no reason to warn
             missing = self._incompatible.missing_keys
             missing[:] = [k for k in missing if not k.startswith(_TRAINING_STATE)]
-        if not loaded:
-            raise CheckpointError(
-                "none of its weights has a name of this model; SeqNet's are converted by tools/convert_weights.py first"
-            )
         return self._incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if not self._pretrained:  # one message has said it
+            super()._log_incompatible_keys(incompatible)
 
     def _check_training_state(self, state: dict[str, Any]) -> None:
         own = self.model.state_dict()

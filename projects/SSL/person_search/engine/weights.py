@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 
-TORCHVISION_PREFIX = "torchvision://"
 RESNET50_BLOCKS = (3, 4, 6, 3)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 _SEPARATE = "exemplar_branch.separate"
@@ -120,26 +118,3 @@ def _copies(name: str) -> list[str]:
     if stage == 5:
         return [f"{copy}.{local}" for copy in _RES5_COPIES]
     return [f"{copy}.{'stem' if stage == 1 else f'res{stage}'}.{local}" for copy in _BACKBONE_COPIES]
-
-
-def download_torchvision(url: str) -> dict[str, Tensor]:
-    """State dict of a torchvision weight such as "torchvision://ResNet50_Weights.IMAGENET1K_V1".
-
-    Raises:
-        CheckpointError: the name is unknown or the download failed; the message says what to do without a network.
-    """
-    import torchvision
-
-    name = url.removeprefix(TORCHVISION_PREFIX)
-    try:
-        weights = torchvision.models.get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"MODEL.WEIGHTS {url}: torchvision has no weights of that name ({error})") from error
-    file_name = weights.url.rsplit("/", 1)[-1]
-    try:
-        return torch.hub.load_state_dict_from_url(weights.url, map_location="cpu", progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"MODEL.WEIGHTS {url}: could not download {weights.url} ({error}). Fetch that file where there is a "
-            f"network, then put it into {torch.hub.get_dir()}/checkpoints/ or give its path: MODEL.WEIGHTS {file_name}"
-        ) from error

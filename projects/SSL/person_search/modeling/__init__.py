@@ -11,6 +11,7 @@ from .objectives.cgps import CGPSObjective
 from .objectives.oim import OIMObjective
 from .objectives.rsiamnet import RSiamNetObjective
 from .objectives.ssl_objective import SSLObjective
+from .timm_backbone import build_timm_backbone
 
 __all__ = [
     "BankObjective",
@@ -31,6 +32,7 @@ __all__ = [
     "SSLObjective",
     "SSLPersonSearch",
     "TrainingEmbeddings",
+    "build_timm_backbone",
     "cluster_contrastive_loss",
     "multi_label_loss",
     "scale_invariant_loss",

@@ -1,6 +1,13 @@
-"""ResNet parts that Detectron2 does not offer: slim backbones, and the copies of res5 that the heads apply to RoIs."""
+"""Backbones that Detectron2 does not offer, and the copies of the last stage (res5) that heads apply to RoIs.
+
+A network is cut into a trunk, which sees whole images and whose output is called "res4", and its last stage, of which
+each head has a copy. Both names are a ResNet's, whatever the network.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -21,14 +28,50 @@ _BLOCKS = {
 }
 
 
+class LastStage(nn.Module):
+    """The last stage of a network, which heads apply to RoIs and the exemplar branch to crops.
+
+    Attributes:
+        network_prefix: what the names of its weights have in front of them in the whole network.
+    """
+
+    network_prefix = ""
+
+
+class ResNetLastStage(LastStage, nn.Sequential):
+    """res5 of a ResNet of Detectron2: (R, C4, h, w) -> (R, C5, h / 2, w / 2)."""
+
+    network_prefix = "res5."
+
+
+class LastStageBuilder(NamedTuple):
+    """How the last stage of a kind of network is built.
+
+    Attributes:
+        build: gives a last stage of its own, without pretrained weights.
+        channels: gives the number of its output channels.
+    """
+
+    build: Callable[[CfgNode], LastStage]
+    channels: Callable[[CfgNode], int]
+
+
+# By MODEL.BACKBONE.NAME; other backbones are ResNets that MODEL.RESNETS describes.
+LAST_STAGES: dict[str, LastStageBuilder] = {}
+
+
 def res5_channels(cfg: CfgNode) -> int:
-    """Output channels of res5."""
-    return cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+    """Output channels of the last stage."""
+    builder = LAST_STAGES.get(cfg.MODEL.BACKBONE.NAME)
+    return builder.channels(cfg) if builder else cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
 
 
-def build_res5(cfg: CfgNode) -> nn.Sequential:
-    """A res5 of its own for the ResNet that MODEL.RESNETS describes, (R, C4, h, w) -> (R, C5, h/2, w/2)."""
-    return nn.Sequential(*_build_stage(cfg, 5, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 4))
+def build_res5(cfg: CfgNode) -> LastStage:
+    """A last stage of its own for the configured backbone, (R, C4, h, w) -> (R, C5, ceil(h / 2), ceil(w / 2))."""
+    builder = LAST_STAGES.get(cfg.MODEL.BACKBONE.NAME)
+    if builder:
+        return builder.build(cfg)
+    return ResNetLastStage(*_build_stage(cfg, 5, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 4))
 
 
 @BACKBONE_REGISTRY.register()

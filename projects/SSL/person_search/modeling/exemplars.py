@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
@@ -268,6 +268,11 @@ def kept_apart(modules: Sequence[nn.Module], mosaic: Mosaic) -> Iterator[None]:
             handle.remove()
 
 
+def fits_a_mosaic(backbone: nn.Module, res5: nn.Module) -> bool:
+    """Whether a mosaic gives the features that each image would have alone: cells are those of Detectron2's ResNets."""
+    return isinstance(backbone, ResNet) and not looks_at_other_pixels([backbone, res5])
+
+
 def looks_at_other_pixels(modules: Sequence[nn.Module]) -> bool:
     """Whether a layer normalises over the pixels of an image, so that a neighbour would change its result."""
     kinds = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -332,7 +337,7 @@ class ExemplarBranch(nn.Module):
             crops = self._crops(images, targets, boxes)
             if not len(crops):
                 return self._without_persons(images, backbone, res5)
-            if images.is_cuda and not looks_at_other_pixels([backbone, res5]):
+            if images.is_cuda and fits_a_mosaic(backbone, res5):
                 return self._in_one_pass(crops, backbone, res5)
             return self._size_by_size(crops, backbone, res5)
 

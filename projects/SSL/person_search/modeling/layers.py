@@ -35,8 +35,9 @@ def fold_batch_norms(model: nn.Module) -> int:
     """Multiplies the scales of batch normalisation into the convolutions, in place. For inference only.
 
     It applies to Detectron2's convolutions with a `norm` of fixed statistics: `FrozenBatchNorm2d`, or any
-    `BatchNorm2d` in evaluation mode. Outputs stay the same but for rounding. Names in the state dict change, so that
-    the model can neither be trained nor load a checkpoint afterwards.
+    `BatchNorm2d` in evaluation mode; modules with a method `fold_batch_norms` of their own fold theirs. Outputs stay
+    the same but for rounding. Names in the state dict change, so that the model can neither be trained nor load a
+    checkpoint afterwards.
 
     Args:
         model: with its weights.
@@ -54,7 +55,7 @@ def fold_batch_norms(model: nn.Module) -> int:
         )
         conv.norm = None
         folded += 1
-    return folded
+    return folded + sum(m.fold_batch_norms() for m in model.modules() if hasattr(m, "fold_batch_norms"))
 
 
 class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
