@@ -203,7 +203,7 @@ def test_frames_without_persons_train(cfg, tmp_path, monkeypatch):
         ("SOLVER.WEIGHT_DECAY", -1.0),
         ("SOLVER.CHECKPOINTS_KEPT", 0),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0),
-        ("SSL.MEMORY.MOMENTUM", 1.8),
+        ("SSL.MEMORY.LAMBDA", 1.8),
         ("SSL.THRESHOLD.INITIAL", 7.0),
         ("SSL.CLUSTER_LOSS.TEMPERATURE", 0.0),
     ],

@@ -258,7 +258,7 @@ PARAMETERS = {
             lambda base: float(len(base.SSL.EXEMPLAR.SCALES)), lowest=1.0, whole=True,
         ),
         Parameter(
-            "lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0),
+            "lambda", "weight lambda of the new feature", "SSL.MEMORY.LAMBDA", (0.2, 0.5, 0.8, 1.0),
             lowest=0.0, highest=1.0,
         ),
         Parameter(
