@@ -158,3 +158,39 @@ def test_old_names_lead_to_keys_that_exist():
     for old, new in RENAMED_KEYS.items():
         assert not any(key == old or key.startswith(f"{old}.") for key in keys)
         assert any(key == _current_name(old) or key.startswith(f"{_current_name(old)}.") for key in keys), new
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        # torchvision 0.4.0, on which SeqNet and NAE are built, has L1 in its RPN; OIM's Caffe code smooth L1.
+        ("prw", {"MODEL.RPN.SMOOTH_L1_BETA": 0.0, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0}),
+        ("methods/seqnet", {"MODEL.RPN.SMOOTH_L1_BETA": 0.0, "SOLVER.WEIGHT_DECAY_BIAS": None}),
+        (
+            "methods/nae",
+            {
+                "MODEL.RPN.SMOOTH_L1_BETA": 0.0, "SOLVER.WEIGHT_DECAY_BIAS": 0.0, "SOLVER.BIAS_LR_FACTOR": 1.0,
+                "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 10.0,
+            },
+        ),
+        (
+            "methods/oim",
+            {
+                "MODEL.RPN.SMOOTH_L1_BETA": 0.1111, "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+                "INPUT.MIN_SIZE_TRAIN": (600,), "INPUT.MAX_SIZE_TEST": 1000, "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+                "SOLVER.BIAS_LR_FACTOR": 2.0, "SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.WARMUP_ITERS": 0,
+                "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
+            },
+        ),
+        ("cuhk_sysu", {"TEST.PERSON_SEARCH.CBGM.K1": 10, "TEST.PERSON_SEARCH.CBGM.K2": 3}),
+        ("prw", {"TEST.PERSON_SEARCH.CBGM.K1": 30, "TEST.PERSON_SEARCH.CBGM.K2": 4}),
+    ],
+)  # fmt: skip
+def test_values_of_the_methods_public_code(file, values):
+    cfg = fresh()
+    merge_file_and_options(cfg, str(CONFIGS / f"{file}.yaml"), [])
+    for key, expected in values.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        assert value == expected, key

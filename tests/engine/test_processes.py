@@ -15,6 +15,7 @@ from person_search.engine import PersonSearchTrainer
 from person_search.engine.bank_filling import calibrate_embedding
 from person_search.modeling import NormAwareEmbedding, PooledFeatures
 from person_search.modeling.meta_arch import PooledPersons
+from person_search.modeling.objectives.ssl_objective import _persons_of_all_processes
 
 # Pooled features of eight persons, in frames of one to three.
 PERSONS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).abs()
@@ -138,6 +139,18 @@ def test_moments_of_the_calibration_are_those_of_all_rows_of_all_processes(tmp_p
         norms = torch.stack(vectors, dim=1).norm(dim=1)
         torch.testing.assert_close(state["rescaler.running_mean"], norms.mean()[None])
         torch.testing.assert_close(state["rescaler.running_var"], norms.var()[None])
+
+
+def count_persons(output: str) -> None:
+    """Counts the persons of a batch of which this process has some."""
+    rows = torch.arange(1 + 2 * comm.get_rank())
+    torch.save(_persons_of_all_processes(rows), f"{output}.{comm.get_rank()}")
+
+
+def test_the_mean_of_the_multi_label_loss_is_over_the_persons_of_all_processes(tmp_path):
+    output = str(tmp_path / "persons")
+    launch(count_persons, 2, dist_url="auto", args=(output,))
+    assert [float(torch.load(f"{output}.{rank}")) for rank in (0, 1)] == [4, 4]
 
 
 def train_from(config: str, output: str, resume: bool) -> None:

@@ -195,6 +195,8 @@ def test_frames_without_persons_train(cfg, tmp_path, monkeypatch):
         ("SSL.EXEMPLAR.SCALES", ((0, 16),)),
         ("SSL.EXEMPLAR.SCALES", ((32.5, 16),)),
         ("SSL.EXEMPLAR.SCALES", (32, 16)),
+        ("SSL.EXEMPLAR.BACKGROUND", "white"),
+        ("SSL.MULTI_LABEL_LOSS.REDUCTION", "max"),
         ("MODEL.META_ARCHITECTURE", "GeneralizedRCN"),
         ("MODEL.BACKBONE.NAME", "build_resnet"),
         ("MODEL.ROI_HEADS.NAME", "ROIHeads5"),

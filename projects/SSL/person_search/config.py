@@ -127,6 +127,9 @@ def _add_exemplar_keys(cfg: CfgNode) -> None:
     cfg.SSL.EXEMPLAR.ORIGINAL = True
     # Multiply each crop by the person's foreground mask (Eq. 1). Without masks the crops stay as they are.
     cfg.SSL.EXEMPLAR.MASK_BACKGROUND = True
+    # What is left of the background then: "black", since Eq. 1 multiplies pixels, or the "mean" colour (0 in what the
+    # network sees).
+    cfg.SSL.EXEMPLAR.BACKGROUND = "black"
     # The paper does not say whether the exemplar backbone is the main branch's; sharing it halves memory and lets
     # the scale-invariant loss act on the features used at test time. False: a copy of its own.
     cfg.SSL.EXEMPLAR.SHARED_BACKBONE = True
@@ -194,6 +197,9 @@ def _add_loss_keys(cfg: CfgNode) -> None:
     cfg.SSL.MULTI_LABEL_LOSS.DELTA = 5.0
     # Share of the negatives that count, the most similar first: 1 is Eq. 11, 0.01 is MMCL's hard-negative mining.
     cfg.SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO = 1.0
+    # "sum" over the persons of the batch (Eq. 11), so that its weight against the other losses, which are means, grows
+    # with the batch; "mean" (MMCL's code): it does not, but is then smaller by the number of persons.
+    cfg.SSL.MULTI_LABEL_LOSS.REDUCTION = "sum"
 
     # L_cluster (CGPS's hybrid contrastive loss).
     cfg.SSL.CLUSTER_LOSS = CfgNode()
@@ -282,7 +288,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = False
     # Write report.html, which shows the figures, what is behind them, and some queries with their best detections.
     cfg.TEST.PERSON_SEARCH.REPORT = True
-    # Context bipartite graph matching (SeqNet).
+    # Context bipartite graph matching (SeqNet; 30 and 4 are its for PRW, 10 and 3 for CUHK-SYSU).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False
     cfg.TEST.PERSON_SEARCH.CBGM.K1 = 30

@@ -204,9 +204,14 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
     separate = None
     if not exemplar.SHARED_BACKBONE:
         separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)})
+    background = None
+    if exemplar.BACKGROUND == "black":
+        colours = zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, strict=True)
+        background = [-mean / deviation for mean, deviation in colours]
     return ExemplarBranch(
         scales=exemplar.SCALES,
         original=exemplar.ORIGINAL,
         mask_background=exemplar.MASK_BACKGROUND,
+        background=background,
         separate=separate,
     )
