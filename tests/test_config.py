@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from person_search import add_ssl_config
-from person_search.config import merge_file_and_options
+from person_search.config import RENAMED_KEYS, _all_keys, _current_name, merge_file_and_options
 from person_search.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "configs"
@@ -33,7 +33,7 @@ def test_values_of_the_paper():
     ssl = cfg.SSL
     assert ssl.EXEMPLAR.SCALES == ((112, 48), (224, 96), (448, 192)) and ssl.EXEMPLAR.ORIGINAL
     assert (ssl.SCALE_LOSS.MARGIN, ssl.SCALE_LOSS.GAMMA) == (0.3, 0.05)
-    assert (ssl.MEMORY.MOMENTUM, ssl.MULTI_LABEL_LOSS.DELTA) == (0.8, 5.0)
+    assert (ssl.MEMORY.LAMBDA, ssl.MULTI_LABEL_LOSS.DELTA) == (0.8, 5.0)
     assert (ssl.THRESHOLD.INITIAL, ssl.THRESHOLD.ALPHA, ssl.THRESHOLD.BETA) == (0.6, 0.1, -0.1)
     clustering = ssl.CLUSTERING
     assert (clustering.K1, clustering.K2, clustering.EPS, clustering.MIN_SAMPLES) == (30, 6, (0.68, 0.70, 0.72), 4)
@@ -49,20 +49,20 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=re.escape("SSL.SCALE_LOSS.MARGN; did you mean SSL.SCALE_LOSS.MARGIN")):
         merge_file_and_options(fresh(), "", ["SSL.SCALE_LOSS.MARGN", "0.2"])
     file = tmp_path / "wrong.yaml"
-    file.write_text("SSL:\n  MEMORY:\n    MOMENTUMM: 0.5\n")
-    with pytest.raises(ConfigError, match="unknown config key SSL.MEMORY.MOMENTUMM; did you mean SSL.MEMORY.MOMENTUM"):
+    file.write_text("SSL:\n  MEMORY:\n    LAMBDAA: 0.5\n")
+    with pytest.raises(ConfigError, match="unknown config key SSL.MEMORY.LAMBDAA; did you mean SSL.MEMORY.LAMBDA"):
         merge_file_and_options(fresh(), str(file), [])
 
 
 def test_a_value_of_another_type_and_a_missing_file_are_refused():
-    with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM"):
-        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM", "often"])
+    with pytest.raises(ConfigError, match="SSL.MEMORY.LAMBDA"):
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA", "often"])
     with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
         merge_file_and_options(fresh(), "nowhere.yaml", [])
     with pytest.raises(ConfigError, match="command line"):
-        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM"])
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA"])
     with pytest.raises(ConfigError, match="--num-gpus stands behind a config key"):
-        merge_file_and_options(fresh(), "", ["SSL.MEMORY.MOMENTUM", "0.5", "--num-gpus", "1"])
+        merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA", "0.5", "--num-gpus", "1"])
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,71 @@ def test_a_key_that_is_gone_is_passed_over_with_a_line(tmp_path, caplog):
     merge_file_and_options(cfg, str(tmp_path / "old.yaml"), ["SSL.CLUSTERING.SEARCH", "exact"])
     assert cfg.SSL.CLUSTERING.K1 == 20 and "SEARCH" not in cfg.SSL.CLUSTERING
     assert any("SSL.CLUSTERING.SEARCH" in record.getMessage() for record in caplog.records)
+
+
+def test_keys_of_earlier_versions_are_understood_with_one_line(tmp_path, caplog):
+    file = tmp_path / "old.yaml"
+    file.write_text(f"_BASE_: {CONFIGS / 'prw.yaml'}\nSSL:\n  MEMORY: {{MOMENTUM: 0.5, INIT_BN_BATCHES: 7}}\n")
+    cfg = fresh()
+    merge_file_and_options(cfg, str(file), ["SSL.MEMORY.RENORMALIZE", "False"])
+    assert (cfg.SSL.MEMORY.LAMBDA, cfg.SSL.MEMORY.CALIBRATION_FRAMES) == (0.5, 7) and not cfg.SSL.MEMORY.RENORMALIZE
+    assert cfg.MODEL.META_ARCHITECTURE == "SSLPersonSearch"
+    (line,) = caplog.messages
+    assert line.startswith(str(file)) and "SSL.MEMORY.MOMENTUM is SSL.MEMORY.LAMBDA now" in line
+    assert "SSL.MEMORY.INIT_BN_BATCHES is SSL.MEMORY.CALIBRATION_FRAMES now" in line
+
+    caplog.clear()
+    merge_file_and_options(cfg, "", ["SSL.MEMORY.MOMENTUM", "0.25", "SOLVER.BASE_LR", "0.5"])
+    assert (cfg.SSL.MEMORY.LAMBDA, cfg.SOLVER.BASE_LR) == (0.25, 0.5)
+    (line,) = caplog.messages
+    assert line.startswith("command line") and "SSL.MEMORY.MOMENTUM is SSL.MEMORY.LAMBDA now" in line
+
+    file.write_text("SSL:\n  MEMORY: {MOMENTUM: 0.5, LAMBDA: 0.4}\n")
+    with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM and SSL.MEMORY.LAMBDA are names of one key"):
+        merge_file_and_options(cfg, str(file), [])
+    # Detectron2's own means name the new key.
+    with pytest.raises(KeyError, match="SSL.MEMORY.LAMBDA"):
+        cfg.merge_from_list(["SSL.MEMORY.MOMENTUM", 0.5])
+
+
+def test_old_names_lead_to_keys_that_exist():
+    keys = set(_all_keys(fresh()))
+    for old, new in RENAMED_KEYS.items():
+        assert not any(key == old or key.startswith(f"{old}.") for key in keys)
+        assert any(key == _current_name(old) or key.startswith(f"{_current_name(old)}.") for key in keys), new
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        # torchvision 0.4.0, on which SeqNet and NAE are built, has L1 in its RPN; OIM's Caffe code smooth L1.
+        ("prw", {"MODEL.RPN.SMOOTH_L1_BETA": 0.0, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0}),
+        ("methods/seqnet", {"MODEL.RPN.SMOOTH_L1_BETA": 0.0, "SOLVER.WEIGHT_DECAY_BIAS": None}),
+        (
+            "methods/nae",
+            {
+                "MODEL.RPN.SMOOTH_L1_BETA": 0.0, "SOLVER.WEIGHT_DECAY_BIAS": 0.0, "SOLVER.BIAS_LR_FACTOR": 1.0,
+                "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 10.0,
+            },
+        ),
+        (
+            "methods/oim",
+            {
+                "MODEL.RPN.SMOOTH_L1_BETA": 0.1111, "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+                "INPUT.MIN_SIZE_TRAIN": (600,), "INPUT.MAX_SIZE_TEST": 1000, "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
+                "SOLVER.BIAS_LR_FACTOR": 2.0, "SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.WARMUP_ITERS": 0,
+                "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.4,
+            },
+        ),
+        ("cuhk_sysu", {"TEST.PERSON_SEARCH.CBGM.K1": 10, "TEST.PERSON_SEARCH.CBGM.K2": 3}),
+        ("prw", {"TEST.PERSON_SEARCH.CBGM.K1": 30, "TEST.PERSON_SEARCH.CBGM.K2": 4}),
+    ],
+)  # fmt: skip
+def test_values_of_the_methods_public_code(file, values):
+    cfg = fresh()
+    merge_file_and_options(cfg, str(CONFIGS / f"{file}.yaml"), [])
+    for key, expected in values.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        assert value == expected, key

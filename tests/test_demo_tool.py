@@ -24,7 +24,7 @@ from person_search.synthetic import PRESETS, generate, load_synthetic_protocol
 TINY = {"DATASETS.TRAIN": "('synthetic_tiny_train',)", "DATASETS.TEST": "('synthetic_tiny_test',)"}
 # Two iterations on scenes of 144 x 256 pixels: enough for every file to appear.
 SHORT = {
-    **TINY, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1, "SSL.CLUSTERING.K1": 8, "SSL.MEMORY.INIT_BN_BATCHES": 2,
+    **TINY, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1, "SSL.CLUSTERING.K1": 8, "SSL.MEMORY.CALIBRATION_FRAMES": 2,
     "INPUT.MIN_SIZE_TRAIN": "(144,)", "INPUT.MAX_SIZE_TRAIN": 256,
     "INPUT.MIN_SIZE_TEST": 144, "INPUT.MAX_SIZE_TEST": 256,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4, "SSL.EXEMPLAR.SCALES": "((24,12),(48,24))",

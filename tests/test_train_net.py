@@ -20,7 +20,7 @@ COMMON = [
     *("DATASETS.TRAIN", "('synthetic_tiny_train',)", "DATASETS.TEST", "('synthetic_tiny_test',)"),
     *("INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "256", "INPUT.MIN_SIZE_TEST", "144"),
     *("INPUT.MAX_SIZE_TEST", "256", "SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu"),
-    *("SSL.CLUSTERING.K1", "8", "SSL.CLUSTERING.K2", "3", "SSL.MEMORY.INIT_BN_BATCHES", "2"),
+    *("SSL.CLUSTERING.K1", "8", "SSL.CLUSTERING.K2", "3", "SSL.MEMORY.CALIBRATION_FRAMES", "2"),
 ]
 
 
@@ -105,8 +105,8 @@ def test_evaluates_the_last_checkpoint_with_resume(train_net, repository, tmp_pa
 
 
 def test_an_unknown_key(capfd, train_net, repository, tmp_path):
-    line = refused(capfd, train_net, repository, tmp_path, options=("SSL.MEMORY.MOMENTUMM", "0.5"))
-    assert "unknown config key SSL.MEMORY.MOMENTUMM; did you mean SSL.MEMORY.MOMENTUM" in line
+    line = refused(capfd, train_net, repository, tmp_path, options=("SSL.MEMORY.LAMBDAA", "0.5"))
+    assert "unknown config key SSL.MEMORY.LAMBDAA; did you mean SSL.MEMORY.LAMBDA" in line
 
 
 def test_a_data_set_that_is_not_registered_or_not_there(capfd, train_net, repository, tmp_path):

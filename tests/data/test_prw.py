@@ -106,7 +106,8 @@ def test_all_real_queries(full):
     assert protocol.kind == "prw" and not protocol.galleries
     assert len(protocol.queries) == 2057
     shown = {(r["image_id"], a["person_id"]): a["bbox"] for r in load_prw(full, "test") for a in r["annotations"][::-1]}
-    assert sum(tuple(shown[q.image_id, q.person_id]) == q.bbox for q in protocol.queries) >= 2050
+    whole = [tuple(np.trunc(shown[q.image_id, q.person_id])) for q in protocol.queries]
+    assert sum(box == q.bbox for box, q in zip(whole, protocol.queries, strict=True)) >= 2050
     assert len({(q.person_id, camera_of(q.image_id)) for q in protocol.queries}) == 2057
 
 
@@ -191,7 +192,8 @@ def test_query_lines_survive(pristine, rows, end, ended, suffix):
         file.write_bytes(before)
     assert [q.person_id for q in found] == [row[0] for row in rows]
     assert [q.image_id for q in found] == [f"{names[i % len(names)]}.jpg" for i in range(len(rows))]
-    np.testing.assert_array_equal([q.bbox for q in found], [(x, y, x + w, y + h) for _, x, y, w, h in rows])
+    corners = [(x, y, x + w, y + h) for _, x, y, w, h in rows]
+    np.testing.assert_array_equal([q.bbox for q in found], np.array(corners).astype(np.int32))
 
 
 def test_real_query_lines(shared, full):
@@ -207,7 +209,8 @@ def test_real_query_lines(shared, full):
     pid, x, y, w, h = map(float, lines[0].split()[:5])
     assert found[0].person_id == pid == 484
     assert found[0].image_id == "c2s1_159941.jpg"
-    assert found[0].bbox == (x, y, x + w, y + h)
+    assert found[0].bbox == tuple(int(corner) for corner in (x, y, x + w, y + h))
+    assert all(corner == int(corner) for query in found for corner in query.bbox)
     # A query is one of the annotated boxes, whose published coordinates are rounded.
     shown = {r["image_id"]: r["annotations"] for r in load_prw(full, "test")}
     for query in found:

@@ -12,8 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
-from person_search.engine.bank_filling import _settle_statistics
-from person_search.modeling.layers import SyncedBatchNorm1d
+from person_search.engine.bank_filling import calibrate_embedding
+from person_search.modeling import NormAwareEmbedding, PooledFeatures
+from person_search.modeling.meta_arch import PooledPersons
+from person_search.modeling.objectives.ssl_objective import _persons_of_all_processes
+
+# Pooled features of eight persons, in frames of one to three.
+PERSONS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).abs()
 
 
 def run(config: str, resume: bool = False) -> PersonSearchTrainer:
@@ -62,7 +67,7 @@ def config_file(narrow_cfg: CfgNode, tmp_path: Path) -> str:
         *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ("synthetic_tiny_test",)),
         *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "SOLVER.MAX_ITER", 8, "SOLVER.BASE_LR", 1e-5),
         # Statistics over both processes everywhere: those of one image and of two are far apart in so narrow a network.
-        *("MODEL.RESNETS.NORM", "naiveSyncBN", "SSL.MEMORY.INIT_BN_BATCHES", 100),
+        *("MODEL.RESNETS.NORM", "naiveSyncBN", "SSL.MEMORY.CALIBRATION_FRAMES", 100),
         *("SSL.CLUSTERING.K1", 8, "SSL.CLUSTERING.K2", 3, "SSL.CLUSTERING.MIN_SAMPLES", 2),
         *("OUTPUT_DIR", str(tmp_path), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2),
     ])  # fmt: skip
@@ -101,27 +106,51 @@ def test_two_processes_keep_equal_tables_and_queues(narrow_cfg, config_file, tmp
         assert torch.equal(value, second["state"][key]) and value.any(), key
 
 
-def settle(output: str) -> None:
-    """Settles a lone layer on batches of which the two processes can use different numbers."""
-    rows = [[[1.0, 3.0], [2.0, 8.0, 5.0]], [[9.0], [4.0, 6.0], [7.0]]][comm.get_rank()]
-    layer = SyncedBatchNorm1d(1)
-    model = SimpleNamespace(roi_heads=SimpleNamespace(embedding=layer))
-    model.embed_persons = lambda batch: layer(torch.cat([x["instances"] for x in batch]))
-    _settle_statistics(model, [[{"instances": torch.tensor(batch)[:, None]}] for batch in rows], 3)
-    torch.save(
-        {"mean": layer.running_mean, "var": layer.running_var, "synced": layer.synced}, f"{output}.{comm.get_rank()}"
-    )
+def calibrate(output: str) -> None:
+    """Calibrates a lone embedding with frames of which the two processes have different numbers."""
+    pooled = [PERSONS[:1], PERSONS[1:4], PERSONS[4:6]] if comm.get_rank() == 0 else [PERSONS[6:]]
+    embedding = NormAwareEmbedding(3, 3, 2)
+    for name, value in embedding.state_dict().items():
+        if name.endswith("0.weight"):
+            value.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+    model = SimpleNamespace(
+        roi_heads=SimpleNamespace(embedding=embedding), training=True, device="cpu", eval=lambda: None,
+        train=lambda mode: None, pool_persons=lambda batch: PooledPersons(None, batch[0]["pooled"], None),
+    )  # fmt: skip
+    calibrate_embedding(model, [[{"pooled": PooledFeatures(p, p.square())}] for p in pooled])
+    torch.save(embedding.state_dict(), f"{output}.{comm.get_rank()}")
 
 
-def test_processes_with_different_numbers_of_usable_frames_settle_the_same_statistics(tmp_path):
-    output = str(tmp_path / "settled")
-    launch(settle, 2, dist_url="auto", args=(output,))
-    usable = [torch.tensor(batch) for batch in ([1.0, 3.0], [2.0, 8.0, 5.0], [4.0, 6.0])]
+def test_moments_of_the_calibration_are_those_of_all_rows_of_all_processes(tmp_path):
+    output = str(tmp_path / "calibrated")
+    launch(calibrate, 2, dist_url="auto", args=(output,))
+    direction = torch.tensor([1.0, -2.0, 0.5])
+    vectors = []
     for rank in (0, 1):
         state = torch.load(f"{output}.{rank}")
-        assert state["synced"]
-        torch.testing.assert_close(state["mean"], torch.stack([batch.mean() for batch in usable]).mean()[None])
-        torch.testing.assert_close(state["var"], torch.stack([batch.var() for batch in usable]).mean()[None])
+        vectors.clear()
+        for level, features in (("res4", PERSONS), ("res5", PERSONS.square())):
+            projected = features @ direction
+            mean, variance = state[f"{level}_projector.1.running_mean"], state[f"{level}_projector.1.running_var"]
+            torch.testing.assert_close(mean, projected.mean()[None])
+            torch.testing.assert_close(variance, projected.var()[None])
+            scale = state[f"{level}_projector.1.weight"] / (projected.var(correction=0) + 1e-5).sqrt()
+            vectors.append((projected - projected.mean()) * scale)
+        norms = torch.stack(vectors, dim=1).norm(dim=1)
+        torch.testing.assert_close(state["rescaler.running_mean"], norms.mean()[None])
+        torch.testing.assert_close(state["rescaler.running_var"], norms.var()[None])
+
+
+def count_persons(output: str) -> None:
+    """Counts the persons of a batch of which this process has some."""
+    rows = torch.arange(1 + 2 * comm.get_rank())
+    torch.save(_persons_of_all_processes(rows), f"{output}.{comm.get_rank()}")
+
+
+def test_the_mean_of_the_multi_label_loss_is_over_the_persons_of_all_processes(tmp_path):
+    output = str(tmp_path / "persons")
+    launch(count_persons, 2, dist_url="auto", args=(output,))
+    assert [float(torch.load(f"{output}.{rank}")) for rank in (0, 1)] == [4, 4]
 
 
 def train_from(config: str, output: str, resume: bool) -> None:
@@ -131,7 +160,7 @@ def train_from(config: str, output: str, resume: bool) -> None:
 
 def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalisation(narrow_cfg, config_file, tmp_path):
     narrow_cfg.merge_from_list([
-        *("MODEL.RESNETS.NORM", "BN", "SSL.MEMORY.INIT_BN_BATCHES", 2, "SOLVER.BASE_LR", 0.02),
+        *("MODEL.RESNETS.NORM", "BN", "SSL.MEMORY.CALIBRATION_FRAMES", 2, "SOLVER.BASE_LR", 0.02),
         *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.CHECKPOINT_EPOCHS", 0, "DATASETS.TEST", ()),
     ])  # fmt: skip
     Path(config_file).write_text(narrow_cfg.dump())

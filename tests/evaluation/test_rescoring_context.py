@@ -58,7 +58,8 @@ def slow_similarity(problem: SearchProblem, query: int, k1: int, k2: int, weight
     own = problem.query_frame[query]
     searched = [d for d in range(len(feature)) if problem.det_frame[d] != own and problem.det_score[d] >= 0.5]
     best = sorted(searched, key=lambda d: -similarity[d])[:k1]
-    context = [feature[d] for d in range(len(feature)) if problem.det_frame[d] == own]
+    # Of the query's frame no score counts, even where those of the gallery do.
+    context = [problem.det_feature[d] for d in range(len(feature)) if problem.det_frame[d] == own]
     persons = np.array([problem.query_feature[query], *context][:k2])
     rescored = similarity.copy()
     for frame in {problem.det_frame[d] for d in best}:
@@ -87,6 +88,22 @@ def test_cbgm_matches_all_assignments_tried_out(slow, weighted, k1, k2):
             assert (result.ap[query], result.first_hit[query]) == pytest.approx((ap, rank))
             assert result.best_detection[query, : len(best)].tolist() == [detection for detection, _ in best]
     assert changed == (k2 > 1)  # alone, the query keeps its similarities
+
+
+def test_scores_of_the_context_change_nothing_in_a_weighted_search():
+    for seed in range(3):
+        problem = random_problem(seed)
+        problem = replace(problem, query_frame=np.array([0, 0]))  # both from the frame that neither searches
+        score = problem.det_score.copy()
+        own = problem.det_frame == 0
+        score[own] = np.where(score[own] == 1, 0.5, 1.0)
+        options = SearchOptions(score_weighted=True, context_matching=ContextMatching(30, 4))
+        results = [
+            evaluate_search(with_galleries(p, {"all": own_frame_galleries(p, False)}), options)
+            for p in (problem, replace(problem, det_score=score))
+        ]
+        np.testing.assert_array_equal(results[0].best_similarity, results[1].best_similarity)
+        np.testing.assert_array_equal(results[0].ap, results[1].ap)
 
 
 def test_the_query_s_own_detection_is_no_context(golden_problem):

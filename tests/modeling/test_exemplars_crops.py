@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.modeling.exemplars import PersonCrops
@@ -41,6 +44,34 @@ def test_masked_crops_are_resized_as_in_equation_1(size):
     full = [images[0] * masks[0], images[0] * masks[1], images[1]]
     for i, (rows, columns) in enumerate(windows):
         np.testing.assert_allclose(got[i].numpy(), bilinear(full[i][:, rows, columns].numpy(), size), atol=1e-5)
+
+
+def test_filtered_background_takes_its_colour():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 30, 40, generator=generator)
+    mask, colour = torch.rand(1, 30, 40, generator=generator) < 0.6, torch.tensor([-2.0, 0.5, 3.0])
+    boxes = [torch.tensor([[3.0, 4.0, 16.0, 28.0]]), torch.tensor([[0.0, 2.0, 10.0, 12.0]])]
+    # Of an image without masks all stays.
+    crops = PersonCrops(images, boxes, [(30, 40), (28, 33)], [mask, None], colour)
+    filtered = torch.where(mask, images[0], colour[:, None, None])[:, 4:28, 3:16]
+    windows = [filtered, images[1][:, 2:12, 0:10]]
+    for got, window in zip(crops.resized((31, 17)), windows, strict=True):
+        np.testing.assert_allclose(got.numpy(), bilinear(window.numpy(), (31, 17)), atol=1e-5)
+    cut = crops.cut([0], (32, 20))
+    assert torch.equal(cut[0, :, :24, :13], filtered) and not cut[0, :, 24:].any() and not cut[0, :, :, 13:].any()
+
+
+@pytest.mark.parametrize("background", ["black", "mean"])
+def test_the_background_of_the_config_is_black_before_normalisation(narrow_cfg: CfgNode, background):
+    narrow_cfg.SSL.EXEMPLAR.BACKGROUND = background
+    model = build_model(narrow_cfg)
+    black = model.preprocess_image([{"image": torch.zeros(3, 32, 32, dtype=torch.uint8)}]).tensor
+    mean = model.preprocess_image([{"image": model.pixel_mean.expand(3, 32, 32)}]).tensor
+    branch, mask = model.exemplar_branch, torch.zeros(1, 32, 32, dtype=torch.bool)
+    target = Instances((32, 32), gt_masks=BitMasks(mask))
+    box = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    crop = branch._crops(torch.randn(1, 3, 32, 32), [target], [box]).resized((32, 32))
+    torch.testing.assert_close(crop, black if background == "black" else mean)
 
 
 def cut_one(image: Tensor, box: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:

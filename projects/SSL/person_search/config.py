@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 
 from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+RENAMED_KEYS = {
+    "SSL.MEMORY.MOMENTUM": "SSL.MEMORY.LAMBDA",
+    "SSL.MEMORY.INIT_BN_BATCHES": "SSL.MEMORY.CALIBRATION_FRAMES",
+}
+"""Names that keys, or nodes with all keys below, had in earlier versions -> the names that they have now."""
 
 
 def add_ssl_config(cfg: CfgNode) -> None:
@@ -28,6 +38,9 @@ def add_ssl_config(cfg: CfgNode) -> None:
     _add_method_keys(cfg)
     _add_schedule_keys(cfg)
     _add_evaluation_keys(cfg)
+    # Whoever merges a file by Detectron2's own means is told the new name; `merge_file_and_options` takes the old one.
+    for old, new in RENAMED_KEYS.items():
+        cfg.register_renamed_key(old, new)
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
@@ -114,6 +127,9 @@ def _add_exemplar_keys(cfg: CfgNode) -> None:
     cfg.SSL.EXEMPLAR.ORIGINAL = True
     # Multiply each crop by the person's foreground mask (Eq. 1). Without masks the crops stay as they are.
     cfg.SSL.EXEMPLAR.MASK_BACKGROUND = True
+    # What is left of the background then: "black", since Eq. 1 multiplies pixels, or the "mean" colour (0 in what the
+    # network sees).
+    cfg.SSL.EXEMPLAR.BACKGROUND = "black"
     # The paper does not say whether the exemplar backbone is the main branch's; sharing it halves memory and lets
     # the scale-invariant loss act on the features used at test time. False: a copy of its own.
     cfg.SSL.EXEMPLAR.SHARED_BACKBONE = True
@@ -123,14 +139,15 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # Memory banks (Eq. 5 and 6).
     cfg.SSL.MEMORY = CfgNode()
     # Weight of the NEW feature in the update of a row (Eq. 5).
-    cfg.SSL.MEMORY.MOMENTUM = 0.8
+    cfg.SSL.MEMORY.LAMBDA = 0.8
     # Rows are renormalised after an update, since every similarity assumes unit length (the paper is silent).
     cfg.SSL.MEMORY.RENORMALIZE = True
     # What pseudo labels are predicted from: "mean" of both banks (Eq. 6) or "instance", the main branch's alone.
     cfg.SSL.MEMORY.LABEL_SOURCE = "mean"
-    # Batches that settle the statistics of the embedding's batch normalisation before the banks are filled: those of
-    # an untrained embedding are placeholders, under which all persons look alike. 0: leave them as they are.
-    cfg.SSL.MEMORY.INIT_BN_BATCHES = 50
+    # Frames, spread evenly over the training set, whose persons calibrate the statistics of the embedding's batch
+    # normalisation before the banks are filled: those of an untrained embedding are placeholders, under which all
+    # persons look alike. 0: leave them as they are.
+    cfg.SSL.MEMORY.CALIBRATION_FRAMES = 50
 
     # Cluster labels (self-paced, as CGPS and SpCL).
     cfg.SSL.CLUSTERING = CfgNode()
@@ -180,6 +197,9 @@ def _add_loss_keys(cfg: CfgNode) -> None:
     cfg.SSL.MULTI_LABEL_LOSS.DELTA = 5.0
     # Share of the negatives that count, the most similar first: 1 is Eq. 11, 0.01 is MMCL's hard-negative mining.
     cfg.SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO = 1.0
+    # "sum" over the persons of the batch (Eq. 11), so that its weight against the other losses, which are means, grows
+    # with the batch; "mean" (MMCL's code): it does not, but is then smaller by the number of persons.
+    cfg.SSL.MULTI_LABEL_LOSS.REDUCTION = "sum"
 
     # L_cluster (CGPS's hybrid contrastive loss).
     cfg.SSL.CLUSTER_LOSS = CfgNode()
@@ -268,7 +288,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = False
     # Write report.html, which shows the figures, what is behind them, and some queries with their best detections.
     cfg.TEST.PERSON_SEARCH.REPORT = True
-    # Context bipartite graph matching (SeqNet).
+    # Context bipartite graph matching (SeqNet; 30 and 4 are its for PRW, 10 and 3 for CUHK-SYSU).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()
     cfg.TEST.PERSON_SEARCH.CBGM.ENABLED = False
     cfg.TEST.PERSON_SEARCH.CBGM.K1 = 30
@@ -304,9 +324,70 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
         raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
     if config_file:
         with _named(cfg, config_file):
-            cfg.merge_from_file(config_file)
+            loaded = cfg.load_yaml_with_base(config_file)
+            renamed = with_current_names(loaded, config_file)
+            if renamed == loaded:
+                cfg.merge_from_file(config_file)
+            else:
+                cfg.merge_from_other_cfg(CfgNode(renamed))
     with _named(cfg, "command line"):
-        cfg.merge_from_list(list(options))
+        current = {key: _current_name(key) for key in options[::2]}
+        _warn_of_old_names("command line", [(old, new) for old, new in current.items() if old != new])
+        cfg.merge_from_list([current[word] if i % 2 == 0 else word for i, word in enumerate(options)])
+
+
+def with_current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Config values with the keys of earlier versions under the names of now; one line warns of all that were renamed.
+
+    Args:
+        values: nested mapping, as a YAML file holds it; it stays as it is.
+        where: what holds it, for the warning.
+
+    Raises:
+        ConfigError: a key stands there under both names.
+    """
+    current: dict[str, Any] = {}
+    renamed = []
+    for key, value in _leaves(values):
+        new = _current_name(key)
+        renamed += [(key, new)] if new != key else []
+        node = current
+        *parents, name = new.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if name in node:
+            raise ConfigError(f"{where}: {key} and {new} are names of one key: leave the former out")
+        node[name] = value
+    _warn_of_old_names(where, renamed)
+    return current
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is no mapping, or an empty one; those under their present names first."""
+    later = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if _current_name(key) != key and not (isinstance(value, Mapping) and value):
+            later.append((key, value))
+        elif isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+    yield from later
+
+
+def _current_name(key: str) -> str:
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            # A node may have been renamed, and a key in it as well.
+            return _current_name(new + key[len(old) :])
+    return key
+
+
+def _warn_of_old_names(where: str, renamed: Sequence[tuple[str, str]]) -> None:
+    if renamed:
+        names = ", ".join(f"{old} is {new} now" for old, new in renamed)
+        logger.warning("%s has keys under the names of an earlier version, which are understood: %s", where, names)
 
 
 @contextmanager

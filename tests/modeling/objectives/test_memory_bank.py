@@ -16,7 +16,7 @@ def filled(size: int = 5, dim: int = 4) -> MemoryBank:
 def test_update_weights_the_new_feature():
     bank = filled()
     before, new = bank.features.clone(), F.normalize(torch.ones(1, 4), dim=1)
-    bank.update(torch.tensor([2]), new, momentum=0.8)
+    bank.update(torch.tensor([2]), new, new_weight=0.8)
     expected = 0.8 * new[0] + 0.2 * before[2]
     torch.testing.assert_close(bank.features[2], expected / expected.norm())
     untouched = [0, 1, 3, 4]
@@ -26,7 +26,7 @@ def test_update_weights_the_new_feature():
 def test_update_without_renormalization_keeps_the_length():
     bank = filled()
     before, new = bank.features.clone(), F.normalize(torch.ones(1, 4), dim=1)
-    bank.update(torch.tensor([2]), new, momentum=0.8, renormalize=False)
+    bank.update(torch.tensor([2]), new, new_weight=0.8, renormalize=False)
     torch.testing.assert_close(bank.features[2], 0.8 * new[0] + 0.2 * before[2])
 
 

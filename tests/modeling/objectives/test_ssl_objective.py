@@ -10,6 +10,38 @@ from person_search import add_ssl_config
 from person_search.modeling import SSLObjective, TrainingEmbeddings
 
 
+def test_the_multi_label_loss_is_a_sum_over_persons_or_their_mean():
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+    bank, persons, rois = unit(12, 16), unit(3, 16), unit(2, 16)
+    found = {}
+    for reduction in ("sum", "mean"):
+        cfg = get_cfg()
+        add_ssl_config(cfg)
+        cfg.merge_from_list([
+            *("MODEL.SECOND_HEAD.EMBEDDING_DIM", 16, "SSL.MULTI_LABEL_LOSS.REDUCTION", reduction),
+            *("SSL.EXEMPLAR.ENABLED", False),
+        ])  # fmt: skip
+        objective = SSLObjective(cfg)
+        objective.allocate(torch.arange(12))
+        objective.instance_bank.features.copy_(bank)
+        objective.set_threshold(0.2)
+        rows = torch.tensor([0, 4, 7])
+        batch = TrainingEmbeddings(
+            rois=rois, roi_rows=rows[:2], backgrounds=rois[:0], persons=persons, rows=rows, images=rows, exemplars=None
+        )
+        found[reduction] = objective(batch)["loss_multi_label_instance"]
+        nobody = TrainingEmbeddings(
+            rois=rois[:0], roi_rows=rows[:0], backgrounds=rois, persons=persons[:0], rows=rows[:0], images=rows[:0],
+            exemplars=None,
+        )  # fmt: skip
+        assert objective(nobody)["loss_multi_label_instance"] == 0
+    torch.testing.assert_close(found["sum"], 3 * found["mean"])
+
+
 def test_mixed_precision_does_not_reach_the_losses(device):
     cfg = get_cfg()
     add_ssl_config(cfg)

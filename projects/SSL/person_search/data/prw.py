@@ -96,7 +96,8 @@ def _parse_query(line: str, where: str, sizes: dict[str, list[int]]) -> Query:
     fields = line.split()
     try:
         person_id, name = int(fields[0]), fields[5]
-        bbox = _corners(np.array([fields[1:5]], dtype=np.float64))[0].tolist()
+        # The common protocol (SeqNet, NAE, CGPS) cuts the corners down to whole pixels.
+        bbox = np.trunc(_corners(np.array([fields[1:5]], dtype=np.float64)))[0].tolist()
         if len(fields) != 6 or person_id < 0:
             raise ValueError
     except (ValueError, IndexError):

@@ -9,52 +9,90 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
-from ..modeling import SSLPersonSearch
-from ..modeling.layers import SyncedBatchNorm1d, average_running_statistics
+from ..data.training_set import TrainingSet
+from ..modeling import PooledFeatures, SSLPersonSearch
+from ..modeling.layers import SyncedBatchNorm1d
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def fill_banks(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]], calibration_batches: int) -> None:
+def fill_banks(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> None:
     """Extracts f_i and f^h of every annotated person and writes them into both banks of every process.
 
     Args:
         model: not wrapped; its banks are allocated.
-        batches: this process's share of the training set, with ground truth; iterated twice.
-        calibration_batches: batches that first settle the embedding's batch normalisation; 0 for none.
+        batches: this process's share of the training set, with ground truth.
     """
-    training = model.training
-    model.eval()
-    if calibration_batches:
-        _settle_statistics(model, batches, calibration_batches)
-    model.train(training)
     features = extract_features(model, batches)
     for bank, rows in zip((model.objective.instance_bank, model.objective.multi_scale_bank), features, strict=True):
         if bank is not None:
             bank.fill(torch.arange(len(rows), device=rows.device), rows)
 
 
-def _settle_statistics(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]], count: int) -> None:
-    """Takes the embedding's batch statistics from the first `count` batches of each process, those of one person left
-    out.
+def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, Any]]:
+    """Records to calibrate the embedding with, spread evenly over all frames that show persons.
 
-    Each process averages its own first, since they may have different numbers of batches with two and more persons.
+    Frames of a camera, and of a person, lie side by side in most data sets: the first ones alone would speak of one
+    camera and few persons.
+
+    Args:
+        training_set: all of the training set.
+        count: how many; where there are fewer frames, all.
     """
-    logger.info("Settling the embedding's batch normalisation on up to %d batches", count)
-    seen = 0
-    with averaged_statistics(model.roi_heads.embedding) as layers:
-        for batch in itertools.islice(batches, count):
-            if sum(len(x["instances"]) for x in batch) > 1:
-                model.embed_persons(batch)
-                seen += 1
-    average_running_statistics(layers, weight=seen)
+    frames = np.unique(training_set.row_image)
+    count = min(count, len(frames))
+    chosen = frames[((np.arange(count) + 0.5) * len(frames) / max(count, 1)).astype(np.int64)]
+    return [training_set.records[i] for i in chosen]
+
+
+@torch.no_grad()
+def calibrate_embedding(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> None:
+    """Sets the running statistics of the embedding's batch normalisation to those of annotated persons and exemplars.
+
+    First and second moments are those of all rows of all processes together, so that neither the number of persons in
+    a frame nor the spread over processes matters. An embedding without batch normalisation stays as it is.
+
+    Args:
+        model: not wrapped.
+        batches: this process's share of the frames to calibrate with, with ground truth.
+    """
+    embedding = model.roi_heads.embedding
+    if not any(isinstance(m, SyncedBatchNorm1d) for m in embedding.modules()):
+        return
+    training = model.training
+    model.eval()
+    parts: list[PooledFeatures] = []
+    cameras: list[int | None] = []
+    try:
+        for batch in with_progress(batches, "Calibration of the embedding's batch normalisation"):
+            pooled = PooledFeatures.cat(model.pool_persons(batch).parts)
+            parts.append(PooledFeatures(pooled.res4.cpu(), pooled.res5.cpu()))
+            cameras += [x.get("camera_id") for x in batch]
+    finally:
+        model.train(training)
+    gathered = comm.all_gather((parts, cameras))
+    parts, cameras = ([x for own in side for x in own] for side in zip(*gathered, strict=True))
+    rows = sum(len(part.res4) for part in parts)
+    if rows < 2:
+        logger.warning("No two persons to calibrate the embedding's batch normalisation with: it stays as it is")
+        return
+    pooled = PooledFeatures.cat(parts)
+    with averaged_statistics(embedding):
+        # One call on all rows: the norm-aware logit is normalised over vectors that final statistics have normalised.
+        embedding(PooledFeatures(pooled.res4.to(model.device), pooled.res5.to(model.device)))
+    known = {c for c in cameras if c is not None}
+    logger.info(
+        "Calibrated the embedding's batch normalisation with %d boxes and exemplars of %d frames%s",
+        rows, len(cameras), f", seen by {len(known)} cameras" if known else "",
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -85,32 +123,35 @@ def extract_features(model: SSLPersonSearch, batches: Iterable[list[dict[str, An
 
 
 def _extract(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
-    total = len(batches) if hasattr(batches, "__len__") else 0
-    start = time.perf_counter()
     parts = []
-    for done, batch in enumerate(batches, 1):
+    for batch in with_progress(batches, "Features of all persons"):
         parts.append(tuple(None if t is None else t.cpu() for t in model.embed_persons(batch)))
-        left = (time.perf_counter() - start) / done * max(total - done, 0)
-        message = f"Features of all persons: {done} of {total or '?'} batches, {left:.0f} s left"
-        log_every_n_seconds(logging.INFO, message, n=10, name=__name__)
     return parts
 
 
-@contextmanager
-def averaged_statistics(module: nn.Module) -> Iterator[list[SyncedBatchNorm1d]]:
-    """Within, batch normalisation averages the statistics of all batches of this process evenly and starts from none.
+def with_progress(batches: Iterable[list[dict[str, Any]]], what: str) -> Iterator[list[dict[str, Any]]]:
+    """Batches as they come; every ten seconds a line says how many are done and how long the rest will take."""
+    total = len(batches) if hasattr(batches, "__len__") else 0
+    start = time.perf_counter()
+    for done, batch in enumerate(batches, 1):
+        yield batch
+        left = (time.perf_counter() - start) / done * max(total - done, 0)
+        message = f"{what}: {done} of {total or '?'} batches, {left:.0f} s left"
+        log_every_n_seconds(logging.INFO, message, n=10, name=__name__)
 
-    Yields the layers.
-    """
+
+@contextmanager
+def averaged_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, batch normalisation averages the statistics of all batches of this process evenly and starts anew."""
     layers = [m for m in module.modules() if isinstance(m, SyncedBatchNorm1d)]
-    momenta = [m.momentum for m in layers]
+    kept = [(m.momentum, m.training) for m in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum, layer.synced = None, False
         layer.train()
     try:
-        yield layers
+        yield
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, (momentum, training) in zip(layers, kept, strict=True):
             layer.momentum, layer.synced = momentum, True
-            layer.eval()
+            layer.train(training)

@@ -66,7 +66,7 @@ LOSS_RANGES = {
     "MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "SSL.MEMORY.MOMENTUM": _SHARE,
+    "SSL.MEMORY.LAMBDA": _SHARE,
     "SSL.THRESHOLD.INITIAL": Range(-1, 1),  # a cosine similarity
     "SSL.THRESHOLD.ALPHA": _FINITE,
     "SSL.THRESHOLD.BETA": _FINITE,
@@ -248,6 +248,9 @@ def check_config(cfg: CfgNode) -> None:
         )
     if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
         raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
+    reduction = cfg.SSL.MULTI_LABEL_LOSS.REDUCTION
+    if reduction not in ("sum", "mean"):
+        raise ConfigError(f"SSL.MULTI_LABEL_LOSS.REDUCTION is {reduction!r}, expected 'sum' or 'mean'")
     if cfg.SOLVER.LR_SCHEDULER_NAME not in _SCHEDULERS:
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}, expected one of {', '.join(_SCHEDULERS)}"
@@ -304,5 +307,7 @@ def _check_exemplars(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"SSL.EXEMPLAR.SCALES holds {scale!r}, expected (height, width) in pixels, such as (112, 48)"
             )
+    if exemplar.BACKGROUND not in ("black", "mean"):
+        raise ConfigError(f"SSL.EXEMPLAR.BACKGROUND is {exemplar.BACKGROUND!r}, expected 'black' or 'mean'")
     if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")

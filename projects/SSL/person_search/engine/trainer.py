@@ -29,7 +29,7 @@ from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..labels import DynamicThreshold
 from ..modeling import BankObjective
-from .bank_filling import extract_features, fill_banks
+from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
 from .checkpoint import PersonSearchCheckpointer
 from .checks import build_clusterer, check_config, cluster_cameras, training_identities
 from .hooks import (
@@ -214,12 +214,16 @@ class PersonSearchTrainer(DefaultTrainer):
             TensorboardXWriter(folder, purge_step=self.start_iter),
         ]
 
-    def _build_bank_loader(self) -> Iterable[list[dict[str, Any]]]:
+    def _build_bank_loader(self, records: list[dict[str, Any]] | None = None) -> Iterable[list[dict[str, Any]]]:
         mapper = PersonSearchMapper(self.cfg, False, with_instances=True)
-        return build_bank_loader(self.training_set.records, mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+        records = self.training_set.records if records is None else records
+        return build_bank_loader(records, mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
 
     def _fill_banks(self) -> None:
-        fill_banks(self.person_search_model, self._build_bank_loader(), self.cfg.SSL.MEMORY.INIT_BN_BATCHES)
+        frames = calibration_frames(self.training_set, self.cfg.SSL.MEMORY.CALIBRATION_FRAMES)
+        if frames:
+            calibrate_embedding(self.person_search_model, self._build_bank_loader(frames))
+        fill_banks(self.person_search_model, self._build_bank_loader())
 
     def _extract_features(self) -> torch.Tensor:
         model = self.person_search_model

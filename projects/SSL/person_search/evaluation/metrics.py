@@ -156,7 +156,7 @@ def evaluate_galleries(
 
 def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOptions) -> Rescorer | None:
     if options.context_matching:
-        return ContextRescorer(problem, index, options.context_matching, options.score_weighted)
+        return ContextRescorer(problem, index, options.context_matching)
     if options.reranking:
         return KReciprocalRescorer(problem, index, options.reranking, options.score_weighted)
     return None

@@ -47,17 +47,17 @@ class ContextRescorer:
     among all assigned pairs (so SeqNet's code; its paper does not say what becomes of the similarities). Nothing
     changes where no detection is left for the query.
 
+    Features of the gallery are multiplied by their scores where the search is score weighted; those of the query and
+    of its context never are (SeqNet switches the weighting off for the frames of the queries).
+
     Args:
         problem: the context persons are all detections of the query's frame, in stored order, whatever their score.
         index: the gallery.
         settings: k1 and k2.
-        score_weighted: multiply the features of context persons by their scores, as those of the gallery are.
     """
 
-    def __init__(
-        self, problem: SearchProblem, index: DetectionIndex, settings: ContextMatching, score_weighted: bool
-    ) -> None:
-        self._problem, self._index, self._settings, self._weighted = problem, index, settings, score_weighted
+    def __init__(self, problem: SearchProblem, index: DetectionIndex, settings: ContextMatching) -> None:
+        self._problem, self._index, self._settings = problem, index, settings
         self._by_frame = np.argsort(problem.det_frame, kind="stable")
         self._offset = offsets_of(np.bincount(problem.det_frame, minlength=len(problem.frame_name)))
 
@@ -86,8 +86,6 @@ class ContextRescorer:
             context = context[box_iou(problem.det_box[context], query_box) <= self._settings.query_nms]
         context = context[: self._settings.k2 - 1]
         feature = problem.det_feature[context].astype(self._index.feature.dtype)
-        if self._weighted:
-            feature *= problem.det_score[context, None].astype(feature.dtype)
         return np.concatenate([problem.query_feature[query, None].astype(feature.dtype), feature])
 
 

@@ -21,7 +21,7 @@ class PersonCrops:
     """The persons of a batch of images. A crop covers every pixel that its box touches, at least one.
 
     Crops are read straight from the images, on their device and for all persons in one operation, whatever their sizes.
-    Background pixels become 0, which is the mean colour of a normalised image.
+    Background pixels take one colour, by default 0, which is the mean colour of a normalised image.
 
     Nothing here waits for a GPU: what decides about sizes is computed on the CPU, and what a GPU needs of it is sent.
 
@@ -35,6 +35,7 @@ class PersonCrops:
         boxes: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
         masks: Sequence[Tensor | None],
+        background: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -42,6 +43,7 @@ class PersonCrops:
             boxes: for each image (P_b, 4) xyxy in pixels, best on the CPU: those on a GPU are waited for.
             image_sizes: for each image (height, width) without its padding.
             masks: for each image (P_b, height, width) bool foreground, or None to keep the background.
+            background: (C,) colour of what is no foreground, normalised, on the images' device; None: 0.
         """
         counts = [len(b) for b in boxes]
         self._height, self._width = images.shape[-2:]
@@ -56,6 +58,7 @@ class PersonCrops:
             t.to(images.device, non_blocking=True) for t in (image, first, length)
         )
         self._masks = _stack(masks, counts, images).flatten() if any(m is not None for m in masks) else None
+        self._background = background
         self.sizes: list[tuple[int, int]] = [(h, w) for w, h in length.tolist()]
 
     def __len__(self) -> int:
@@ -104,7 +107,11 @@ class PersonCrops:
 
         pixels = pick(self._planes, self._image[persons])
         if self._masks is not None:
-            pixels *= pick(self._masks, persons)
+            foreground = pick(self._masks, persons)
+            if self._background is None:
+                pixels *= foreground
+            else:
+                pixels = torch.where(foreground, pixels, self._background.to(pixels)[:, None, None, None])
         return pixels.movedim(0, 1)
 
     def _sources(self, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,6 +298,7 @@ class ExemplarBranch(nn.Module):
         scales: Sequence[tuple[int, int]],
         original: bool,
         mask_background: bool,
+        background: Sequence[float] | None = None,
         separate: nn.ModuleDict | None = None,
     ) -> None:
         """
@@ -298,12 +306,16 @@ class ExemplarBranch(nn.Module):
             scales: (height, width) in pixels of the fixed scales.
             original: whether the crop at its own size takes part.
             mask_background: whether crops are multiplied by `gt_masks` where the instances have them.
+            background: colour that the background takes, one value a channel of the normalised images; None: 0, their
+                mean colour.
             separate: an exemplar backbone of its own, with modules "backbone" and "res5".
         """
         super().__init__()
         self.scales = [(int(h), int(w)) for h, w in scales]
         self.original = original
         self.mask_background = mask_background
+        colour = None if background is None else torch.tensor(background, dtype=torch.float32)
+        self.register_buffer("background", colour, persistent=False)
         self.separate = separate
 
     @property
@@ -372,6 +384,7 @@ class ExemplarBranch(nn.Module):
             boxes,
             [t.image_size for t in targets],
             [t.gt_masks.tensor if m else None for t, m in zip(targets, masked, strict=True)],
+            self.background,
         )
 
     def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:

@@ -73,7 +73,7 @@ class BoxRegressor(nn.Module):
 @ROI_HEADS_REGISTRY.register()
 class OneHeadROIHeads(ROIHeads):
     """One head that does everything with the RPN's proposals, as in OIM and NAE. See `forward_train`, `forward_test`
-    and `embed_boxes`.
+    and `pool_boxes`.
 
     SeqNet puts another head in front: `PersonSearchROIHeads`, of which this is the second, after which parts and keys
     are named. A head in front overrides `_refine` and `_detect_candidates`.
@@ -281,10 +281,9 @@ class OneHeadROIHeads(ROIHeads):
         ]
         return detected, list(embeddings.split(counts)[1::2])
 
-    def embed_boxes(self, features: dict[str, Tensor], boxes: list[Boxes], exemplars: PooledFeatures | None) -> Tensor:
-        """Embeddings (sum of boxes + exemplars, d) of boxes, image after image, and of exemplars behind them."""
-        pooled = self._pool_second(features[self.in_feature], boxes)
-        return self.embedding(pooled if exemplars is None else PooledFeatures.cat([pooled, exemplars]))[0]
+    def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> PooledFeatures:
+        """What the embedding reads of boxes, image after image."""
+        return self._pool_second(features[self.in_feature], boxes)
 
     def _detect_candidates(self, images: ImageList, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
         """Boxes that the head looks at in inference, as `pred_boxes`; with `scores` where those are to be the final."""

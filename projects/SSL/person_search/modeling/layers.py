@@ -188,22 +188,15 @@ def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def average_running_statistics(layers: Iterable[_BatchNorm], weight: float = 1.0) -> None:
-    """Gives running statistics the same values on all processes: their mean over the processes.
-
-    Args:
-        layers: the same ones on every process.
-        weight: how much this process counts; where all weigh 0, everything stays as it is.
-    """
+def average_running_statistics(layers: Iterable[_BatchNorm]) -> None:
+    """Gives running statistics of layers, the same ones on every process, their mean over the processes."""
     statistics = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
     if comm.get_world_size() == 1 or not statistics:
         return
-    packed = torch.cat([*(value.flatten() for value in statistics), statistics[0].new_ones(1)]) * weight
+    packed = torch.cat([value.flatten() for value in statistics])
     dist.all_reduce(packed)
-    total = packed[-1]
-    if total == 0:
-        return
-    for value, mean in zip(statistics, (packed[:-1] / total).split([v.numel() for v in statistics]), strict=True):
+    means = (packed / comm.get_world_size()).split([value.numel() for value in statistics])
+    for value, mean in zip(statistics, means, strict=True):
         value.copy_(mean.view_as(value))
 
 

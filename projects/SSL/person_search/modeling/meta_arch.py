@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -16,6 +16,25 @@ from .embedding import PooledFeatures
 from .exemplars import ExemplarBranch
 from .layers import fuse_frozen_norms
 from .objectives.base import ReIDObjective, build_objective
+
+
+class PooledPersons(NamedTuple):
+    """Annotated persons of a batch, pooled but not embedded.
+
+    Attributes:
+        rows: (P,) int64, their bank rows.
+        persons: features of their P RoIs.
+        exemplars: features of their P * S exemplars, person by person; None without the exemplar branch.
+    """
+
+    rows: Tensor
+    persons: PooledFeatures
+    exemplars: PooledFeatures | None
+
+    @property
+    def parts(self) -> list[PooledFeatures]:
+        """RoIs and, where there are any, exemplars."""
+        return [self.persons] if self.exemplars is None else [self.persons, self.exemplars]
 
 
 @META_ARCH_REGISTRY.register()
@@ -141,17 +160,27 @@ class SSLPersonSearch(GeneralizedRCNN):
             rows (P,) int64, main-branch features (P, d), and exemplar features (P, d) averaged over the scales (f^h of
             Eq. 5; None without the exemplar branch).
         """
+        rows, persons, exemplars = pooled = self.pool_persons(batched_inputs)
+        embeddings, _ = self.roi_heads.embedding(PooledFeatures.cat(pooled.parts))
+        if exemplars is None:
+            return rows, embeddings, None
+        of_persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
+        averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
+        return rows, of_persons, averaged
+
+    @torch.no_grad()
+    def pool_persons(self, batched_inputs: list[dict[str, Any]]) -> PooledPersons:
+        """What the embedding reads of the annotated persons: their RoIs and exemplars.
+
+        Args:
+            batched_inputs: images with "instances".
+        """
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
-        rows = torch.cat([t.gt_instance_index for t in targets])
         features = self.backbone(images.tensor)
         exemplars = self._exemplars(images.tensor, targets, batched_inputs)
-        embeddings = self.roi_heads.embed_boxes(features, [t.gt_boxes for t in targets], exemplars)
-        persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
-        if exemplars is None:
-            return rows, persons, None
-        averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
-        return rows, persons, averaged
+        persons = self.roi_heads.pool_boxes(features, [t.gt_boxes for t in targets])
+        return PooledPersons(torch.cat([t.gt_instance_index for t in targets]), persons, exemplars)
 
     def _exemplars(
         self, images: Tensor, targets: list[Instances], batched_inputs: list[dict[str, Any]]
@@ -175,9 +204,14 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
     separate = None
     if not exemplar.SHARED_BACKBONE:
         separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)})
+    background = None
+    if exemplar.BACKGROUND == "black":
+        colours = zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, strict=True)
+        background = [-mean / deviation for mean, deviation in colours]
     return ExemplarBranch(
         scales=exemplar.SCALES,
         original=exemplar.ORIGINAL,
         mask_background=exemplar.MASK_BACKGROUND,
+        background=background,
         separate=separate,
     )

@@ -249,6 +249,10 @@ PARAMETERS = {
         Parameter(
             "delta", "weight delta of the positives", "SSL.MULTI_LABEL_LOSS.DELTA", (1.0, 2.0, 5.0, 10.0), lowest=0.0
         ),
+        Parameter(
+            "hard", "share of the negatives that count", "SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO",
+            (0.01, 0.1, 0.5, 1.0), lowest=0.0, highest=1.0,
+        ),
         Parameter("t_s", "lowest threshold t_s", "SSL.THRESHOLD.INITIAL", (-0.1, -0.05, 0.05, 0.1), relative=True),
         Parameter("alpha", "threshold's range alpha", "SSL.THRESHOLD.ALPHA", (0.0, 0.05, 0.1, 0.2)),
         Parameter("beta", "threshold's decay beta", "SSL.THRESHOLD.BETA", (-0.2, -0.1, -0.05, -0.02)),
@@ -258,7 +262,7 @@ PARAMETERS = {
             lambda base: float(len(base.SSL.EXEMPLAR.SCALES)), lowest=1.0, whole=True,
         ),
         Parameter(
-            "lambda", "weight lambda of the new feature", "SSL.MEMORY.MOMENTUM", (0.2, 0.5, 0.8, 1.0),
+            "lambda", "weight lambda of the new feature", "SSL.MEMORY.LAMBDA", (0.2, 0.5, 0.8, 1.0),
             lowest=0.0, highest=1.0,
         ),
         Parameter(

@@ -72,10 +72,12 @@ def merge_text(cfg: CfgNode, text: str, where: str) -> None:
     """
     from detectron2.config import CfgNode
 
+    from ..config import with_current_names
+
     try:
         values = yaml.safe_load(text)
         if not isinstance(values, dict):
             raise ValueError("expected a mapping of config keys")
-        cfg.merge_from_other_cfg(CfgNode(values))
+        cfg.merge_from_other_cfg(CfgNode(with_current_names(values, where)))
     except (yaml.YAMLError, KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{where}: {' '.join(str(error.args[0] if error.args else error).split())}") from error

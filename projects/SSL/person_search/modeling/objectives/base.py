@@ -43,8 +43,8 @@ class MemoryBank(nn.Module):
         self.features[rows] = F.normalize(features.to(self.features), dim=1)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, features: Tensor, momentum: float, renormalize: bool = True) -> None:
-        """Moves rows towards features: momentum * new + (1 - momentum) * old (Eq. 5: the weight is the new one's).
+    def update(self, rows: Tensor, features: Tensor, new_weight: float, renormalize: bool = True) -> None:
+        """Moves rows towards features: lambda * new + (1 - lambda) * old (Eq. 5).
 
         A row named more than once (one frame twice in a batch) moves once, towards the mean of its features, so that
         the result depends neither on their order nor on the process that saw them.
@@ -52,14 +52,14 @@ class MemoryBank(nn.Module):
         Args:
             rows: (q,) int64.
             features: (q, d).
-            momentum: lambda in [0, 1].
+            new_weight: lambda, the weight of the NEW feature, in [0, 1].
             renormalize: scale the updated rows to unit length.
         """
         unique, inverse = torch.unique(rows, return_inverse=True)
         sums = self.features.new_zeros(len(unique), self.features.shape[1])
         sums.index_add_(0, inverse, features.to(self.features))
         mean = sums / torch.bincount(inverse)[:, None]
-        new = momentum * mean + (1 - momentum) * self.features[unique]
+        new = new_weight * mean + (1 - new_weight) * self.features[unique]
         self.features[unique] = F.normalize(new, dim=1) if renormalize else new
 
 
@@ -179,7 +179,7 @@ class BankObjective(ReIDObjective):
         *,
         dim: int,
         multi_scale: bool,
-        momentum: float,
+        new_weight: float,
         renormalize: bool,
         label_source: str,
         cluster_weight: float,
@@ -190,14 +190,14 @@ class BankObjective(ReIDObjective):
         Args:
             dim: d of the features.
             multi_scale: whether exemplars, and so the bank M_M, exist.
-            momentum, renormalize: of the bank updates (Eq. 5).
+            new_weight, renormalize: of the bank updates, see `MemoryBank.update`.
             label_source: "mean" (Eq. 6) or "instance".
             cluster_weight, temperature, hard_negative_mass: of the cluster loss.
         """
         super().__init__()
         self.dim = dim
         self.multi_scale = multi_scale
-        self.momentum, self.renormalize, self.label_source = momentum, renormalize, label_source
+        self.new_weight, self.renormalize, self.label_source = new_weight, renormalize, label_source
         self.cluster_weight, self.temperature = cluster_weight, temperature
         self.hard_negative_mass = hard_negative_mass
         self.allocate(torch.zeros(0, dtype=torch.int64))
@@ -209,7 +209,7 @@ class BankObjective(ReIDObjective):
         return {
             "dim": cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM,
             "multi_scale": ssl.EXEMPLAR.ENABLED,
-            "momentum": ssl.MEMORY.MOMENTUM,
+            "new_weight": ssl.MEMORY.LAMBDA,
             "renormalize": ssl.MEMORY.RENORMALIZE,
             "label_source": ssl.MEMORY.LABEL_SOURCE,
             "cluster_weight": ssl.CLUSTER_LOSS.WEIGHT,
@@ -252,9 +252,9 @@ class BankObjective(ReIDObjective):
         return multi_scale
 
     def _remember(self, rows: Tensor, instances: Tensor, multi_scale: Tensor | None) -> None:
-        self.instance_bank.update(rows, instances, self.momentum, self.renormalize)
+        self.instance_bank.update(rows, instances, self.new_weight, self.renormalize)
         if self.multi_scale_bank is not None:
-            self.multi_scale_bank.update(rows, multi_scale, self.momentum, self.renormalize)
+            self.multi_scale_bank.update(rows, multi_scale, self.new_weight, self.renormalize)
 
     # ------------------------------------------------------------------ losses
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor
@@ -34,6 +35,7 @@ class SSLObjective(BankObjective):
         multi_label_weight: float,
         delta: float,
         hard_negative_ratio: float,
+        multi_label_reduction: str = "sum",
         **kwargs: Any,
     ) -> None:
         """
@@ -41,6 +43,7 @@ class SSLObjective(BankObjective):
             has_original: whether the last exemplar of a person is that of the original scale.
             scale_weight, margin, gamma: of the scale-invariant loss (Eq. 2-4).
             multi_label_weight, delta, hard_negative_ratio: of the multi-label loss (Eq. 11, 12).
+            multi_label_reduction: "sum" or "mean" of that loss over the persons of the batch, on all processes.
             kwargs: arguments of `BankObjective`.
         """
         super().__init__(**kwargs)
@@ -48,6 +51,7 @@ class SSLObjective(BankObjective):
         self.scale_weight, self.margin, self.gamma = scale_weight, margin, gamma
         self.multi_label_weight, self.delta = multi_label_weight, delta
         self.hard_negative_ratio = hard_negative_ratio
+        self.multi_label_reduction = multi_label_reduction
         self._threshold: float | None = None
 
     @classmethod
@@ -63,6 +67,7 @@ class SSLObjective(BankObjective):
             "multi_label_weight": ssl.MULTI_LABEL_LOSS.WEIGHT,
             "delta": ssl.MULTI_LABEL_LOSS.DELTA,
             "hard_negative_ratio": ssl.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO,
+            "multi_label_reduction": ssl.MULTI_LABEL_LOSS.REDUCTION,
         }
 
     @property
@@ -99,6 +104,8 @@ class SSLObjective(BankObjective):
         labels = self.predict_labels(batch.rows)
         # Eq. 12 sums over the persons of the whole batch, while data-parallel training averages over processes.
         weight = self.multi_label_weight * comm.get_world_size()
+        if self.multi_label_reduction == "mean":
+            weight = weight / _persons_of_all_processes(batch.rows)
         pairs = {"instance": (batch.persons, self.instance_bank)}
         if multi_scale is not None:
             pairs["multi_scale"] = (multi_scale, self.multi_scale_bank)
@@ -115,3 +122,11 @@ class SSLObjective(BankObjective):
         with full_precision():
             similarity = features[rows] @ features.T
         return predict_multi_labels(similarity, self.image_ids, rows, self.threshold)
+
+
+def _persons_of_all_processes(rows: Tensor) -> Tensor:
+    """Number of persons in the batch of all processes together, at least 1; a scalar."""
+    count = rows.new_full((), len(rows), dtype=torch.float32)
+    if comm.get_world_size() > 1:
+        dist.all_reduce(count)
+    return count.clamp(min=1)
