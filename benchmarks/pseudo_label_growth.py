@@ -14,11 +14,12 @@ import argparse
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from person_search.io import replacing
 
 PROGRAM = Path(__file__).with_name("pseudo_labels.py")
 STAGES = ("search", "distance", "clustering", "criterion")
@@ -82,9 +83,9 @@ def draw(rows: list[Figures], path: Path) -> None:
         # The usual labels of a logarithmic axis that spans one decade run into each other.
         axes.set_xticks(count, [f"{n:,}" for n in count], rotation=30, ha="right")
         axes.minorticks_off()
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format=path.suffix.lstrip("."), metadata={"Date": None} if path.suffix == ".svg" else None)
-    os.replace(part, path)
+    with replacing(path) as temporary:
+        kind = path.suffix.lstrip(".")
+        figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def main() -> None:

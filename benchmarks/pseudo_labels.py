@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 import zipfile
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from person_search.errors import DatasetError, PersonSearchError
+from person_search.io import replacing
 from person_search.labels import SelfPacedDBSCAN
 from person_search.labels.self_paced import CLUSTERERS
 from process_memory import peak_mb
@@ -103,19 +103,6 @@ def measure(model: SelfPacedDBSCAN, problem: Problem, feature: str, device: str)
     return labels, {**model.timings, **seconds}
 
 
-def save(path: Path, arrays: Mapping[str, object]) -> None:
-    """Writes an .npz file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(part, path)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def agreement(labels: NDArray, path: Path) -> float:
     """Adjusted Rand index of labels (N,) with `labels1` of a file that this program wrote."""
     from sklearn.metrics import adjusted_rand_score
@@ -153,7 +140,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     if args.compare:
         figures["adjusted_rand_index"] = agreement(results["labels1"], args.compare)
     if args.out:
-        save(args.out, results)
+        with replacing(args.out) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **results)
     figures.update(peak_mb=round(peak_mb()), device=args.device, threads=torch.get_num_threads())
     if args.device == "cuda":
         figures["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)

@@ -181,24 +181,16 @@ def make_masks(records: Sequence[Record], provider: Provider, store: MaskStore, 
                 unreadable += 1
             progress.update()
             if number % SAVE_EVERY == 0:
-                save(store, part_file(out))
+                store.save(part_file(out))
     except BaseException:
         if store.frames:
-            save(store, part_file(out))
+            store.save(part_file(out))
         raise
     finally:
         progress.close()
-    save(store, out)
+    store.save(out)
     part_file(out).unlink(missing_ok=True)
     return unreadable
-
-
-def save(store: MaskStore, file: Path) -> None:
-    """Writes the store; DatasetError where that fails, as on a full disk."""
-    try:
-        store.save(file)
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be written ({error}); make room, or choose another --out") from error
 
 
 def add_masks(record: Record, provider: Provider, store: MaskStore) -> None:

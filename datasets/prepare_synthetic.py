@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -23,6 +22,7 @@ from pathlib import Path
 import cv2
 from person_search.data.catalog import dataset_root
 from person_search.errors import DatasetError, PersonSearchError
+from person_search.io import replacing
 from person_search.synthetic import PRESETS, SyntheticConfig, generate
 from person_search.synthetic.preview import contact_sheet, summarize
 
@@ -56,12 +56,10 @@ def write_preview(folder: Path, file: Path) -> None:
         DatasetError: the file cannot be written.
     """
     _, data = cv2.imencode(".png", contact_sheet(folder)[..., ::-1])
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_bytes(data.tobytes())
-        os.replace(part, file)
-    except OSError as error:
-        raise DatasetError(f"--preview {file} cannot be written: {error}") from error
+    if not file.parent.is_dir():
+        raise DatasetError(f"--preview {file} cannot be written: there is no folder {file.parent}")
+    with replacing(file) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,10 +12,8 @@ MODEL.WEIGHTS, or with --to-seqnet as SeqNet's --ckpt. docs/weights.md has the t
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 from person_search.engine.seqnet_weights import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
 from person_search.engine.weights import convert_torchvision_resnet50, is_torchvision_resnet
 from person_search.errors import CheckpointError, PersonSearchError
+from person_search.io import replacing
 from torch import Tensor
 
 CONVERSIONS = {"seqnet": convert_seqnet, "torchvision": convert_torchvision_resnet50, "ours": convert_to_seqnet}
@@ -82,18 +81,11 @@ def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
-    partial = None
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path, error=CheckpointError) as temporary, temporary.open("wb") as file:
             torch.save({"model": state}, file)
-        os.chmod(partial, 0o644)  # mkstemp's 0600 would lock out the others who share the folder
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+    except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError
         raise CheckpointError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
 
 
 def convert(source_path: Path, target_path: Path, source: str | None = None, to_seqnet: bool = False) -> None:

@@ -32,7 +32,7 @@ TRAIN = (
 DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
 # All that a training, its evaluations and the drawing leave in an output folder.
 KNOWN_FILES = (
-    "metrics.json* log.txt* config.yaml last_checkpoint *.pth *.part events.out.tfevents.* inference/*/*.json "
+    "metrics.json* log.txt* config.yaml last_checkpoint *.pth .*.tmp *.part events.out.tfevents.* inference/*/*.json "
     "inference/*/*.html inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp "
     "pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
 ).split()

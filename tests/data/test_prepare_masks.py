@@ -406,10 +406,10 @@ def test_a_disk_that_fills_up_is_named_in_one_line(script, records, capsys, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(MaskStore, "save", full)
+    monkeypatch.setattr("person_search.io.os.replace", full)
     assert run(script) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "cannot be written" in error and "No space left on device" in error
+    assert "cannot write" in error and "No space left on device" in error
 
 
 def test_a_folder_with_a_parsing_of_none_of_the_frames_is_refused(script, records, tmp_path, capsys):

@@ -1,10 +1,46 @@
-"""Files and folders: what programs ask of a folder before long work."""
+"""Files and folders: written whole or not at all, and tried before long work."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import DatasetError, PersonSearchError
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike[str], *, error: type[PersonSearchError] = DatasetError, durable: bool = False
+) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        error: class of the error of a file that cannot be written.
+        durable: wait until the disk has the content, so that not even a power failure leaves half a file.
+
+    Raises:
+        PersonSearchError: folder or file cannot be written; of the class `error`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if durable:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as reason:
+        raise error(
+            f"cannot write {path}: {reason.strerror or reason}; check folder, rights and free space"
+        ) from reason
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> None:

@@ -1,4 +1,8 @@
-"""Data: importing this package registers the built-in datasets; own ones are registered with the functions below."""
+"""Data: dataset records and protocols of PRW, CUHK-SYSU and custom sets, images, masks, caches and loaders.
+
+May import `synthetic` (in `registration` alone) and the modules beside the folders. All folders but `labels` import it.
+Importing it registers the built-in datasets; custom ones are registered with the functions below.
+"""
 
 from .coco_json import register_coco_json
 from .mot import register_mot

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import DatasetError
+from ..io import replacing
 from .records import Frame, Person
 
 logger = logging.getLogger(__name__)
@@ -105,17 +106,10 @@ def _load(file: Path, key: str) -> Arrays | None:
 
 def _store(file: Path, key: str, arrays: Arrays) -> bool:
     """Writes the arrays in one step; False where the folder cannot be written."""
-    temporary = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **{_FINGERPRINT: np.array(key)}, **arrays)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock out the others who share a dataset folder
-        os.replace(temporary, file)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    except DatasetError:
         return False
     return True
 

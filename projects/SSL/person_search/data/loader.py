@@ -219,7 +219,7 @@ def build_train_loader(
     sampler = EpochSampler(
         len(records), batch_size, seed, start_iteration=start_iteration, rank=rank, world_size=world_size
     )
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _DrawDataset(records, mapper, seed),
         batch_size=batch_size // sampler.world_size,
         sampler=sampler,

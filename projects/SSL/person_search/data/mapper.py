@@ -24,9 +24,11 @@ class InterpolatedResizeTransform(T.ResizeTransform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """(H, W, C) or (H, W) -> float32 of the new size; with another interpolation than bilinear the type stays."""
-        if interp not in (None, Image.BILINEAR):
+        if interp not in (None, Image.Resampling.BILINEAR):
             return super().apply_image(img, interp)
-        return super().apply_image(img.astype(np.float32), Image.BILINEAR)  # it takes uint8 to Pillow, float to torch
+        return super().apply_image(
+            img.astype(np.float32), Image.Resampling.BILINEAR
+        )  # it takes uint8 to Pillow, float to torch
 
 
 class InterpolatedResize(T.ResizeShortestEdge):

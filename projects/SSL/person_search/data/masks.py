@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from ..errors import DatasetError
+from ..io import replacing
 from .catalog import dataset_root
 
 logger = logging.getLogger(__name__)
@@ -70,20 +71,18 @@ class MaskStore:
         return store
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the store as JSON; a file that is already there is replaced in one step, never left half written."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the store as JSON, whole or not at all.
+
+        Raises:
+            DatasetError: the file cannot be written.
+        """
         masks = {
             image_id: [{"bbox": list(bbox), **(rle or {})} for bbox, rle in entries]
             for image_id, entries in self._entries.items()
         }
         content = {"format": FORMAT, "dataset": self.dataset, "provider": self.provider, "masks": masks}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def add(self, image_id: str, bbox: Sequence[float], mask: np.ndarray | None) -> None:
         """Keeps the mask of one person; a mask of the same box is replaced.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +190,20 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         seen[frame.image_id] = frame.file_name
         if frame.height is None or frame.width is None:
             tally.unreadable.append(frame.file_name)
-            frame = replace(frame, **_reach(frame.persons))
+            height, width = _reach(frame.persons)
         else:
+            height, width = frame.height, frame.width
             tally.boxes += [person.bbox for person in frame.persons]
-            tally.frames += [(frame.height, frame.width)] * len(frame.persons)
-        if frame.height < 1 or frame.width < 1:
-            raise DatasetError(f"{dataset}: frame {frame.image_id!r} has the size {frame.width} x {frame.height}")
-        annotations = _annotations(dataset, frame, row, strict, tally)
+            tally.frames += [(height, width)] * len(frame.persons)
+        if height < 1 or width < 1:
+            raise DatasetError(f"{dataset}: frame {frame.image_id!r} has the size {width} x {height}")
+        annotations = _annotations(dataset, frame, (height, width), row, strict, tally)
         row += len(annotations)
         record = {
             "file_name": frame.file_name,
             "image_id": frame.image_id,
-            "height": frame.height,
-            "width": frame.width,
+            "height": height,
+            "width": width,
             "annotations": annotations,
         }
         if frame.camera_id is not None:
@@ -215,18 +216,20 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
     return records
 
 
-def _reach(persons: Sequence[Person]) -> dict[str, int]:
+def _reach(persons: Sequence[Person]) -> tuple[int, int]:
     """Height and width of the smallest frame that holds all boxes, at least one pixel each."""
     corners = [p.bbox[2:] for p in persons if all(map(math.isfinite, p.bbox))]
     width, height = (max((math.ceil(corner[axis]) for corner in corners), default=1) for axis in (0, 1))
-    return {"height": max(height, 1), "width": max(width, 1)}
+    return max(height, 1), max(width, 1)
 
 
-def _annotations(dataset: str, frame: Frame, row: int, strict: bool, tally: _Tally) -> list[dict[str, Any]]:
-    """The annotations of one frame, bank rows counted from `row`."""
+def _annotations(
+    dataset: str, frame: Frame, size: tuple[int, int], row: int, strict: bool, tally: _Tally
+) -> list[dict[str, Any]]:
+    """The annotations of one frame of size (height, width), bank rows counted from `row`."""
     annotations: list[dict[str, Any]] = []
     for number, person in enumerate(frame.persons):
-        bbox = clip_box(person.bbox, frame.height, frame.width)
+        bbox = clip_box(person.bbox, *size)
         if bbox is None:
             where = f"box {number} of {frame.image_id}: {[round(float(v), 2) for v in person.bbox]}"
             if strict:

@@ -126,7 +126,8 @@ def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any
 
 def number_rows(records: list[dict[str, Any]]) -> TrainingSet:
     """Numbers the annotations of records from 0, in order; changes `instance_index` in place."""
-    images, persons = [], []
+    images: list[int] = []
+    persons: list[int] = []
     for index, record in enumerate(records):
         for annotation in record["annotations"]:
             annotation["instance_index"] = len(images)

@@ -1,4 +1,7 @@
-"""Training: the trainer, its hooks, checkpoints and schedule."""
+"""Training: the trainer, its hooks, checkpoints, schedules, and the refusal of configs that cannot work.
+
+May import all folders but `search`, `synthetic` and `reproduction`. `reproduction` and the programs import it.
+"""
 
 from .checkpoint import PersonSearchCheckpointer
 from .solver import iterations_per_epoch, resolve_schedule

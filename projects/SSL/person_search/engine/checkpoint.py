@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
 from ..errors import CheckpointError
+from ..io import replacing
 from .pretrained import is_own, place_pretrained, refuse_random_parts
 from .weight_files import (
     EXPECTED,
@@ -208,10 +209,6 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
 
 
 def _write_whole(path: str, write: Any) -> None:
-    """Writes a file beside its place and moves it there when it is complete and on disk."""
-    partial = f"{path}.part"
-    with open(partial, "wb") as f:
+    """Writes a file so that neither a kill nor a power failure leaves half of it."""
+    with replacing(path, error=CheckpointError, durable=True) as temporary, temporary.open("wb") as f:
         write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)

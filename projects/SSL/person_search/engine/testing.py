@@ -61,7 +61,12 @@ def evaluate_dataset(
             takers = [evaluator.collect]
             if store is not None:
                 takers.append(stack.enter_context(store.writer(missing)).add)
-            extract(model, load(left), lambda outputs: [take(outputs) for take in takers], dataset_name, len(left))
+
+            def take(outputs: dict[str, ImageOutput]) -> None:
+                for taker in takers:
+                    taker(outputs)
+
+            extract(model, load(left), take, dataset_name, len(left))
     return evaluator.evaluate()
 
 

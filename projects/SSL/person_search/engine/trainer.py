@@ -27,6 +27,7 @@ from ..data.mapper import PersonSearchMapper
 from ..data.training_set import load_training_set, registered_records
 from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
+from ..io import replacing
 from ..labels import DynamicThreshold
 from ..modeling import BankObjective
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
@@ -336,9 +337,8 @@ def forget_metrics_from(path: str, iteration: int) -> None:
             except ValueError:
                 keep = False  # the line that was being written when the run was killed
             kept += [line] if keep else []
-    with open(f"{path}.part", "w") as f:
-        f.writelines(kept)
-    os.replace(f"{path}.part", path)
+    with replacing(path, error=TrainingError) as temporary:
+        temporary.write_text("".join(kept))
 
 
 def _distribute(model: nn.Module) -> nn.Module:

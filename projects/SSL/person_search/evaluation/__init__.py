@@ -1,7 +1,7 @@
 """Evaluation of person search: search problems, metrics, the protocols of the data sets, stored outputs.
 
 May import `data`, `report` (the page) and what lies beside the folders; knows no `modeling`, `labels` or `engine`.
-`engine`, `report`, `reproduction` and `search` import it.
+`report`, `engine`, `search` and `reproduction` import it.
 """
 
 from .evaluator import PersonSearchEvaluator

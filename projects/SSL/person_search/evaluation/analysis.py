@@ -88,10 +88,12 @@ def gallery_sizes(problem: SearchProblem, gallery: str | None = None) -> np.ndar
         return np.diff(galleries.frame_offset)
     num_frames = len(problem.frame_name)
     if galleries.other_cameras_only:
+        assert problem.frame_camera is not None  # a `SearchProblem` sees to it
         # The excluded frame is of the query's own camera.
         camera, count = np.unique(problem.frame_camera, return_counts=True)
         return num_frames - count[np.searchsorted(camera, problem.frame_camera[problem.query_frame])]
-    return num_frames - (galleries.excluded_frame >= 0).astype(np.int64)
+    assert galleries.excluded_frame is not None  # as no frames are listed
+    return num_frames - np.asarray(galleries.excluded_frame >= 0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def similarity_histogram(
     galleries = problem.galleries[problem.gallery_name(gallery)]
     index = DetectionIndex.build(problem, options.score_threshold, options.score_weighted)
     members = Members(problem, galleries, index)
-    searchable = problem.query_feature.any(axis=1)
+    searchable = np.asarray(problem.query_feature.any(axis=1))
     matches = match_targets(galleries, index, searchable)
     queries = np.flatnonzero(searchable)
     if len(queries) > max_queries:

@@ -131,12 +131,17 @@ class Members:
 
     def __init__(self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex) -> None:
         self.galleries, self.index = galleries, index
-        self.query_camera = problem.frame_camera[problem.query_frame] if galleries.other_cameras_only else None
+        self.query_camera: np.ndarray | None = None
+        if galleries.other_cameras_only:
+            assert problem.frame_camera is not None  # a `SearchProblem` sees to it
+            self.query_camera = problem.frame_camera[problem.query_frame]
 
     def frames(self, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The listed frames of the queries `first`, `first + 1`, ...: offsets (number + 1,) and frames (n,)."""
-        offset = self.galleries.frame_offset[first : first + number + 1]
-        return offset - offset[0], self.galleries.frame[offset[0] : offset[-1]]
+        frame_offset, frame = self.galleries.frame_offset, self.galleries.frame
+        assert frame_offset is not None and frame is not None
+        offset = frame_offset[first : first + number + 1]
+        return offset - offset[0], frame[offset[0] : offset[-1]]
 
     def masked(self, query: int, row: np.ndarray) -> np.ndarray:
         """A copy of the similarities (K,) with -inf at those that are not members."""
@@ -148,6 +153,7 @@ class Members:
             masked += row
             return masked
         masked = row.copy()
+        assert self.galleries.excluded_frame is not None
         excluded = self.galleries.excluded_frame[query]
         if excluded >= 0:
             masked[index.start[excluded] : index.start[excluded] + index.count[excluded]] = -np.inf

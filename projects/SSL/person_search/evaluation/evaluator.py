@@ -97,7 +97,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self.results: dict[str, SearchResult] = {}
         self._dataset_name, self._records, self._protocol = dataset_name, records, protocol
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._choices = {"query_feature": query_feature, "gallery": gallery, "cross_camera": cross_camera}
+        self._choices: dict[str, Any] = {
+            "query_feature": query_feature,
+            "gallery": gallery,
+            "cross_camera": cross_camera,
+        }
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
         self._save, self._writes_report = save, report
         self._outputs: dict[str, ImageOutput] = {}
@@ -215,7 +219,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             figures["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
             if not math.isnan(detection.recall_labelled):
                 figures["detection"]["recall_labelled"] = 100 * detection.recall_labelled
-        self._report(figures, names, left_out, detection)
+        self._report(problem, figures, names, left_out, detection)
         return figures
 
     def _result_names(self, gallery: str, main: str) -> list[str]:
@@ -232,12 +236,13 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
     def _report(
         self,
+        problem: SearchProblem,
         figures: Mapping[str, Mapping[str, float]],
         names: Mapping[str, Sequence[str]],
         left_out: Mapping[str, str],
         detection: DetectionResult | None,
     ) -> None:
-        problem, result = self.problem, self.results[self.problem.gallery_name()]
+        result = self.results[problem.gallery_name()]
         protocol = describe_protocol(self._protocol.kind, names, self._choices, self._options)
         logger.info("%s: %s", self._dataset_name, "; ".join(f"{key}: {value}" for key, value in protocol.items()))
         for name, reason in left_out.items():

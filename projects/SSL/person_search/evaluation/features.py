@@ -24,9 +24,9 @@ from torch import nn
 
 from ..data.images import split_video_frame
 from ..errors import DatasetError, PersonSearchError, TrainingError
+from ..io import replacing
 from .problem import offsets_of
 from .protocols import ImageOutput
-from .storage import replacing
 
 # To be raised with every change of the code that changes what the same weights return.
 EXTRACTION_VERSION = 1
@@ -96,7 +96,7 @@ def frame_keys(records: Sequence[Mapping[str, Any]], given_boxes: Mapping[str, n
             identity = "absent"
         boxes = np.ascontiguousarray(given_boxes[record["image_id"]], np.float32)
         digest = hashlib.sha256(f"{identity} {number} {boxes.shape}\n".encode())
-        digest.update(boxes)
+        digest.update(boxes.tobytes())
         keys[record["image_id"]] = digest.hexdigest()[:32]
     return keys
 
@@ -355,7 +355,9 @@ class StoreWriter:
 def _write(store: FeatureStore, rows: Mapping[tuple[str, str], ImageOutput]) -> None:
     # Named after the frames it holds: processes never write to one file, and a frame stored twice does no harm.
     name = hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:24]
-    arrays = {part: np.concatenate([getattr(output, part) for output in rows.values()]) for part in _PARTS}
+    arrays: dict[str, Any] = {
+        part: np.concatenate([getattr(output, part) for output in rows.values()]) for part in _PARTS
+    }
     with replacing(store.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,

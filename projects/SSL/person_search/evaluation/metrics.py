@@ -140,7 +140,7 @@ def evaluate_galleries(
     rescore = _rescorer(problem, index, options)
     names = [problem.gallery_name(name) for name in (problem.galleries if names is None else names)]
     # A query without a feature has no direction to compare with: it finds nothing.
-    searchable = problem.query_feature.any(axis=1)
+    searchable = np.asarray(problem.query_feature.any(axis=1))
     tables = {name: _Table(problem, problem.galleries[name], index, searchable) for name in names}
     query_feature = problem.query_feature.astype(index.feature.dtype, copy=False)
     num_queries = len(query_feature)

@@ -87,10 +87,10 @@ class Galleries:
             )
         _check_offsets(f"gallery {name!r}: target_offset", self.target_offset, num_queries, len(self.target_frame))
         _check_range(f"gallery {name!r}: target_frame", self.target_frame, num_frames)
-        if self.frame is not None:
+        if self.frame is not None and self.frame_offset is not None:
             _check_offsets(f"gallery {name!r}: frame_offset", self.frame_offset, num_queries, len(self.frame))
             _check_range(f"gallery {name!r}: frame", self.frame, num_frames)
-        elif self.excluded_frame.shape != (num_queries,):
+        elif self.excluded_frame is not None and self.excluded_frame.shape != (num_queries,):
             raise DatasetError(f"gallery {name!r}: excluded_frame is {self.excluded_frame.shape}, not ({num_queries},)")
 
 
@@ -146,6 +146,7 @@ def full_set(query_frame: np.ndarray, listed: Galleries) -> Galleries:
         query_frame: (Q,) integer.
         listed: galleries of listed frames for the same queries.
     """
+    assert listed.frame_offset is not None
     query = np.repeat(np.arange(len(query_frame)), np.diff(listed.frame_offset))
     lists_own = np.zeros(len(query_frame), bool)
     lists_own[query[listed.frame == query_frame[query]]] = True

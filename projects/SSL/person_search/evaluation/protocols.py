@@ -119,12 +119,14 @@ def build_problem(
     check_choice("query_feature", query_feature, QUERY_FEATURES)
     given = given_boxes_by_image(records, protocol, gallery)
     _check_outputs(given, given_boxes_by_image(records, protocol, "ground_truth"), outputs)
-    ground_truth = _ground_truth(records)
+    ground_truth: dict[str, Any] = _ground_truth(records)
     frame_of = {record["image_id"]: frame for frame, record in enumerate(records)}
     ordered = [outputs[record["image_id"]] for record in records]
     query_frame = np.array([frame_of[query.image_id] for query in protocol.queries], np.int64)
     feature = [ordered[frame].given_feature[row] for frame, row in zip(query_frame, query_rows(protocol), strict=True)]
-    found = _searched_boxes(ordered, query_frame, ground_truth) if gallery == "ground_truth" else _detections(ordered)
+    found: dict[str, Any] = (
+        _searched_boxes(ordered, query_frame, ground_truth) if gallery == "ground_truth" else _detections(ordered)
+    )
     dimension = found["det_feature"].shape[1] if len(found["det_feature"]) or not feature else len(feature[0])
     cameras = [record.get("camera_id") for record in records]
     problem = SearchProblem(
@@ -156,7 +158,10 @@ def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], 
     Raises:
         DatasetError: a gallery names a frame that is not in `frame_of`, or has a box in a frame that it does not list.
     """
-    frames, target_frames, target_boxes, target_count = [], [], [], []
+    frames: list[np.ndarray] = []
+    target_frames: list[int] = []
+    target_boxes: list[Sequence[float]] = []
+    target_count: list[int] = []
     for query, gallery in enumerate(galleries):
         unlisted = gallery.boxes.keys() - gallery.image_ids
         try:

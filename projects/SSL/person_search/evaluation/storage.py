@@ -1,12 +1,11 @@
-"""Search problems and results as files. A file is written beside its place and moved there when it is whole."""
+"""Search problems and results as files."""
 
 from __future__ import annotations
 
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
+from ..io import replacing
 from .problem import UNLABELLED, Galleries, SearchProblem, own_frame_galleries, with_galleries
 
 # Array of a problem -> key in the file.
@@ -42,7 +42,7 @@ def save_problem(problem: SearchProblem, path: str | os.PathLike[str]) -> None:
     Raises:
         DatasetError: the file cannot be written.
     """
-    arrays = {key: np.asarray(getattr(problem, name)) for name, key in _KEYS.items()}
+    arrays: dict[str, Any] = {key: np.asarray(getattr(problem, name)) for name, key in _KEYS.items()}
     if problem.frame_camera is not None:
         arrays["frame_camera"] = problem.frame_camera
     arrays["galleries"] = np.array(list(problem.galleries), dtype=np.str_)
@@ -73,7 +73,7 @@ def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
     missing = [key for key in _KEYS.values() if key not in arrays]
     if missing:
         raise DatasetError(f"{path}: array {missing[0]} is missing; there are {', '.join(sorted(arrays)) or 'none'}")
-    values = {name: arrays[key] for name, key in _KEYS.items()}
+    values: dict[str, Any] = {name: arrays[key] for name, key in _KEYS.items()}
     values["frame_name"] = tuple(values["frame_name"].tolist())
     for name in ("det_frame", "gt_frame", "query_frame", "gt_person_id", "query_person_id"):
         if values[name].dtype.kind in "iu":  # others are refused by the problem
@@ -111,26 +111,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DatasetError(f"{path} cannot be read ({error.strerror}); an evaluation of a search writes it") from error
     except ValueError as error:
         raise DatasetError(f"{path} is not the evaluator's {Path(path).name} ({error!r}); evaluate again") from error
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
-
-    Raises:
-        DatasetError: folder or file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror}; check folder, rights and free space") from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

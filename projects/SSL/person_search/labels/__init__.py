@@ -1,4 +1,7 @@
-"""Pseudo labels: pure functions of arrays, which know nothing of configs, hooks or Detectron2."""
+"""Pseudo labels: pure functions of arrays, which know nothing of configs, hooks or Detectron2.
+
+May import the modules beside the folders alone. `modeling`, `engine` and `reproduction` import it.
+"""
 
 from .diagnostics import multi_label_precision_recall, pair_precision_recall
 from .jaccard import jaccard_distance

@@ -74,7 +74,8 @@ def disagreement(labels: Labels, others: Labels) -> NDArray[np.float32]:
     Single precision, as in the reference, whose learnt threshold is then met exactly.
     """
     together, size, other_size = (_group_size(x) for x in (_both(labels, others), labels, others))
-    return np.float32(1) - together.astype(np.float32) / (size + other_size - together).astype(np.float32)
+    union = (size + other_size - together).astype(np.float32)
+    return np.subtract(1, together.astype(np.float32) / union, dtype=np.float32)
 
 
 def keep_reliable(

@@ -1,4 +1,8 @@
-"""The model: meta-architecture, heads, exemplar branch, memory banks and losses. Importing it registers them."""
+"""The model: meta-architecture, heads, exemplars, backbones, losses, and the objectives that train the features.
+
+May import `data`, `labels` and the modules beside the folders. `engine`, `search` and `reproduction` import it.
+Importing it registers its parts with Detectron2.
+"""
 
 from .embedding import LinearEmbedding, NormAwareEmbedding, PooledFeatures
 from .exemplars import ExemplarBranch

@@ -41,7 +41,8 @@ class Axis:
         values = list(values)
         if min(values) == max(values):
             values = [0, 100] if percent else [values[0] - 0.5, values[0] + 0.5]
-        places = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(min(values), max(values)).tolist()
+        locator = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10])
+        places = np.asarray(locator.tick_values(min(values), max(values))).tolist()
         if percent:
             places = [place for place in places if -1e-9 <= place <= 100 + 1e-9]
         return cls(label, min(places[0], *values), max(places[-1], *values), tuple(places))
@@ -178,15 +179,14 @@ def _detection_chart(results: Mapping[str, Any], breakdown: Mapping[str, Any]) -
     if not curve or not curve["recall"]:
         return None
     figures = results["figures"]["detection"]
-    axis = {"values": (0, 100), "percent": True}
     end = f"recall {curve['recall'][-1]:.1f} %, precision {curve['precision'][-1]:.1f} %"
     return {
         "id": "precision-recall",
         "title": "Detection: precision and recall",
         "svg": line_chart(
             [Curve("detection", [0, *curve["recall"]], [curve["precision"][0], *curve["precision"]])],
-            Axis.around("recall, %", **axis),
-            Axis.around("precision, %", **axis),
+            Axis.around("recall, %", (0, 100), percent=True),
+            Axis.around("precision, %", (0, 100), percent=True),
             f"Precision of detection over its recall. The curve ends at {end}.",
         ),
         "note": f"From the highest score down to {curve['score'][-1]:.2f}, where it ends at {end}. The area below it "

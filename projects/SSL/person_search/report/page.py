@@ -13,7 +13,8 @@ from markupsafe import Markup
 from ..data.images import frame_reader
 from ..errors import DatasetError
 from ..evaluation.analysis import choose_queries, hardest_queries, read_queries
-from ..evaluation.storage import read_json, replacing
+from ..evaluation.storage import read_json
+from ..io import replacing
 from .charts import charts, gallery_name, shown_galleries
 from .strips import CELL_HEIGHT, CELL_WIDTH, build_strips
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..data.images import frame_reader
 from ..evaluation.analysis import choose_queries, read_queries
-from ..evaluation.storage import replacing
+from ..io import replacing
 from .strips import ReadFrame, crop_box
 
 # Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
@@ -150,7 +150,7 @@ def _show(axes: Axes, image: np.ndarray, box: np.ndarray, color: str) -> None:
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="antialiased")
     outline = [patheffects.Stroke(linewidth=3.6, foreground="white"), patheffects.Normal()]
     x0, y0, x1, y1 = box
-    style = {"fill": False, "edgecolor": color, "linewidth": 2, "path_effects": outline}
+    style: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": 2, "path_effects": outline}
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **style))
     axes.set(xticks=[], yticks=[], xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
     for spine in axes.spines.values():

@@ -148,8 +148,8 @@ def _cell(entry: Mapping[str, Any], rank: int, frame: np.ndarray | None) -> Cell
     # The line of a box that fills the crop would lie half outside.
     x0, y0 = np.clip(box[:2], 2, [CELL_WIDTH - 2, CELL_HEIGHT - 2])
     x1, y1 = np.clip(box[2:], 2, [CELL_WIDTH - 2, CELL_HEIGHT - 2])
-    place = tuple(round(float(value), 1) for value in (x0, y0, x1 - x0, y1 - y0))
-    return Cell(kind, entry, rank, _data_uri(crop), place, alt)
+    x, y, width, height = (round(float(value), 1) for value in (x0, y0, x1 - x0, y1 - y0))
+    return Cell(kind, entry, rank, _data_uri(crop), (x, y, width, height), alt)
 
 
 def _data_uri(image: np.ndarray) -> str:

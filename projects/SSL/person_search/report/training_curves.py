@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DatasetError
-from ..evaluation.storage import replacing
+from ..io import replacing
 
 Series = tuple[np.ndarray, np.ndarray]
 """Iterations (n,) int64, rising, and the values (n,) float64 logged at them."""
@@ -235,7 +235,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: str) -> None:
+def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: Any) -> None:
     iterations, values = series
     # Single points would be invisible without a marker, many points a blur with one; stairs speak for themselves.
     marker = "o" if len(values) == 1 or (len(values) <= 40 and style.get("drawstyle") != "steps-pre") else ""

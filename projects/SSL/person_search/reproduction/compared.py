@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..engine.run_folder import config_of_run
 from ..errors import ConfigError, DatasetError
 from ..evaluation import SearchOptions, SearchProblem, load_problem
-from ..evaluation.storage import replacing
+from ..io import replacing
 from .rows import SSL, TABLES
 from .runs import RESULT
 

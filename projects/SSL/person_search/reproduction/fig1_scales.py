@@ -91,7 +91,13 @@ def _draw_ranges(axes: Axes, name: str, areas: Mapping[int, np.ndarray]) -> None
 def _draw_ratios(axes: Axes, areas: Mapping[int, np.ndarray]) -> None:
     ratio = np.array([values[-1] / values[0] for values in areas.values()])
     top = 2.0 ** np.ceil(np.log2(max(ratio.max(), 2.0)))
-    axes.hist(ratio, bins=np.geomspace(1, top, 1 + 2 * int(np.log2(top))), color=BLUE, edgecolor="white", linewidth=0.8)
+    axes.hist(
+        ratio,
+        bins=np.geomspace(1, top, 1 + 2 * int(np.log2(top))).tolist(),
+        color=BLUE,
+        edgecolor="white",
+        linewidth=0.8,
+    )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -20,10 +20,12 @@ _SIZES = 6
 
 def searched_frames(problem: SearchProblem, galleries: Galleries, query: int) -> np.ndarray:
     """Frames (n,) int64 that are searched for one query, rising."""
-    if galleries.frame is not None:
+    if galleries.frame is not None and galleries.frame_offset is not None:
         return np.unique(galleries.frame[galleries.frame_offset[query] : galleries.frame_offset[query + 1]])
+    assert galleries.excluded_frame is not None  # as no frames are listed
     searched = np.arange(len(problem.frame_name)) != galleries.excluded_frame[query]
     if galleries.other_cameras_only:
+        assert problem.frame_camera is not None
         searched &= problem.frame_camera != problem.frame_camera[problem.query_frame[query]]
     return np.flatnonzero(searched)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -135,7 +136,7 @@ def _draw(axes: Axes, place: np.ndarray, person: np.ndarray, area: np.ndarray, c
         for which, marker in enumerate(_SIZES.values()):
             x, y = place[own & (size == which)].T
             # Hollow, so that what lies below shows through.
-            face = {} if marker == "x" else {"facecolors": "none"}
+            face: dict[str, Any] = {} if marker == "x" else {"facecolors": "none"}
             axes.scatter(x, y, s=44, marker=marker, linewidths=1.5, color=color if marker == "x" else None,
                          edgecolors=None if marker == "x" else color, **face)  # fmt: skip
         if own.any():

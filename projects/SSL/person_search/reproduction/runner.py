@@ -37,9 +37,9 @@ def training_progress(metrics_file: Path) -> tuple[int | None, float | None]:
         metrics = read_metrics(metrics_file)
     except DatasetError:
         return None, None
-    iterations, seconds = metrics.get("eta_seconds", ((), ()))
-    if not len(iterations):
+    if "eta_seconds" not in metrics or not len(metrics["eta_seconds"][0]):
         return None, None
+    iterations, seconds = metrics["eta_seconds"]
     return int(iterations[-1]), float(seconds[-1])
 
 
@@ -159,7 +159,7 @@ class Runner:
         script: Path,
         lanes: Sequence[Lane],
         say: Callable[[str], None] = print,
-        finished: Callable[[], None] = lambda: None,
+        finished: Callable[[], object] = lambda: None,
         status_period: float = 60.0,
     ) -> None:
         """

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from detectron2.config import CfgNode
 
 from ..errors import DatasetError, PersonSearchError
-from ..evaluation.storage import replacing, write_json
+from ..evaluation.storage import write_json
+from ..io import replacing
 from .configs import config_digest, row_config
 from .rows import Row
 

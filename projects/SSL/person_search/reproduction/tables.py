@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.storage import replacing
+from ..io import replacing
 from .rows import Published
 
 FIGURES = {

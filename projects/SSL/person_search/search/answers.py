@@ -88,7 +88,7 @@ def write_jsonl(answer: SearchAnswer, path: str) -> None:
     if path == "-":
         sys.stdout.write(lines)
         return
-    from ..evaluation.storage import replacing
+    from ..io import replacing
 
     with replacing(Path(path)) as temporary:
         temporary.write_text(lines, encoding="utf-8")

@@ -162,8 +162,8 @@ def _keep_picture(path: Path, image: np.ndarray) -> None:
     """Writes a picture as JPEG, whole or not at all."""
     import cv2
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
+    from ..io import replacing
+
     _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    partial.write_bytes(data.tobytes())
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())

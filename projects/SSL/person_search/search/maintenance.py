@@ -270,7 +270,7 @@ def _write_mot(path: Path, rows: list[dict[str, Any]]) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    from ..evaluation.storage import replacing
+    from ..io import replacing
 
     with replacing(path) as temporary:
         yield temporary

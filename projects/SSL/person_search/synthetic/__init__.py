@@ -1,7 +1,9 @@
 """A synthetic person search dataset: rendered streets with walking persons, their identities and exact masks.
 
 It needs no download, so that installation, training and evaluation can be tried and tested from end to end. It is no
-substitute for real data, and figures measured on it say nothing about any real dataset.
+substitute for real data, and metrics measured on it say nothing about any real dataset.
+
+May import `data` and the modules beside the folders. `data.registration` and the programs import it.
 """
 
 from .config import PRESETS, SyntheticConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -82,7 +82,7 @@ def _tiles(aside: np.ndarray, ahead: np.ndarray, size: float, joint: float) -> n
 
 def _paving(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     checker = (np.floor(aside / 0.8) + np.floor(ahead / 0.8)) % 2
-    return np.float32([168, 160, 150]), np.where(_tiles(aside, ahead, 0.8, 0.05), -42.0, 9 * checker)
+    return np.array([168, 160, 150], np.float32), np.where(_tiles(aside, ahead, 0.8, 0.05), -42.0, 9 * checker)
 
 
 def _road(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +104,7 @@ def _lawn(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _slabs(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shade = ((np.floor(aside / 1.6) * 7 + np.floor(ahead / 1.2) * 13) % 5) * 5.0
     joints = ((aside / 1.6) % 1 < 0.02) | ((ahead / 1.2) % 1 < 0.03)
-    return np.float32([138, 142, 146]), np.where(joints, -50.0, shade)
+    return np.array([138, 142, 146], np.float32), np.where(joints, -50.0, shade)
 
 
 def _platform(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ _GROUNDS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndar
 }
 
 
-def _box(image: np.ndarray, corner: tuple[float, float], size: tuple[float, float], colour: Colour) -> None:
+def _box(image: np.ndarray, corner: tuple[float, float], size: tuple[float, float], colour: Sequence[float]) -> None:
     """A rectangle from its upper left corner, everything in pixels of `image`."""
     (x, y), (w, h) = corner, size
     cv2.rectangle(image, (round(x), round(y)), (round(x + w), round(y + h)), colour, -1)
@@ -153,7 +153,7 @@ def _park(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
     """Sky, trees and a hedge."""
     height, width = image.shape[:2]
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    image[:] = (1 - rows) * np.float32([150, 182, 214]) + rows * np.float32([214, 222, 224])
+    image[:] = (1 - rows) * np.array([150, 182, 214], np.float32) + rows * np.array([214, 222, 224], np.float32)
     for _ in range(int(width / (1.6 * metre)) + 2):
         x, crown = rng.uniform(0, width), rng.uniform(0.9, 1.8) * metre
         top = height - rng.uniform(2.2, 3.8) * metre

@@ -70,13 +70,13 @@ class Camera:
         """
         if self.blur > 0:
             rgb = cv2.GaussianBlur(rgb, (0, 0), self.blur)
-        rgb = cv2.transform(rgb, np.float32(self.mix) * exposure)
+        rgb = cv2.transform(rgb, np.asarray(self.mix, np.float32) * exposure)
         levels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
         curve = 255 * (np.arange(256) / 255) ** self.gamma
         levels = cv2.LUT(levels, np.rint(curve).astype(np.uint8))
         if self.noise == 0:
             return levels
-        noise = rng.standard_normal(levels.shape, dtype=np.float32) * np.float32(self.noise)
+        noise = rng.standard_normal(levels.shape, dtype=np.float32) * np.asarray(self.noise, np.float32)
         return np.clip(np.rint(noise) + levels, 0, 255).astype(np.uint8)
 
 
@@ -102,7 +102,7 @@ def camera(config: SyntheticConfig, camera_id: int) -> Camera:
         near=near,
         far=far,
         light=float(rng.uniform(-1, 1)),
-        mix=tuple(tuple(float(v) for v in row) for row in mix),
+        mix=tuple((float(red), float(green), float(blue)) for red, green, blue in mix),
         gamma=float(np.exp(shift * rng.uniform(-0.22, 0.22))),
         blur=float(rng.choice([0.0, 0.4, 0.6])),
         noise=config.noise * float(rng.uniform(0.6, 1.3)),

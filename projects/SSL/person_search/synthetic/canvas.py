@@ -78,7 +78,7 @@ class Canvas:
         window = (slice(low[1], high[1]), slice(low[0], high[0]))
         size = (int(high[0] - low[0]), int(high[1] - low[1]))
         rows, columns = texture.shape[:2]
-        source = np.float32([[0, 0], [columns - 1, 0], [columns - 1, rows - 1], [0, rows - 1]])
+        source = np.array([[0, 0], [columns - 1, 0], [columns - 1, rows - 1], [0, rows - 1]], np.float32)
         transform = cv2.getPerspectiveTransform(source, (target - low).astype(np.float32))
         warped = cv2.warpPerspective(texture, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         inside = np.zeros((size[1], size[0]), np.uint8)
@@ -107,6 +107,11 @@ class Canvas:
         rgb = cv2.resize(self.rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
         alpha = cv2.resize(self.alpha, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         return Sprite(rgb, alpha, self.anchor)
+
+
+def plain(colour: Colour, rows: int) -> np.ndarray:
+    """Rows of one colour, (rows, 3) float32."""
+    return np.tile(np.asarray(colour, np.float32), (rows, 1))
 
 
 def shaded(rows: np.ndarray, light: float, columns: int = 16) -> np.ndarray:

@@ -79,9 +79,9 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             self._check_type(field.name, type(field.default))
-        for field, holds, expected in _rules(self):
+        for name, holds, expected in _rules(self):
             if not holds:
-                raise ConfigError(f"SyntheticConfig.{field} = {getattr(self, field)!r}: expected {expected}")
+                raise ConfigError(f"SyntheticConfig.{name} = {getattr(self, name)!r}: expected {expected}")
 
     def _check_type(self, field: str, kind: type) -> None:
         value = getattr(self, field)

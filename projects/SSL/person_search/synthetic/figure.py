@@ -7,7 +7,7 @@ import numpy as np
 
 from . import pose as anatomy
 from . import textures
-from .canvas import Canvas, Sprite, shaded
+from .canvas import Canvas, Sprite, plain, shaded
 from .looks import Colour, Look
 from .pose import Pose, joints, view
 
@@ -78,7 +78,7 @@ class _Figure:
         wide = 1.25 if self.look.bottom in ("trousers", "coat") else 1.0
         thigh, shin = textures.legs(self.look)
         shade = 1.0 if self.depths[f"{side}_knee"] >= -0.02 else 0.86
-        shoe = np.tile(np.float32(self.look.shoes) * shade, (3, 1))
+        shoe = plain(self.look.shoes, 3) * shade
         ankle, toe = p[f"{side}_ankle"], p[f"{side}_toe"]
         # A shoe seen from the front is foreshortened to its width and still reaches down to its sole.
         canvas.limb(ankle + [0, -0.012], toe + [0, -0.004], (0.027 * size, 0.024 * size), shoe)
@@ -94,8 +94,8 @@ class _Figure:
         hand = wrist + 0.3 * (wrist - elbow)
         if side == "left" and self.look.bag == "hand":
             self.box(hand + [0, -0.2], (0.13, 0.14), self.look.bag_colour)
-            canvas.limb(hand, hand + [0, -0.1], (0.012, 0.012), np.tile(np.float32(self.look.bag_colour), (2, 1)))
-        canvas.limb(wrist, hand, (0.018 * size, 0.02 * size), np.tile(np.float32(self.look.skin) * shade, (3, 1)))
+            canvas.limb(hand, hand + [0, -0.1], (0.012, 0.012), plain(self.look.bag_colour, 2))
+        canvas.limb(wrist, hand, (0.018 * size, 0.02 * size), plain(self.look.skin, 3) * shade)
         canvas.limb(elbow, wrist, (0.027 * size, 0.02 * size), lower * shade)
         canvas.limb(shoulder + [0, -0.012], elbow, (0.032 * size, 0.026 * size), upper * shade)
 
@@ -118,7 +118,7 @@ class _Figure:
             return
         length, above, below = profiles[self.look.bottom]
         colour = self.look.bottom_colour if self.look.bottom == "skirt" else self.look.top_colour
-        rows = np.tile(np.float32(colour), (12, 1))
+        rows = plain(colour, 12)
         rows[-1] *= 0.8
         top = self.points["pelvis"] + [0, 0.03]
         knees = (self.points["left_knee"][0] + self.points["right_knee"][0]) / 2
@@ -129,7 +129,7 @@ class _Figure:
         self.hull(shaded(rows, self.canvas.light), top, bottom, np.array([(0.0, above), (1.0, below)]), width)
 
     def neck(self) -> None:
-        rows = np.tile(np.float32(self.look.skin) * 0.85, (3, 1))
+        rows = plain(self.look.skin, 3) * 0.85
         radius = 0.034 * self.size
         self.canvas.limb(self.points["neck"], self.points["head"] + [0, -0.05], (radius, radius), rows)
 
@@ -154,7 +154,7 @@ class _Figure:
     def falling_hair(self) -> None:
         """Hair below the head: long hair, a ponytail, or a bun behind the crown."""
         behind = self.points["head"] + np.array([-0.05 * np.sin(self.pose.head_yaw), 0.0]) * self.size
-        rows = np.tile(np.float32(self.look.hair_colour), (8, 1))
+        rows = plain(self.look.hair_colour, 8)
         size = self.size
         if self.look.hair_style == "long":
             self.canvas.limb(behind + [0, 0.01], behind + [0, -0.11 * size], (0.05 * size, 0.058 * size), rows)
@@ -181,7 +181,7 @@ class _Figure:
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         round_ = np.stack([np.cos(angles), np.sin(angles)], 1)
         outline = np.sign(round_) * np.abs(round_) ** 0.5 * half
-        rows = np.linspace(1.12, 0.85, 12)[:, None] * np.float32(colour)
+        rows = np.linspace(1.12, 0.85, 12)[:, None] * np.asarray(colour, np.float32)
         corners = centre + np.array([[-1, 1], [1, 1], [1, -1], [-1, -1]]) * half
         self.canvas.paint(shaded(rows.astype(np.float32), self.canvas.light), corners, centre + outline)
         if pocket:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import Canvas, Sprite, shaded
+from .canvas import Canvas, Sprite, plain, shaded
 from .looks import GARMENTS, Colour
 from .textures import darker
 
@@ -38,14 +38,14 @@ def _colour(rng: np.random.Generator, *choices: Colour) -> Colour:
 
 def _post(canvas: Canvas, x: float, low: float, high: float, radius: float, colour: Colour) -> None:
     """An upright post; its rows are one colour."""
-    canvas.limb(np.array([x, high]), np.array([x, low]), (radius, radius), np.tile(np.float32(colour), (2, 1)))
+    canvas.limb(np.array([x, high]), np.array([x, low]), (radius, radius), plain(colour, 2))
 
 
 def _slab(canvas: Canvas, box: tuple[float, float, float, float], colour: Colour) -> None:
     """A rectangle (left, low, right, high) in metres, a little darker towards its foot."""
     left, low, right, high = box
     corners = np.array([[left, high], [right, high], [right, low], [left, low]])
-    rows = (np.linspace(1.08, 0.86, 8)[:, None] * np.float32(colour)).astype(np.float32)
+    rows = (np.linspace(1.08, 0.86, 8)[:, None] * np.asarray(colour, np.float32)).astype(np.float32)
     canvas.paint(shaded(rows, 0.3 * canvas.light), corners, corners)
 
 
@@ -66,7 +66,7 @@ def _planter(canvas: Canvas, rng: np.random.Generator) -> None:
         place = np.array([rng.uniform(-0.68, 0.68), rng.uniform(0.5, 1.0)])
         radius = float(rng.uniform(0.09, 0.17))
         leaf = darker(_colour(rng, (74, 112, 60), (94, 128, 70)), float(rng.uniform(0.75, 1.15)))
-        canvas.limb(place, place + [0.0, -0.02], (radius, radius), np.tile(np.float32(leaf), (2, 1)))
+        canvas.limb(place, place + [0.0, -0.02], (radius, radius), plain(leaf, 2))
     _slab(canvas, (-0.8, 0.0, 0.8, 0.55), _colour(rng, (126, 96, 70), (150, 148, 142), (104, 84, 76)))
 
 
@@ -119,7 +119,7 @@ def _car(canvas: Canvas, rng: np.random.Generator) -> None:
 def _traffic_post(canvas: Canvas, rng: np.random.Generator) -> None:
     _post(canvas, 0.0, 0.0, 2.3, 0.035, (142, 146, 148))
     shield = _colour(rng, (44, 80, 150), (176, 48, 44), (214, 180, 60))
-    canvas.limb(np.array([0.0, 2.26]), np.array([0.0, 2.24]), (0.26, 0.26), np.tile(np.float32(shield), (2, 1)))
+    canvas.limb(np.array([0.0, 2.26]), np.array([0.0, 2.24]), (0.26, 0.26), plain(shield, 2))
     _slab(canvas, (-0.15, 2.2, 0.15, 2.3), (228, 226, 220))
 
 

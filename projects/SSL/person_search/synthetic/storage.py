@@ -158,7 +158,8 @@ def _annotation(person: VisiblePerson) -> dict[str, Any]:
 def _coco(
     config: SyntheticConfig, split: str, plans: Iterable[FramePlan], rendered: list[list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (plan, persons) in enumerate(zip(plans, rendered, strict=True), start=1):
         images.append(
             {
@@ -171,7 +172,11 @@ def _coco(
         )
         for person in persons:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **person})
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    content: dict[str, Any] = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
     if split == "test":
         content["queries"] = _choose_queries(config, images, annotations)
     return content

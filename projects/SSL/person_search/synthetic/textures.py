@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .canvas import shading
+from .canvas import plain, shading
 from .looks import Colour, Look
 
 # A surface has 192 columns for 360 degrees: column 96 is the front, 96 + 48 the body's left side, 0 the back.
@@ -19,7 +19,8 @@ TRUNK_ROWS, HEAD_ROWS, LIMB_ROWS = 96, 64, 24
 
 def darker(colour: Colour, factor: float) -> Colour:
     """The colour times a factor, rounded down."""
-    return tuple(int(min(255, c * factor)) for c in colour)
+    red, green, blue = (int(min(255, c * factor)) for c in colour)
+    return red, green, blue
 
 
 def visible_half(texture: np.ndarray, yaw: float, light: float, columns: int = 72) -> np.ndarray:
@@ -164,7 +165,7 @@ def _face(texture: np.ndarray, look: Look) -> None:
 
 def sleeves(look: Look) -> tuple[np.ndarray, np.ndarray]:
     """(LIMB_ROWS, 3) float32 colours along the upper arm and along the forearm."""
-    upper = np.tile(np.float32(look.top_colour), (LIMB_ROWS, 1))
+    upper = plain(look.top_colour, LIMB_ROWS)
     if look.pattern == "stripes":
         upper[np.arange(LIMB_ROWS) % 8 < 4] = look.accent
     lower = upper.copy()
@@ -176,7 +177,7 @@ def sleeves(look: Look) -> tuple[np.ndarray, np.ndarray]:
 
 def legs(look: Look) -> tuple[np.ndarray, np.ndarray]:
     """(LIMB_ROWS, 3) float32 colours along the thigh and along the shin."""
-    thigh = np.tile(np.float32(look.bottom_colour), (LIMB_ROWS, 1))
+    thigh = plain(look.bottom_colour, LIMB_ROWS)
     shin = thigh.copy()
     if look.bottom == "shorts":
         thigh[int(0.8 * LIMB_ROWS) :] = look.skin

@@ -1,0 +1,76 @@
+"""Import floors: what a folder of the package may import, and what its `__init__` says about it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "person_search"
+BASE = {"errors", "io", "tf32", "config"}
+# Folder -> what it may import beside itself. A folder imports nothing that stands below it in this table, but for
+# `data.registration`, which registers the synthetic sets too, and the evaluator, which writes the page of a report.
+FLOORS = {
+    "synthetic": BASE | {"data"},
+    "data": BASE | {"synthetic"},
+    "labels": BASE,
+    "modeling": BASE | {"data", "labels"},
+    "evaluation": BASE | {"data", "report"},
+    "report": BASE | {"data", "evaluation"},
+    "engine": BASE | {"data", "labels", "modeling", "evaluation", "report"},
+    "search": BASE | {"data", "modeling", "evaluation", "report", "engine.checkpoint", "add_ssl_config"},
+    "reproduction": BASE | {"data", "labels", "modeling", "evaluation", "report", "engine"},
+}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name below `person_search` of everything that a module imports from it, lazily or not."""
+    folder = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            start = list(folder[: len(folder) - node.level + 1])
+        elif (node.module or "").split(".")[0] == "person_search":
+            start = []
+        else:
+            continue
+        module = (node.module or "").removeprefix("person_search").strip(".")
+        parts = start + (module.split(".") if module else [])
+        for name in [parts] if parts else [[alias.name] for alias in node.names]:
+            yield node.lineno, ".".join(name)
+
+
+@pytest.mark.parametrize("folder", sorted(FLOORS))
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for line, name in imported(path)
+        if not {name, name.split(".")[0]} & (FLOORS[folder] | {folder})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_has_a_floor() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("module", sorted(BASE))
+def test_modules_beside_the_folders_import_none_of_them(module: str) -> None:
+    assert {name.split(".")[0] for _, name in imported(PACKAGE / f"{module}.py")} <= {"errors"}
+
+
+def test_of_data_only_the_registration_knows_the_synthetic_sets() -> None:
+    knowing = {
+        path.stem for path in (PACKAGE / "data").glob("*.py") for _, name in imported(path) if "synthetic" in name
+    }
+    assert knowing == {"registration"}
+
+
+@pytest.mark.parametrize("folder", sorted(FLOORS))
+def test_an_init_says_what_is_inside_and_who_imports_whom(folder: str) -> None:
+    says = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")))
+    assert says and "May import" in says and "import it" in says, folder
