@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from person_search.engine.seqnet_weights import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
-from person_search.engine.weights import convert_torchvision_resnet50, is_torchvision_resnet
 from person_search.errors import CheckpointError, PersonSearchError
 from person_search.io import replacing
+from person_search.weights.resnet import convert_torchvision_resnet50, is_torchvision_resnet
+from person_search.weights.seqnet import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
 from torch import Tensor
 
 CONVERSIONS = {"seqnet": convert_seqnet, "torchvision": convert_torchvision_resnet50, "ours": convert_to_seqnet}

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from person_search import add_ssl_config
 from person_search.engine import PersonSearchCheckpointer
-from person_search.engine.seqnet_weights import convert_seqnet, convert_to_seqnet
+from person_search.weights.seqnet import convert_seqnet, convert_to_seqnet
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 

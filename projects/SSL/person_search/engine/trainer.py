@@ -30,8 +30,8 @@ from ..evaluation import PersonSearchEvaluator
 from ..io import replacing
 from ..labels import DynamicThreshold
 from ..modeling import BankObjective
+from ..weights import PersonSearchCheckpointer
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
-from .checkpoint import PersonSearchCheckpointer
 from .checks import build_clusterer, check_config, cluster_cameras, training_identities
 from .hooks import (
     ClusterLabels,

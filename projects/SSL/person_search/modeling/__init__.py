@@ -1,6 +1,7 @@
 """The model: meta-architecture, heads, exemplars, backbones, losses, and the objectives that train the features.
 
-May import `data`, `labels` and the modules beside the folders. `engine`, `search` and `reproduction` import it.
+May import `data`, `labels` and the modules beside the folders. `weights`, `engine`, `search` and `reproduction`
+import it.
 Importing it registers its parts with Detectron2.
 """
 

@@ -51,7 +51,7 @@ def read_checkpoint_config(path: str) -> str | None:
     """
     import torch
 
-    from ..engine.checkpoint import CONFIG_KEY
+    from ..weights.checkpoint import CONFIG_KEY
 
     if not os.path.isfile(path):
         raise CheckpointError(f"weights {path} do not exist: check the path")

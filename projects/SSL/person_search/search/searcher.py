@@ -86,7 +86,7 @@ class PersonSearcher:
         from detectron2.modeling import build_model
 
         from ..data.mapper import PersonSearchMapper
-        from ..engine.checkpoint import PersonSearchCheckpointer
+        from ..weights.checkpoint import PersonSearchCheckpointer
 
         self.weights = os.fspath(weights)
         self.config = _inference_config(config, self.weights, device)

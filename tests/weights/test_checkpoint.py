@@ -13,8 +13,8 @@ import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from person_search.engine import PersonSearchCheckpointer
-from person_search.engine.weight_files import read_weights
 from person_search.errors import CheckpointError
+from person_search.weights.files import read_weights
 
 
 @pytest.fixture

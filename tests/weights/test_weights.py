@@ -13,14 +13,14 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from person_search import add_ssl_config
 from person_search.engine import PersonSearchCheckpointer
-from person_search.engine.seqnet_weights import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
-from person_search.engine.weights import (
+from person_search.errors import CheckpointError
+from person_search.weights.resnet import (
     complete_exemplar_backbone,
     convert_torchvision_resnet,
     convert_torchvision_resnet50,
     is_torchvision_resnet,
 )
-from person_search.errors import CheckpointError
+from person_search.weights.seqnet import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent

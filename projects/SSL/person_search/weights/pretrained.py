@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..modeling.backbone import LastStage
-from .seqnet_weights import is_seqnet
-from .weight_files import Pixels, WeightFile
-from .weight_layouts import NetworkWeights, is_detector, to_network
+from .files import Pixels, WeightFile
+from .layouts import NetworkWeights, is_detector, to_network
+from .seqnet import is_seqnet
 
 # How far the mean may be from what weights expect, in grey values of 255, and the deviation, as a share of it: far less
 # than a network notices, and enough for roundings such as 127 and 127.5.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .weights import NORM_VALUES, rename_resnet, resnet50_names
+from .resnet import NORM_VALUES, rename_resnet, resnet50_names
 
 _SIZES, _RATIOS = 5, 3
 # Row i of ours is row _ANCHORS[i] of SeqNet's, and _DELTAS the same for the four deltas of each anchor.

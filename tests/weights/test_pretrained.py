@@ -18,9 +18,9 @@ import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from person_search.engine import PersonSearchCheckpointer
-from person_search.engine.weight_files import read_weights
-from person_search.engine.weight_layouts import timm_names
 from person_search.errors import CheckpointError
+from person_search.weights.files import read_weights
+from person_search.weights.layouts import timm_names
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn

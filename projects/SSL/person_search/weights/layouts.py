@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..modeling.timm_backbone import TimmTrunk, create_network
-from .weight_files import IMAGENET, Pixels, WeightFile
-from .weights import is_torchvision_resnet, rename_resnet
+from .files import IMAGENET, Pixels, WeightFile
+from .resnet import is_torchvision_resnet, rename_resnet
 
 _LUPERSON = Pixels((89.896, 79.2, 80.073), (63.872, 64.305, 63.839))
 _SOLIDER = Pixels((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))

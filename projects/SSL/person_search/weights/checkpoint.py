@@ -13,8 +13,7 @@ from detectron2.config import CfgNode
 
 from ..errors import CheckpointError
 from ..io import replacing
-from .pretrained import is_own, place_pretrained, refuse_random_parts
-from .weight_files import (
+from .files import (
     EXPECTED,
     PACKAGE_PREFIX,
     TIMM_PREFIX,
@@ -25,7 +24,8 @@ from .weight_files import (
     read_weights,
     unwrap,
 )
-from .weights import complete_exemplar_backbone
+from .pretrained import is_own, place_pretrained, refuse_random_parts
+from .resnet import complete_exemplar_backbone
 
 CONFIG_KEY = "config"
 """Name below which a checkpoint holds the configuration of its model, as YAML text."""
