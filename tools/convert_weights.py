@@ -12,15 +12,14 @@ MODEL.WEIGHTS, or with --to-seqnet as SeqNet's --ckpt. docs/weights.md has the t
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from person_search.errors import CheckpointError, PersonSearchError
 from person_search.io import replacing
+from person_search.weights.files import read_weights
 from person_search.weights.resnet import convert_torchvision_resnet50, is_torchvision_resnet
 from person_search.weights.seqnet import convert_seqnet, convert_to_seqnet, is_person_search, is_seqnet
 from torch import Tensor
@@ -28,11 +27,12 @@ from torch import Tensor
 CONVERSIONS = {"seqnet": convert_seqnet, "torchvision": convert_torchvision_resnet50, "ours": convert_to_seqnet}
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads a state dict, bare or under the key "model" of a checkpoint.
+def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """State dict of a file, bare or under the key "model" of a checkpoint.
 
     Args:
-        path: a file written by torch.save. Nothing of it is executed: it may hold tensors and plain values alone.
+        path: A file that `person_search.weights.files` reads. Nothing of it is executed: it may hold tensors,
+            arrays and plain values alone.
 
     Returns:
         the state dict, and the names of what else the checkpoint holds.
@@ -40,22 +40,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         CheckpointError: the file is missing, damaged or no state dict.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; expected the file of a checkpoint")
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = "damaged, or holds more than tensors and plain values"
-        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: it is {reason}") from error
-    state: Any = loaded
-    others: list[str] = []
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
-        state, others = loaded["model"], sorted(str(key) for key in loaded if key != "model")
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f'{path} holds no state dict: expected names and tensors, bare or under "model"')
-    return dict(state), others
+    file = read_weights(str(path))
+    return file.state, sorted(str(key) for key in file.rest)
 
 
 def detect_source(state: Mapping[str, Tensor]) -> str:
@@ -101,7 +87,7 @@ def convert(source_path: Path, target_path: Path, source: str | None = None, to_
     """
     if target_path.exists() and source_path.exists() and target_path.samefile(source_path):
         raise CheckpointError(f"{target_path} is both IN and OUT: give OUT another name")
-    state, others = read_weights(source_path)
+    state, others = read_state(source_path)
     try:
         source = source or detect_source(state)
         if source == "ours" and not to_seqnet:

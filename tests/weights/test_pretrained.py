@@ -344,6 +344,21 @@ def test_a_part_that_would_start_random_is_refused(narrow_cfg, tmp_path, resnet,
         start(timm_model(narrow_cfg), path)
 
 
+@pytest.mark.parametrize(
+    ("freeze_at", "frozen_norm", "message"),
+    [(0, True, "15 layers of frozen"), (1, False, "1 frozen weights and 1 layers"), (0, False, "")],
+)
+def test_a_frozen_random_backbone_is_refused(narrow_cfg, freeze_at, frozen_norm, message):
+    cfg = narrow_cfg.clone()
+    cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.TIMM.FROZEN_NORM = freeze_at, frozen_norm
+    model = timm_model(cfg)
+    if not message:
+        start(model, "")
+        return
+    with pytest.raises(CheckpointError, match=f'MODEL.WEIGHTS is "", but the backbone has .*{message}'):
+        start(model, "")
+
+
 def test_weights_of_a_model_here_that_lack_a_last_stage_are_refused(narrow_cfg, tmp_path):
     model = timm_model(narrow_cfg)
     state = {n: v for n, v in model.state_dict().items() if not n.endswith("layer4.1.conv1.weight")}

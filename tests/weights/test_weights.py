@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -305,7 +306,8 @@ def test_the_checkpointer_reads_what_the_tool_writes(tmp_path):
         (["folder", "out.pth"], "folder is a folder; expected"),
         (["damaged.pth", "out.pth"], "damaged.pth cannot be read"),
         (["code.pth", "out.pth"], "code.pth cannot be read"),
-        (["number.pth", "out.pth"], "number.pth holds no state dict"),
+        (["code.pkl", "out.pth"], "code.pkl: it holds pathlib"),
+        (["number.pth", "out.pth"], "number.pth: its 'model' is a int; expected a checkpoint"),
         (["other.pth", "out.pth"], "neither SeqNet's, nor torchvision's ResNet-50, nor this project's"),
         (["other.pth", "out.pth", "--from", "seqnet"], "not the weights of SeqNet"),
         (["seqnet.pth", "out.pth", "--from", "torchvision"], "not the weights of a torchvision ResNet-50"),
@@ -323,6 +325,7 @@ def test_refusals_take_one_line_and_write_nothing(tmp_path, monkeypatch, capsys,
     saved(tmp_path / "other.pth", {"layers.0.weight": torch.rand(1)})
     saved(tmp_path / "number.pth", {"model": 3})
     saved(tmp_path / "code.pth", {"model": Path("/")})
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps({"model": Path("/")}))
     (tmp_path / "folder").mkdir()
     (tmp_path / "damaged.pth").write_bytes(b"PK no archive")
     before = sorted(p.name for p in tmp_path.rglob("*"))

@@ -24,7 +24,7 @@ from .files import (
     read_weights,
     unwrap,
 )
-from .pretrained import is_own, place_pretrained, refuse_random_parts
+from .pretrained import is_own, place_pretrained, refuse_frozen_scratch, refuse_random_parts
 from .resnet import complete_exemplar_backbone
 
 CONFIG_KEY = "config"
@@ -85,7 +85,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         self._resuming = resume and self.has_checkpoint()
         try:
             rest = super().resume_or_load(path, resume=resume)
-            if path and not self._resuming and not self._pretrained:
+            if not path and not self._resuming:
+                refuse_frozen_scratch(self.model)
+            elif not self._resuming and not self._pretrained:
                 self._check_backbone(path)
                 refuse_random_parts(self._file.state, path, self.model)
             return rest

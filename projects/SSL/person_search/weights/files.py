@@ -120,8 +120,8 @@ def read_file(path: Path) -> Any:
                 f"weights {path} cannot be read (no pickle, or damaged: {error}); {EXPECTED}"
             ) from error
         raise CheckpointError(
-            f"weights {path} are damaged or no checkpoint of tensors and plain values alone, and nothing else is read, "
-            "since it could run code"
+            f"weights {path} cannot be read: they are damaged or no checkpoint of tensors and plain values alone (and "
+            "nothing else is read, since it could run code)"
         ) from error
     except UNREADABLE as error:
         reason = (str(error).strip() or "it is empty").splitlines()[0][:200]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
@@ -115,6 +116,29 @@ def refuse_random_parts(state: Mapping[str, Tensor], path: str, model: nn.Module
         raise CheckpointError(
             f"MODEL.WEIGHTS {path}: {len(missing)} of {len(own)} weights of trunk and last stages are missing "
             f'({_listed(missing)}) and would start random: give the weights of the same backbone, or none ("")'
+        )
+
+
+def refuse_frozen_scratch(model: nn.Module) -> None:
+    """Refuses to train from scratch where part of the trunk, or its normalisation, would stay random for ever.
+
+    Args:
+        model: without weights.
+
+    Raises:
+        CheckpointError: naming the keys.
+    """
+    trunk = next(module for module in model.modules() if isinstance(module, Backbone))
+    counts = {
+        "frozen weights": sum(not p.requires_grad for p in trunk.parameters()),
+        "layers of frozen batch normalisation": sum(isinstance(m, FrozenBatchNorm2d) for m in trunk.modules()),
+    }
+    frozen = [f"{count} {what}" for what, count in counts.items() if count]
+    if frozen:
+        raise CheckpointError(
+            f'MODEL.WEIGHTS is "", but the backbone has {" and ".join(frozen)}, which would stay random: name '
+            "weights to start from (docs/weights.md), or train all of it with MODEL.BACKBONE.FREEZE_AT 0 and "
+            'MODEL.RESNETS.NORM "BN" (of networks of timm, MODEL.TIMM.FROZEN_NORM False)'
         )
 
 
