@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,7 +93,8 @@ class LanceStore(Bookkeeping):
         self._merge(self._detections, "id", rows)
         self._upserts += 1
         if self._upserts % _UPSERTS_BETWEEN_OPTIMIZATIONS == 0:
-            self.optimize()
+            with suppress(StoreError):  # the rows are written; the next writer tries again
+                self.optimize()
 
     def search(
         self, embeddings: np.ndarray, *, where: Filter = EVERYTHING, limit: int = 100, with_embeddings: bool = False
@@ -151,12 +152,10 @@ class LanceStore(Bookkeeping):
         """
         with _errors(self.uri), try_exclusive_lock(self._lock_file) as alone:
             for table in (self._notes, self._detections):
-                _vacuum(table, alone)
-                self._retry(lambda table=table: self._rewrite_holed(table))
-                if any(index.columns == ["embedding"] for index in table.list_indices()):
-                    self._retry(lambda table=table: _build_vector_index(table))  # the old one holds the vectors still
-                _vacuum(table, alone)  # merges, then brings the other indices up to date, which makes a version more
-                _vacuum(table, alone)
+                steps = [_vacuum, self._rewrite_holed, _rebuild_vector_index]
+                # Merging and bringing the other indices up to date makes a version more, hence twice.
+                for step in (*steps, _vacuum, _vacuum):
+                    self._retry(lambda step=step, table=table: step(table, alone))
 
     def close(self) -> None:
         self._detections = self._notes = None
@@ -226,7 +225,7 @@ class LanceStore(Bookkeeping):
         if "embedding" not in there and self._detections.count_rows() >= self.exact_below:
             _build_vector_index(self._detections)
 
-    def _rewrite_holed(self, table: Any) -> None:
+    def _rewrite_holed(self, table: Any, alone: bool) -> None:
         """Copies the rows of files with deleted rows, which Lance leaves as they are while few are deleted."""
         if self._folder is None:
             holed = None  # a listing of the bucket would need a second S3 client: all rows are copied
@@ -277,6 +276,11 @@ def _build_vector_index(table: Any) -> None:
     table.create_index("embedding", config=IvfFlat(distance_type="dot"), replace=True)
 
 
+def _rebuild_vector_index(table: Any, alone: bool) -> None:
+    if any(index.columns == ["embedding"] for index in table.list_indices()):
+        _build_vector_index(table)  # the old one holds the vectors still
+
+
 def _vacuum(table: Any, alone: bool) -> None:
     with warnings.catch_warnings():
         # The warning is of readers of older versions: they ask again, see `_reading`.
@@ -285,6 +289,7 @@ def _vacuum(table: Any, alone: bool) -> None:
 
 
 def _connect(address: str) -> Any:
+    os.environ.setdefault("LANCE_LOG", "error")  # its warnings are of conflicts, which are retried here
     import lancedb
 
     # Lance's own limits of its caches are gigabytes; a store of 200,000 detections shall be searched in less than one.

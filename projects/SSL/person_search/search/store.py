@@ -228,7 +228,8 @@ def without_password(url: str) -> str:
         address = after
     if _SECRETS.search(query):
         query = urlencode([pair for pair in parse_qsl(query, keep_blank_values=True) if not _SECRETS.search(pair[0])])
-    return f"{scheme}://{address}" + (f"?{query}" if query else mark)
+        mark = "?" if query else ""
+    return f"{scheme}://{address}{mark}{query}"
 
 
 def open_store(uri: str, *, info: StoreInfo | None = None, create: bool = False) -> Store:
