@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import person_search
 import pytest
 
 pa = pytest.importorskip("pyarrow", reason="the extra [search] is not installed")
@@ -384,12 +383,10 @@ def test_purging_frees_the_bytes_of_what_was_deleted(
 # ---------------------------------------------------------------------- several processes
 
 _WRITER = """
-import os, sys, types
+import os
+from person_search.search.store import SourceState, open_store
 os.environ.update(environment)
-sys.modules["person_search"] = types.ModuleType("person_search")  # a store needs none of the network's libraries
-sys.modules["person_search"].__path__ = [package]
-from person_search.search.store import SourceState, StoreInfo, open_store
-store = open_store(uri, info=StoreInfo(**info), create=True)
+store = open_store(uri, info=info, create=True)
 with open(progress, "w") as written:
     for number, part in enumerate(parts):
         store.upsert(part)
@@ -405,14 +402,13 @@ store.close()
 def start_writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Any, Path]]]:
     """Starts a process that writes parts of rows one after the other, and a file that grows with each written one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pyarrow", "lancedb", "pymilvus"])
+    context.set_forkserver_preload(["person_search.search.store", "pyarrow", "lancedb", "pymilvus"])
     started = []
 
     def start(uri: str, parts: list[Any], name: str) -> tuple[Any, Path]:
         progress = tmp_path_factory.mktemp("progress") / "written"
-        values = {"uri": uri, "info": vars(INFO), "parts": parts, "name": name, "progress": str(progress)}
-        aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        values |= {"environment": aws, "package": str(Path(person_search.__file__).parent)}
+        values = {"uri": uri, "info": INFO, "parts": parts, "name": name, "progress": str(progress)}
+        values["environment"] = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
         started.append(context.Process(target=exec, args=(_WRITER, values)))
         started[-1].start()
         return started[-1], progress
