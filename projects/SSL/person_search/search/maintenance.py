@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..io import replacing
 from .store import EVERYTHING, Filter, SourceState, Store, StoreError, StoreInfo
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _write_parquet(store: Store, path: Path, where: Filter) -> int:
     from .store import detections_schema
 
     written = 0
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, detections_schema(store.info.dimension)) as writer:
             for batch in store.scan(where):
                 writer.write_batch(batch.cast(writer.schema))
@@ -221,7 +221,7 @@ def _write_lines(store: Store, path: Path, where: Filter) -> int:
 
     columns = [name for name in detections_schema(store.info.dimension).names if name != "embedding"]
     written = 0
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for batch in store.scan(where, columns):
             for row in batch.to_pylist():
                 row["time"] = row["time"] and row["time"].isoformat()
@@ -261,19 +261,11 @@ def _by_source(store: Store, where: Filter) -> dict[tuple[str, str], list[dict[s
 def _write_mot(path: Path, rows: list[dict[str, Any]]) -> int:
     numbers = {name: k for k, name in enumerate(sorted({row["tracklet"] for row in rows}), 1)}
     rows.sort(key=lambda row: (row["frame"], numbers[row["tracklet"]]))
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for r in rows:
             box = f"{r['x0']:.2f},{r['y0']:.2f},{r['x1'] - r['x0']:.2f},{r['y1'] - r['y0']:.2f}"
             file.write(f"{r['frame'] + 1},{numbers[r['tracklet']]},{box},{r['score']:.4f},-1,-1,-1\n")
     return len(rows)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    from ..io import replacing
-
-    with replacing(path) as temporary:
-        yield temporary
 
 
 def _parts(values: Sequence[_T]) -> Iterator[tuple[_T, ...]]:
