@@ -69,7 +69,7 @@ def write_report(
         for index, cells in zip((*first, *second), strips.cells, strict=True)
     ]
     try:
-        page = _environment().get_template("page.html").render(
+        page = environment().get_template("page.html").render(
             style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
             results=results,
             breakdown=breakdown,
@@ -92,16 +92,17 @@ def write_report(
     return folder / "report.html"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Jinja's environment of the pages, which escapes what it is given and refuses what it is not given."""
+    made = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.1f}"
-    environment.filters["number"] = lambda value: f"{value:,}".replace(",", "\u202f")
-    environment.filters["gallery"] = gallery_name
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
-    return environment
+    made.filters["percent"] = lambda value: "–" if value is None else f"{value:.1f}"
+    made.filters["number"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    made.filters["gallery"] = gallery_name
+    made.filters["words"] = lambda name: str(name).replace("_", " ")
+    return made

@@ -74,7 +74,7 @@ class Cell:
     """A crop with the box that it is about.
 
     Attributes:
-        kind: "query", "correct" or "wrong".
+        kind: "query", "correct" or "wrong"; of a search without ground truth "likely", "uncertain" or "unlikely".
         entry: the query, or one of its results, as queries.json has it.
         rank: of a result, from 1; 0 for the query.
         image: data URI of the crop; "": its frame cannot be read.
@@ -109,7 +109,7 @@ def build_strips(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame) -> St
     """Cuts the crops of some queries and of their results; each frame is read once, however often it is shown.
 
     Args:
-        rows: queries, see `read_queries`.
+        rows: queries, see `read_queries`; results without ground truth have "verdict" in place of "correct".
         read_frame: gives the frames. Where it raises DatasetError, the cells say so in place of a crop.
     """
     entries = [[row, *row["results"]] for row in rows]
@@ -140,7 +140,7 @@ def build_strips(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame) -> St
 
 
 def _cell(entry: Mapping[str, Any], rank: int, frame: np.ndarray | None) -> Cell:
-    kind = ("correct" if entry["correct"] else "wrong") if rank else "query"
+    kind = (entry.get("verdict") or ("correct" if entry["correct"] else "wrong")) if rank else "query"
     alt = f"Rank {rank}, {kind}: detection in frame {entry['frame']}" if rank else f"Query in frame {entry['frame']}"
     if frame is None:
         return Cell(kind, entry, rank, "", (0, 0, 0, 0), alt)

@@ -65,8 +65,14 @@ class Calibration:
         """
         if not self.known:
             return float("nan")
+        more = max(detections, 1) / self.looks
+        if more <= 1:
+            return self._rate(similarity)
+        # Two bounds: so many further looks add their rates at most, and raise the highest cosine as they did before.
+        return min(more * self._rate(similarity), self._rate(similarity - self.growth * float(np.log2(more))))
+
+    def _rate(self, similarity: float) -> float:
         pairs = self.similarities
-        similarity -= self.growth * max(float(np.log2(max(detections, 1) / self.looks)), 0.0)
         counted = (len(pairs) - int(np.searchsorted(pairs, similarity, side="left"))) / len(pairs)
         share = max(_TAIL, _TAIL_PAIRS / len(pairs))
         start = float(np.quantile(pairs, 1 - share))

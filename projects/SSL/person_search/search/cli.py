@@ -131,7 +131,12 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
         "persons apart, and the footage is indexed with the result."
     )
     _add_sampling(parser)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where frames, boxes, model and store go")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FOLDER",
+        help="where frames, boxes, model and store go; an interrupted run goes on there",
+    )
     parser.add_argument(
         "--boxes", default="coco", metavar="WHENCE",
         help="'coco' (Detectron2's Faster R-CNN), a checkpoint of this project (.pth), or a file of boxes: COCO "
@@ -145,9 +150,6 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="checkpoint that the training starts from")
     parser.add_argument("--epochs", type=positive, help="length of the training (default: the configuration's)")
     parser.add_argument("--device", help="such as cuda or cpu; by default a GPU where there is one")
-    parser.add_argument(
-        "--tracklets", action="store_true", help="take detections of one tracklet for one person in the pseudo labels"
-    )
     parser.add_argument(
         "--set",
         nargs=2,

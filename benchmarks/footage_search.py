@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Search in an indexed video whose persons are annotated: mAP and top-1, beside a colour histogram. One JSON line.
+
+python benchmarks/footage_search.py --store store --video vtest.avi --gt gt.txt [--first 398] [--apart 40]
+
+Detections of the store are matched with the annotation (IoU of 0.5, one to one) and get its identities; the others stay
+as distractors. Every fifth matched detection is a query, searched in all other frames by cosine. The colour histogram
+sees the same boxes: 48 x 96 pixels, HSV, six stripes of 12 x 4 x 4 bins, square roots of the shares. `random` is a
+vector of noise for each box. `verdicts` says for appearances called likely how many show the person asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from person_search.data.mot import read_ground_truth
+from person_search.search.calibration import calibrate
+from person_search.search.query import find_person
+from person_search.search.sources import read_frame
+from person_search.search.store import Filter, Store, embeddings_of, open_store
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import average_precision_score
+
+NOBODY = -1
+
+
+def main() -> None:
+    """Reads the store, matches, searches and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--video", required=True, help="the annotated video, as it was indexed")
+    parser.add_argument("--gt", required=True, type=Path, help="MOT ground truth, frames counted from 1")
+    parser.add_argument("--first", type=int, default=1, help="first annotated frame that is looked at")
+    parser.add_argument(
+        "--apart", type=int, default=1, help="frames that lie between a query and what it is searched in"
+    )
+    parser.add_argument("--every-query", type=int, default=5)
+    args = parser.parse_args()
+    store = open_store(args.store)
+    rows, embeddings = detections(store, str(Path(args.video).absolute()), args.first)
+    person = identities(rows, args.gt)
+    frames = np.array([row["frame"] for row in rows])
+    queries = np.flatnonzero(person != NOBODY)[:: args.every_query]
+    features = {
+        "model": embeddings,
+        "colour_histogram": np.stack([histogram(crop) for crop in crops(store, rows)]),
+        "random": unit(np.random.default_rng(0).normal(size=embeddings.shape)),
+    }
+    print(
+        json.dumps({
+            "benchmark": "footage_search",
+            "detections": len(rows),
+            "matched": int((person != NOBODY).sum()),
+            "persons": len(set(person.tolist()) - {NOBODY}),
+            "queries": len(queries),
+            "apart": args.apart,
+            **{name: figures(feature, person, frames, queries, args.apart) for name, feature in features.items()},
+            "verdicts": verdicts(store, rows, embeddings, person, queries),
+        })
+    )  # fmt: skip
+
+
+def detections(store: Store, source: str, first: int) -> tuple[list[dict], np.ndarray]:
+    """Rows of a source without embeddings, from an annotated frame on, and their embeddings (N, d)."""
+    rows: list[dict] = []
+    vectors = []
+    for batch in store.scan(Filter(sources=(source,))):
+        vectors.append(embeddings_of(batch))
+        rows += batch.drop_columns(["embedding"]).to_pylist()
+    if not rows:
+        raise SystemExit(f"{source} is not in {store.uri}")
+    order = [i for i in sorted(range(len(rows)), key=lambda i: rows[i]["id"]) if rows[i]["frame"] + 1 >= first]
+    return [rows[i] for i in order], np.concatenate(vectors)[order]
+
+
+def identities(rows: Sequence[dict], gt: Path) -> np.ndarray:
+    """Identity (N,) of each detection, NOBODY where no annotated box matches it."""
+    truth = read_ground_truth(gt)
+    by_frame: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_frame.setdefault(row["frame"], []).append(place)
+    person = np.full(len(rows), NOBODY)
+    for frame, places in by_frame.items():
+        annotated = [p for _, p in truth.get(frame + 1, [])]
+        if not annotated:
+            continue
+        overlap = iou(
+            np.array([[rows[p][c] for c in ("x0", "y0", "x1", "y1")] for p in places]),
+            np.array([p.bbox for p in annotated], np.float64),
+        )
+        for i, j in zip(*linear_sum_assignment(-overlap), strict=True):
+            if overlap[i, j] >= 0.5:
+                person[places[i]] = annotated[j].person_id
+    return person
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, m) overlaps of boxes (n, 4) and (m, 4)."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    area = [(box[:, 2:] - box[:, :2]).prod(axis=1) for box in (a, b)]
+    return shared / (area[0][:, None] + area[1][None] - shared)
+
+
+def crops(store: Store, rows: Sequence[dict]) -> list[np.ndarray]:
+    """What each detection shows, 96 x 48 pixels, RGB."""
+    cut, frame, image = [], None, np.zeros(0)
+    for row in rows:
+        if row["frame"] != frame:
+            frame, image = row["frame"], read_frame(store, row)
+        x0, y0, x1, y1 = (round(row[c]) for c in ("x0", "y0", "x1", "y1"))
+        part = image[max(y0, 0) : max(y1, y0 + 1), max(x0, 0) : max(x1, x0 + 1)]
+        cut.append(cv2.resize(part, (48, 96), interpolation=cv2.INTER_AREA))
+    return cut
+
+
+def histogram(crop: np.ndarray) -> np.ndarray:
+    """Colours of six horizontal stripes as a vector of unit length."""
+    hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV)
+    bins, ranges = [12, 4, 4], [0, 180, 0, 256, 0, 256]
+    stripes = [cv2.calcHist([part], [0, 1, 2], None, bins, ranges).ravel() for part in np.split(hsv, 6)]
+    return unit(np.sqrt(np.concatenate([stripe / stripe.sum() for stripe in stripes])))
+
+
+def figures(
+    feature: np.ndarray, person: np.ndarray, frames: np.ndarray, queries: np.ndarray, apart: int
+) -> dict[str, float]:
+    """mAP and top-1 in percent; queries without a match in their gallery are left out."""
+    precision, first = [], []
+    for query in queries:
+        gallery = np.abs(frames - frames[query]) >= apart
+        right = person[gallery] == person[query]
+        if right.any():
+            similarity = feature[gallery] @ feature[query]
+            precision.append(average_precision_score(right, similarity))
+            first.append(right[similarity.argmax()])
+    return {"mAP": round(100 * float(np.mean(precision)), 1), "top1": round(100 * float(np.mean(first)), 1)}
+
+
+def verdicts(
+    store: Store, rows: Sequence[dict], embeddings: np.ndarray, person: np.ndarray, queries: np.ndarray
+) -> dict[str, float]:
+    """Appearances called likely, and the share of them that show the person; the query's own tracklet is left out."""
+    calibration = calibrate(store)
+    of_tracklet: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if person[place] != NOBODY:
+            of_tracklet.setdefault(row["tracklet"], []).append(int(person[place]))
+    counts = {name: [0, 0] for name in ("likely", "uncertain", "unlikely")}
+    for query in queries:
+        answer = find_person(store, embeddings[query], top=20, calibration=calibration)
+        for appearance in answer.appearances:
+            shown = of_tracklet.get(appearance.tracklet)
+            if shown and appearance.tracklet != rows[query]["tracklet"]:
+                counts[appearance.verdict][0] += 1
+                counts[appearance.verdict][1] += max(set(shown), key=shown.count) == person[query]
+    return {
+        "pairs": len(calibration.similarities),
+        **{f"{name}_right": f"{right} of {count}" for name, (count, right) in counts.items()},
+    }
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of unit length along the last axis."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+if __name__ == "__main__":
+    main()
