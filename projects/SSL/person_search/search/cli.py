@@ -118,10 +118,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    try:
-        from .serve import add_serve_arguments
-    except ModuleNotFoundError:
-        return
+    from .serve import add_serve_arguments
+
     add_serve_arguments(parser)
 
 
