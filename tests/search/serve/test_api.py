@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from person_search.search import query
+from person_search.search.calibration import calibrate
 from person_search.search.maintenance import set_retention
 from person_search.search.serve.answers import percent
 from person_search.search.serve.app import create_app
@@ -109,6 +111,25 @@ def test_person_of_one_appearance_alone_is_not_found_elsewhere(client: TestClien
     answer = search(client, {"detection": frame["persons"][0]["id"]}, cameras=["yard", "gate"])
     assert answer["appearances"][0]["is_query"] and not answer["found"]
     assert answer["statement"].startswith("Not there: no appearance elsewhere is likely this person.")
+
+
+def test_store_is_calibrated_once(client: TestClient, upload, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(query, "calibrate", lambda store: calls.append(store) or calibrate(store))
+    picture = {"picture": upload(draw([(HUES["red"], 50, 60)]))["id"]}
+    assert search(client, picture)["found"] and search(client, picture, top=3)["found"]
+    assert len(calls) == 1
+
+
+def test_query_pictures_are_forgotten_when_asked(client: TestClient, upload) -> None:
+    picture = upload(draw([(HUES["red"], 50, 60)]), "../../me.png")
+    assert picture["name"] == "me.png"
+    shown = client.get(f"/api/pictures/{picture['id']}")
+    assert Image.open(io.BytesIO(shown.content)).size == (320, 240)
+    assert client.delete("/api/pictures").status_code == 204
+    assert client.get(f"/api/pictures/{picture['id']}").status_code == 404
+    answer = client.post("/api/search", json={"queries": [{"picture": picture["id"]}]})
+    assert answer.status_code == 404 and "upload it again" in answer.json()["error"]
 
 
 def test_filters(client: TestClient, upload) -> None:

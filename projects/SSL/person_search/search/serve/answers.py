@@ -22,6 +22,7 @@ from .uploads import RequestError, Shelf, ShelvedPicture
 
 _MIN_BOX_SIDE = 4.0
 _MAX_ANSWERS = 50
+_CALIBRATION_DRIFT = 0.1  # share of its detections that a store may gain or lose before it is calibrated anew
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,21 @@ class Answers:
     def _find(
         self, embeddings: np.ndarray, where: Filter, request: schemas.SearchRequest, wrong: np.ndarray | None
     ) -> SearchAnswer:
-        """The search itself; the calibration of the whole store is made once and again when the store has grown."""
+        """The search itself; the calibration of the whole store is made once, and again when that has changed much."""
         rows = self._store.count()
         known = self._calibration
+        if known is not None and abs(rows - known[0]) > _CALIBRATION_DRIFT * known[0]:
+            known = None
         answer = find_person(
             self._store,
             embeddings,
             where=where,
             top=request.top,
             rerank=request.rerank,
-            calibration=known[1] if known is not None and known[0] == rows else None,
+            calibration=known[1] if known is not None else None,
             negatives=wrong,
         )
-        self._calibration = (rows, answer.calibration)
+        self._calibration = known or (rows, answer.calibration)
         return answer
 
     def _filter(self, request: schemas.SearchRequest) -> Filter:
