@@ -173,7 +173,9 @@ def test_oim_losses_and_memory_are_those_of_the_definition(trained, name):
     assert int(objective.queue_position) == slot and (queue != 0).any()
 
 
-def cluster_loss(features: Tensor, rows: Tensor, bank: Tensor, labels: Tensor, mass: float) -> float:
+def cluster_loss(
+    features: Tensor, rows: Tensor, bank: Tensor, labels: Tensor, mass: float, epsilon: float = 0.0
+) -> float:
     """Mean negative log-softmax over clusters at 0.05, of the negatives the hardest up to a share of their mass."""
     members = [bank[labels == c] for c in range(int(labels.max()) + 1)]
     terms = []
@@ -182,7 +184,8 @@ def cluster_loss(features: Tensor, rows: Tensor, bank: Tensor, labels: Tensor, m
         own = int(labels[row])
         negatives = torch.cat([scores[:own], scores[own + 1 :]]).exp().sort(descending=True).values
         last = int(((negatives.cumsum(0) / negatives.sum()) - mass).abs().argmin())
-        terms.append(float(torch.log(scores[own].exp() + negatives[: last + 1].sum()) - scores[own]))
+        share = scores[own].exp() / (scores[own].exp() + negatives[: last + 1].sum() + epsilon)
+        terms.append(-float(torch.log(share + epsilon)))
     return sum(terms) / len(terms)
 
 
@@ -194,7 +197,8 @@ def test_cgps_losses_are_those_of_the_definition(trained):
     for i in (0, ITERATIONS - 1):
         batch, memory, losses = run.batches[i], run.memories[i], run.losses[i]
         labels, rois = memory["cluster_labels"], batch.rois.detach()
-        expected = weight * cluster_loss(rois, batch.roi_rows, memory["instance_bank.features"], labels, 0.6)
+        assert batch.persons is None
+        expected = weight * cluster_loss(rois, batch.roi_rows, memory["instance_bank.features"], labels, 0.6, 1e-6)
         assert float(losses["loss_cluster_instance"]) == pytest.approx(expected, rel=1e-3)
         to_persons, to_background = torch.cdist(rois, rois), torch.cdist(rois, batch.backgrounds.detach())
         hinges, background = [], []
@@ -204,6 +208,18 @@ def test_cgps_losses_are_those_of_the_definition(trained):
             background.append(max(0.0, float(0.3 + persons.max() - ground.min())))
         expected = sum(hinges) / len(hinges) + 0.25 * sum(background) / len(background)
         assert float(losses["loss_context"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_cgps_moves_a_row_by_each_positive_roi_in_turn(trained):
+    run = trained("cgps")
+    bank = run.memories[0]["instance_bank.features"].clone()
+    for batch in run.batches:
+        for feature, row in zip(batch.rois.detach(), batch.roi_rows.tolist(), strict=True):
+            moved = 0.2 * bank[row] + 0.8 * feature
+            bank[row] = moved / moved.norm()
+    found = run.trainer.person_search_model.objective.instance_bank.features
+    torch.testing.assert_close(found, bank, rtol=1e-4, atol=1e-5)
+    assert (bank != run.memories[0]["instance_bank.features"]).any()
 
 
 def test_r_siamnet_losses_are_those_of_the_definition(trained):

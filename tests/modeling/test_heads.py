@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from person_search.errors import ConfigError
-from person_search.modeling import LinearEmbedding, OneHeadROIHeads, PooledFeatures
+from person_search.modeling import FusedLinearEmbedding, LinearEmbedding, OneHeadROIHeads, PooledFeatures
 from torchvision.ops import nms
 
-KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average")}
+KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average"), "cgps": ("fused_linear", "max")}
 
 
 def one_head(cfg: CfgNode, kind: str) -> torch.nn.Module:
@@ -50,6 +50,18 @@ def test_linear_embedding_is_a_projection_and_a_classifier_of_res5():
     torch.testing.assert_close(F.binary_cross_entropy_with_logits(logits, labels), expected)
 
 
+def test_fused_linear_embedding_projects_both_levels_without_normalisation():
+    torch.manual_seed(0)
+    embedding = FusedLinearEmbedding(6, 8, 5)
+    rois, others = (PooledFeatures(torch.randn(n, 6), torch.randn(n, 8)) for n in (4, 3))
+    vectors, logits = embedding(rois, others)
+    res4, res5 = torch.cat([rois.res4, others.res4]), torch.cat([rois.res5, others.res5])
+    joined = torch.cat([res4 @ embedding.res4_projector.weight.T, res5 @ embedding.res5_projector.weight.T], dim=1)
+    torch.testing.assert_close(vectors, joined / joined.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(logits, (rois.res5 @ embedding.classifier.weight.T)[:, 0])
+    assert embedding.res4_projector.weight.shape == (2, 6) and embedding.res5_projector.weight.shape == (3, 8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_is_no_first_head_and_every_parameter_learns(narrow_cfg, kind):
     model = one_head(narrow_cfg, kind)
@@ -60,9 +72,9 @@ def test_there_is_no_first_head_and_every_parameter_learns(narrow_cfg, kind):
     assert {k for k in losses if not k.startswith("loss_rpn")} == {"loss_cls_second", "loss_box_second"}
     loss = sum(losses.values())
     loss.backward()
-    # The projector of a plain embedding learns from the objective alone, which has no memory here.
+    # The projectors of a plain embedding learn from the objective alone, which has no memory here.
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert [n for n in idle if not n.startswith("roi_heads.embedding.projector")] == []
+    assert [n for n in idle if not (n.startswith("roi_heads.embedding.") and "projector" in n)] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -174,7 +174,7 @@ def test_multi_label_loss_and_its_gradient_hold_the_similarity_and_no_other_arra
 
 
 def textbook_cluster(
-    f: Tensor, memory: Tensor, labels: Tensor, targets: Tensor, temperature: float, mass: float
+    f: Tensor, memory: Tensor, labels: Tensor, targets: Tensor, temperature: float, mass: float, epsilon: float
 ) -> float:
     """Softmax over clusters, negatives sorted by their share of the negatives' mass."""
     total = 0.0
@@ -191,7 +191,7 @@ def textbook_cluster(
             gaps.append(abs(cumulative - mass))
         kept = negatives[: gaps.index(min(gaps)) + 1] if gaps else []
         own = math.exp(logits[positive])
-        total -= math.log(own / (own + sum(kept)))
+        total -= math.log(own / (own + sum(kept) + epsilon) + epsilon)
     return total / len(f)
 
 
@@ -201,16 +201,30 @@ def textbook_cluster(
     n=st.integers(1, 20),
     clusters=st.integers(1, 6),
     mass=st.sampled_from([0.6, 0.3, 1.0]),
+    epsilon=st.sampled_from([0.0, 1e-6, 0.1]),
     seed=st.integers(0, 1000),
 )
-def test_cluster_loss_equals_the_definition(device, q, n, clusters, mass, seed):
+def test_cluster_loss_equals_the_definition(device, q, n, clusters, mass, epsilon, seed):
     generator = torch.Generator().manual_seed(seed)
     f, memory = unit(q, 6, seed=seed), unit(n, 6, seed=seed + 1)
     _, labels = torch.unique(torch.randint(0, clusters, (n,), generator=generator), return_inverse=True)
     targets = torch.randint(0, n, (q,), generator=generator)
-    expected = textbook_cluster(f, memory, labels, targets, 0.2, mass)
-    got = cluster_contrastive_loss(*(x.to(device) for x in (f, memory, labels, targets)), 0.2, mass)
+    expected = textbook_cluster(f, memory, labels, targets, 0.2, mass, epsilon)
+    got = cluster_contrastive_loss(*(x.to(device) for x in (f, memory, labels, targets)), 0.2, mass, epsilon)
     assert float(got) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_the_gradient_saturates_through_epsilon_where_the_cluster_is_far():
+    memory = torch.eye(2)
+    gradient = {}
+    for epsilon in (0.0, 1e-6):
+        far = torch.tensor([[0.0, 1.0]], requires_grad=True)  # its cluster has a probability of exp(-20)
+        arguments = (memory, torch.tensor([0, 1]), torch.tensor([0]), 0.05, 0.6, epsilon)
+        cluster_contrastive_loss(far, *arguments).backward()
+        gradient[epsilon] = float(far.grad.norm())
+    probability = math.exp(-20)
+    assert gradient[0.0] == pytest.approx(20 * 2**0.5, rel=1e-4)
+    assert gradient[1e-6] == pytest.approx(gradient[0.0] * probability / (probability + 1e-6), rel=1e-3)
 
 
 def test_cluster_means():

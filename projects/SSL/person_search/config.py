@@ -98,12 +98,12 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own, as it always is
     # where there is no first head.
     cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE = True
-    # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; "linear" (OIM, CGPS): from res5,
-    # with a classifier of its own.
+    # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; with a classifier of its own
+    # "linear" (OIM): from res5, and "fused_linear" (CGPS): from res4 and res5.
     cfg.MODEL.SECOND_HEAD.EMBEDDING = "norm_aware"
     # Dimension of the re-id feature; of a norm-aware one half comes from res4 and half from res5.
     cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 256
-    # How RoI features become vectors: "max" (NAE, SeqNet) or "average" (OIM, CGPS).
+    # How RoI features become vectors: "max" (NAE, SeqNet, CGPS) or "average" (OIM).
     cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING = "max"
     # Batch normalisation after the box regressor (SeqNet's BN neck).
     cfg.MODEL.SECOND_HEAD.BN_NECK = True
@@ -207,6 +207,9 @@ def _add_loss_keys(cfg: CfgNode) -> None:
     cfg.SSL.CLUSTER_LOSS.TEMPERATURE = 0.05
     # Share of the negatives' softmax mass that the hardest clusters have to cover to count.
     cfg.SSL.CLUSTER_LOSS.HARD_NEGATIVE_MASS = 0.6
+    # Added to probabilities before the logarithm, and to the softmax's denominator: the gradient of a feature far from
+    # its cluster fades. 0: none; 1e-6 is CGPS's code.
+    cfg.SSL.CLUSTER_LOSS.EPSILON = 0.0
 
 
 def _add_method_keys(cfg: CfgNode) -> None:

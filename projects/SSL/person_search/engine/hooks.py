@@ -99,9 +99,11 @@ class ThresholdSchedule(HookBase):
         self._iterations_per_epoch = iterations_per_epoch
 
     def before_step(self) -> None:
-        threshold = self._threshold.at(self.trainer.iter // self._iterations_per_epoch)
+        epoch, iteration = divmod(self.trainer.iter, self._iterations_per_epoch)
+        threshold = self._threshold.at(epoch)
         self._objective.set_threshold(threshold)
-        self.trainer.storage.put_scalar("pseudo_labels/threshold", threshold, smoothing_hint=False)
+        if iteration == 0:
+            self.trainer.storage.put_scalar("pseudo_labels/threshold", threshold, smoothing_hint=False)
 
 
 class ClusterLabels(HookBase):

@@ -5,7 +5,7 @@ import it.
 Importing it registers its parts with Detectron2.
 """
 
-from .embedding import LinearEmbedding, NormAwareEmbedding, PooledFeatures
+from .embedding import FusedLinearEmbedding, LinearEmbedding, NormAwareEmbedding, PooledFeatures
 from .exemplars import ExemplarBranch
 from .heads import OneHeadROIHeads, PersonSearchROIHeads, TrainingEmbeddings
 from .layers import DeformableRoIPooler, RoundedAnchorGenerator
@@ -23,6 +23,7 @@ __all__ = [
     "CGPSObjective",
     "DeformableRoIPooler",
     "ExemplarBranch",
+    "FusedLinearEmbedding",
     "LinearEmbedding",
     "MemoryBank",
     "NormAwareEmbedding",

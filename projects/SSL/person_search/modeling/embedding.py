@@ -72,7 +72,7 @@ class NormAwareEmbedding(nn.Module):
 
 
 class LinearEmbedding(nn.Module):
-    """Projects res5 features linearly; a classifier of its own tells persons from background (OIM; CGPS likewise).
+    """Projects res5 features linearly; a classifier of its own tells persons from background (OIM).
 
     The papers classify with a softmax over two logits, which is the sigmoid of their difference: the one logit here.
     """
@@ -99,13 +99,44 @@ class LinearEmbedding(nn.Module):
             return F.normalize(self.projector(read), dim=1), self.classifier(features).squeeze(1)
 
 
+class FusedLinearEmbedding(nn.Module):
+    """Projects res4 and res5 features linearly and joins them; a classifier of its own on res5 (CGPS).
+
+    It is `NormAwareEmbedding` without batch normalisation. For the one person logit see `LinearEmbedding`.
+    """
+
+    def __init__(self, res4_channels: int, res5_channels: int, dim: int = 256) -> None:
+        """
+        Args:
+            res4_channels: C4.
+            res5_channels: C5.
+            dim: d, size of the embedding; half comes from each of the two.
+        """
+        super().__init__()
+        self.dim = dim
+        self.res4_projector = nn.Linear(res4_channels, dim // 2)
+        self.res5_projector = nn.Linear(res5_channels, dim - dim // 2)
+        self.classifier = nn.Linear(res5_channels, 1)
+        # The deviations of CGPS's code.
+        for layer, deviation in ((self.res4_projector, 0.001), (self.res5_projector, 0.001), (self.classifier, 0.01)):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings and person logits; see `NormAwareEmbedding.forward`."""
+        read = pooled if others is None else PooledFeatures.cat([pooled, others])
+        with torch.autocast(pooled.res5.device.type, enabled=False):
+            vectors = torch.cat([self.res4_projector(read.res4.float()), self.res5_projector(read.res5.float())], dim=1)
+            return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
+
+
 def build_embedding(
     kind: str, res4_channels: int, res5_channels: int, dim: int
-) -> NormAwareEmbedding | LinearEmbedding:
+) -> NormAwareEmbedding | LinearEmbedding | FusedLinearEmbedding:
     """An embedding by the name that MODEL.SECOND_HEAD.EMBEDDING gives it.
 
     Args:
-        kind: "norm_aware" or "linear".
+        kind: "norm_aware", "linear" or "fused_linear".
         res4_channels, res5_channels, dim: see the classes.
 
     Raises:
@@ -115,7 +146,9 @@ def build_embedding(
         return NormAwareEmbedding(res4_channels, res5_channels, dim)
     if kind == "linear":
         return LinearEmbedding(res5_channels, dim)
-    raise ConfigError(f"MODEL.SECOND_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware' or 'linear'")
+    if kind == "fused_linear":
+        return FusedLinearEmbedding(res4_channels, res5_channels, dim)
+    raise ConfigError(f"MODEL.SECOND_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear' or 'fused_linear'")
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:

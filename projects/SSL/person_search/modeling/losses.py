@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -137,6 +138,7 @@ def cluster_contrastive_loss(
     targets: Tensor,
     temperature: float,
     hard_negative_mass: float,
+    epsilon: float = 0.0,
 ) -> Tensor:
     """Softmax over clusters in which only the hardest negative clusters count (CGPS; L_cluster of the paper).
 
@@ -151,6 +153,8 @@ def cluster_contrastive_loss(
         targets: (q,) int64, the bank row of each feature's person.
         temperature: divisor of the similarities.
         hard_negative_mass: share in (0, 1]; 1 keeps every negative cluster.
+        epsilon: added to the softmax's denominator and to the probability whose logarithm is taken, as in CGPS's code.
+            Where the probability is far below it the gradient fades.
 
     Returns:
         A scalar, the mean over the features; 0 without features.
@@ -163,7 +167,11 @@ def cluster_contrastive_loss(
     if logits.shape[1] > 1:
         easy = _easy_negatives(logits.detach(), positive, hard_negative_mass)
         logits = logits.masked_fill(easy, float("-inf"))
-    return F.cross_entropy(logits, positive)
+    if epsilon <= 0:
+        return F.cross_entropy(logits, positive)
+    rest = logits.new_full((len(logits), 1), math.log(epsilon))
+    probability = torch.cat([logits, rest], dim=1).softmax(dim=1).gather(1, positive[:, None])
+    return -(probability + epsilon).log().mean()
 
 
 def cluster_means(memory: Tensor, cluster_labels: Tensor) -> Tensor:

@@ -185,6 +185,7 @@ class BankObjective(ReIDObjective):
         cluster_weight: float,
         temperature: float,
         hard_negative_mass: float,
+        epsilon: float = 0.0,
     ) -> None:
         """
         Args:
@@ -192,14 +193,14 @@ class BankObjective(ReIDObjective):
             multi_scale: whether exemplars, and so the bank M_M, exist.
             new_weight, renormalize: of the bank updates, see `MemoryBank.update`.
             label_source: "mean" (Eq. 6) or "instance".
-            cluster_weight, temperature, hard_negative_mass: of the cluster loss.
+            cluster_weight, temperature, hard_negative_mass, epsilon: of the cluster loss.
         """
         super().__init__()
         self.dim = dim
         self.multi_scale = multi_scale
         self.new_weight, self.renormalize, self.label_source = new_weight, renormalize, label_source
         self.cluster_weight, self.temperature = cluster_weight, temperature
-        self.hard_negative_mass = hard_negative_mass
+        self.hard_negative_mass, self.epsilon = hard_negative_mass, epsilon
         self.allocate(torch.zeros(0, dtype=torch.int64))
 
     @classmethod
@@ -215,6 +216,7 @@ class BankObjective(ReIDObjective):
             "cluster_weight": ssl.CLUSTER_LOSS.WEIGHT,
             "temperature": ssl.CLUSTER_LOSS.TEMPERATURE,
             "hard_negative_mass": ssl.CLUSTER_LOSS.HARD_NEGATIVE_MASS,
+            "epsilon": ssl.CLUSTER_LOSS.EPSILON,
         }
 
     # ------------------------------------------------------------------ banks and labels
@@ -262,7 +264,7 @@ class BankObjective(ReIDObjective):
         """L_cluster of the positive RoIs against M_I and of f^h against M_M; {} at weight 0."""
         if not self.cluster_weight:
             return {}
-        common = (self.temperature, self.hard_negative_mass)
+        common = (self.temperature, self.hard_negative_mass, self.epsilon)
         losses = {
             "loss_cluster_instance": cluster_contrastive_loss(
                 batch.rois, self.instance_bank.features, self.cluster_labels, batch.roi_rows, *common

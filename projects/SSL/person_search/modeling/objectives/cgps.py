@@ -7,8 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...errors import ConfigError
 from ..heads import TrainingEmbeddings
 from .base import REID_OBJECTIVE_REGISTRY, BankObjective
+from .oim import update_table
 
 
 def detection_context_loss(
@@ -54,11 +56,13 @@ def _distances(left: Tensor, right: Tensor) -> Tensor:
 
 @REID_OBJECTIVE_REGISTRY.register()
 class CGPSObjective(BankObjective):
-    """CGPS on the memory bank M_I.
+    """CGPS on the memory bank M_I, whose rows each positive RoI moves in turn.
 
     Its three contexts: of detection, `detection_context_loss`; of the memory, the cluster loss in which only the
     hardest negative clusters count; of the scene, the clustering's rule that persons of one image are different.
     """
+
+    reads_persons = False
 
     @configurable
     def __init__(self, *, context_weight: float, margin: float, background_weight: float, **kwargs: Any) -> None:
@@ -73,7 +77,15 @@ class CGPSObjective(BankObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration."""
+        """Arguments of the constructor from a configuration.
+
+        Raises:
+            ConfigError: rows are not to be renormalised, which CGPS does after each RoI.
+        """
+        if not cfg.SSL.MEMORY.RENORMALIZE:
+            raise ConfigError(
+                "SSL.MEMORY.RENORMALIZE is False, but CGPSObjective renormalises every row: set it to True"
+            )
         return {
             **super().from_config(cfg),
             "context_weight": cfg.CGPS.CONTEXT_WEIGHT,
@@ -82,9 +94,13 @@ class CGPSObjective(BankObjective):
         }
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        losses = self._cluster_losses(batch, self._keep(batch))
+        self.pending = (batch.roi_rows, batch.rois.detach())
+        losses = self._cluster_losses(batch, None)
         if self.context_weight:
             labels = self.cluster_labels[batch.roi_rows]
             context = detection_context_loss(batch.rois, labels, batch.backgrounds, self.margin, self.background_weight)
             losses["loss_context"] = self.context_weight * context
         return losses
+
+    def _remember(self, rows: Tensor, features: Tensor) -> None:
+        update_table(self.instance_bank.features, rows, features, momentum=1 - self.new_weight)
