@@ -5,7 +5,7 @@
     python benchmarks/inference.py --config-file F --against-seqnet [...] MODEL.RPN.POST_NMS_TOPK_TEST 50
 
 Frames are those of DATASETS.TEST, or the image files of a folder, one at a time. `--against-seqnet` runs each frame
-twice, with the settings asked for and with SeqNet's (300 proposals to the first head, single precision) at equal
+twice, with the settings asked for and with SeqNet's (300 proposals to the box head, single precision) at equal
 weights. Without weights the network is random, and the score that a box needs is set so that `--persons` boxes of the
 first frame reach it, in both ways; stages then take the time that they take with trained weights that find as many.
 """
@@ -38,7 +38,7 @@ from person_search.modeling import SSLPersonSearch
 from person_search.modeling.layers import fold_batch_norms
 
 STAGES = (
-    "load and resize", "backbone", "proposals", "first head", "first suppression", "second head", "embedding", "rest"
+    "load and resize", "backbone", "proposals", "box head", "box suppression", "re-id head", "embedding", "rest"
 )  # fmt: skip
 SEQNET = (
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "MODEL.RPN.POST_NMS_TOPK_TEST", 300, "MODEL.RPN.NMS_THRESH", 0.7),
@@ -105,15 +105,15 @@ class TimedModel:
         self._mapper = PersonSearchMapper(cfg, False)
         self.watch = Stopwatch(self.model.device, clock)
         heads = self.model.roi_heads
-        self._count(heads, "_detect_candidates", lambda args, _: ("proposals", sum(map(len, args[2]))))
-        self._count(heads, "_detect_candidates", lambda _, found: ("candidates", sum(map(len, found))))
+        self._count(heads, "_candidates", lambda args, _: ("proposals", sum(map(len, args[1]))))
+        self._count(heads, "_candidates", lambda _, found: ("candidates", sum(map(len, found))))
         for owner, method, stage in (
             (self.model, "preprocess_image", "load and resize"), (self.model.backbone, "forward", "backbone"),
-            (self.model.proposal_generator, "forward", "proposals"), (heads, "_predict_first", "first head"),
-            (heads, "_detect_candidates", "first suppression"), (heads, "_pool_second", "second head"),
-            (heads.second_regressor, "forward", "second head"), (heads.embedding, "forward", "embedding"),
+            (self.model.proposal_generator, "forward", "proposals"), (heads, "_candidates", "box head"),
+            (heads.box_head, "detect", "box suppression"), (heads, "pool_boxes", "re-id head"),
+            (heads.reid_head.regressor, "forward", "re-id head"), (heads.reid_head.embedding, "forward", "embedding"),
         ):  # fmt: skip
-            if hasattr(owner, method):  # a model of one head has no first one
+            if owner is not None:  # some models have no box head
                 self.watch.watch(owner, method, stage)
 
     @torch.no_grad()
@@ -138,14 +138,14 @@ class TimedModel:
         self.watch.seconds.clear()
 
     def fit_score_threshold(self, record: dict[str, Any], persons: int) -> None:
-        """Sets the first head's score threshold so that `persons` boxes of a frame reach it, before suppression."""
+        """Sets the box head's score threshold so that `persons` boxes of a frame reach it, before suppression."""
         heads, scores = self.model.roi_heads, []
-        original = heads.first_predictor.predict_probs
-        heads.first_predictor.predict_probs = lambda *args: scores.extend(original(*args)) or scores
+        original = heads.box_head.predictor.predict_probs
+        heads.box_head.predictor.predict_probs = lambda *args: scores.extend(original(*args)) or scores
         self.run(record)
-        del heads.first_predictor.predict_probs
+        del heads.box_head.predictor.predict_probs
         values = scores[0][:, 0].sort(descending=True).values
-        heads.first_score_thresh = float(values[min(persons, len(values)) - 1])
+        heads.box_head.score_thresh = float(values[min(persons, len(values)) - 1])
         self.forget()
 
     def result(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class TimedModel:
             "images_per_second": round(images / sum(self.watch.seconds.values()), 4),
             "milliseconds": {stage: round(1000 * self.watch.seconds[stage] / images, 2) for stage in STAGES},
             "proposals": self.boxes["proposals"] / images,
-            "boxes_in_second_head": self.boxes["candidates"] / images,
+            "boxes_in_reid_head": self.boxes["candidates"] / images,
             "settings": {
                 "pre_nms_topk": rpn.PRE_NMS_TOPK_TEST,
                 "post_nms_topk": rpn.POST_NMS_TOPK_TEST,
@@ -192,7 +192,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         models["seqnet"] = TimedModel(configuration(args, SEQNET), args.weights, clock)
     records = frames(cfg, args.frames)
     for model in models.values():
-        if args.weights or not hasattr(model.model.roi_heads, "first_predictor"):
+        if args.weights or model.model.roi_heads.box_head is None:
             model.warm_up(records[:1])  # the first image pays for what is set up once
         else:
             model.fit_score_threshold(records[0], args.persons)

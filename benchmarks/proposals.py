@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Finds how few proposals the first head needs: figures of a trained network with ever fewer of them, in one pass.
+"""Finds how few proposals the box head needs: figures of a trained network with ever fewer of them, in one pass.
 
     python benchmarks/proposals.py --config-file F --weights model.pth [--topk 300,100,50] [--objectness 0.02,0.1]
 
-Backbone and RPN run once a frame of DATASETS.TEST and the first head once on all proposals: what it says of one does
-not depend on the others. Each pruning then picks its own, and suppression, second head and evaluation follow as
+Backbone and RPN run once a frame of DATASETS.TEST and the box head once on all proposals: what it says of one does
+not depend on the others. Each pruning then picks its own, and suppression, re-id head and evaluation follow as
 always. One JSON line for each pruning goes to stdout: figures in percent, proposals and boxes a frame.
 """
 
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which proposals reach the first head: those of the RPN's suppression `nms` that are among the first `topk` by
+    """Which proposals reach the box head: those of the RPN's suppression `nms` that are among the first `topk` by
     objectness and have at least `objectness`."""
 
     nms: float
@@ -94,14 +94,14 @@ class Sweep:
         self, images: Any, features: dict[str, torch.Tensor], proposals: Instances, given: list[Boxes], nms: float
     ) -> Iterator[tuple[Pruning, list[Instances], list[torch.Tensor]]]:
         heads = self.model.roi_heads
-        scores, deltas = heads._predict_first(features[heads.in_feature], [proposals.proposal_boxes])
+        scores, deltas = heads.box_head(heads._pool(features[heads.in_feature], [proposals.proposal_boxes]))
         for pruning, boxes in self.boxes.items():
             if pruning.nms != nms:
                 continue
             kept = pruning.kept(proposals)
-            heads._predict_first = lambda *_, kept=kept: (scores[kept], deltas[kept])
+            heads.box_head.forward = lambda _, kept=kept: (scores[kept], deltas[kept])
             results, embeddings = heads.forward_test(images, features, [proposals[kept]], given)
-            del heads._predict_first
+            del heads.box_head.forward
             boxes["proposals"] += len(kept)
             boxes["detections"] += len(results[0])
             yield pruning, results, embeddings
@@ -126,7 +126,7 @@ def sweep(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = build_model(cfg).eval()
     if not isinstance(model.roi_heads, PersonSearchROIHeads):
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; only PersonSearchROIHeads has a first head"
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; only PersonSearchROIHeads has a box head"
         )
     PersonSearchCheckpointer(model).load_for_inference(args.weights)
     first = args.nms[0]

@@ -68,7 +68,7 @@ def narrow_cfg() -> CfgNode:
     return _config(
         *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8),
-        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.SECOND_HEAD.EMBEDDING_DIM", 16),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.REID_HEAD.EMBEDDING_DIM", 16),
         *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4, "SSL.EXEMPLAR.SCALES", ((24, 12), (48, 24))),
         *("SSL.MEMORY.CALIBRATION_FRAMES", 2, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.02),
     )
@@ -86,14 +86,14 @@ def full_width_cfg() -> CfgNode:
 
 @torch.no_grad()
 def _balance(model: nn.Module, image: torch.Tensor) -> None:
-    """Moves the first head's bias so that half of the proposals of an image (3, H, W) score above 0.5."""
+    """Moves the box head's bias so that half of the proposals of an image (3, H, W) score above 0.5."""
     model.eval()
     images = model.preprocess_image([{"image": image}])
     features = model.backbone(images.tensor)
     ((proposals,), _) = model.proposal_generator(images, features, None)
     heads = model.roi_heads
-    logits, _ = heads._predict_first(features[heads.in_feature], [proposals.proposal_boxes])
-    heads.first_predictor.cls_score.bias[0] -= (logits[:, 0] - logits[:, 1]).median()
+    logits, _ = heads.box_head(heads._pool(features[heads.in_feature], [proposals.proposal_boxes]))
+    heads.box_head.predictor.cls_score.bias[0] -= (logits[:, 0] - logits[:, 1]).median()
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_values_of_the_paper():
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (2, 0.001, 0.9, 5e-4)
     assert (solver.MAX_EPOCH, solver.STEP_EPOCHS, solver.GAMMA) == (26, (16, 22), 0.1)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT) == (900, 1500, "RGB")
-    assert (cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT, cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM) == (10.0, 256)
+    assert (cfg.MODEL.BOX_HEAD.BOX_LOSS_WEIGHT, cfg.MODEL.REID_HEAD.EMBEDDING_DIM) == (10.0, 256)
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path):
@@ -112,7 +112,7 @@ def test_every_key_is_read_somewhere():
     keys = leaves(cfg.SSL, "SSL.") + leaves(cfg.TEST.PERSON_SEARCH, "TEST.PERSON_SEARCH.")
     keys += leaves(cfg.OIM, "OIM.") + leaves(cfg.CGPS, "CGPS.") + leaves(cfg.RSIAMNET, "RSIAMNET.")
     keys += ["MODEL.OBJECTIVE.NAME", "INPUT.IDENTITIES"]
-    keys += leaves(cfg.MODEL.FIRST_HEAD, "MODEL.FIRST_HEAD.") + leaves(cfg.MODEL.SECOND_HEAD, "MODEL.SECOND_HEAD.")
+    keys += leaves(cfg.MODEL.BOX_HEAD, "MODEL.BOX_HEAD.") + leaves(cfg.MODEL.REID_HEAD, "MODEL.REID_HEAD.")
     keys += ["MODEL.ROI_BOX_HEAD.POOLING", "SOLVER.MAX_EPOCH", "SOLVER.STEP_EPOCHS", "SOLVER.CHECKPOINT_EPOCHS"]
     keys += ["SOLVER.CHECKPOINTS_KEPT", "SOLVER.LOG_PERIOD", "TEST.EVAL_EPOCHS", "TEST.EVAL_BEFORE_TRAINING"]
     unused = [k for k in keys if not re.search(rf"\b{k.rsplit('.', 1)[-1]}\b", code)]
@@ -144,6 +144,14 @@ def test_keys_of_earlier_versions_are_understood_with_one_line(tmp_path, caplog)
     assert (cfg.SSL.MEMORY.LAMBDA, cfg.SOLVER.BASE_LR) == (0.25, 0.5)
     (line,) = caplog.messages
     assert line.startswith("command line") and "SSL.MEMORY.MOMENTUM is SSL.MEMORY.LAMBDA now" in line
+
+    file.write_text(
+        "MODEL: {SECOND_HEAD: {FIRST_HEAD_SCORE: False, BN_NECK: False}, FIRST_HEAD: {NMS_THRESH_TEST: 0.3}}"
+    )
+    merge_file_and_options(cfg, str(file), ["MODEL.SECOND_HEAD.EMBEDDING_DIM", "64"])
+    reid = cfg.MODEL.REID_HEAD
+    assert (reid.BOX_HEAD_SCORE, reid.BN_NECK, reid.EMBEDDING_DIM) == (False, False, 64)
+    assert cfg.MODEL.BOX_HEAD.NMS_THRESH_TEST == 0.3
 
     file.write_text("SSL:\n  MEMORY: {MOMENTUM: 0.5, LAMBDA: 0.4}\n")
     with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM and SSL.MEMORY.LAMBDA are names of one key"):
@@ -185,8 +193,8 @@ def test_old_names_lead_to_keys_that_exist():
         (
             "methods/cgps",
             {
-                "MODEL.SECOND_HEAD.EMBEDDING": "fused_linear", "MODEL.SECOND_HEAD.GLOBAL_POOLING": "max",
-                "MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT": 1.0, "MODEL.SECOND_HEAD.BN_NECK": False,
+                "MODEL.REID_HEAD.EMBEDDING": "fused_linear", "MODEL.REID_HEAD.GLOBAL_POOLING": "max",
+                "MODEL.REID_HEAD.BOX_LOSS_WEIGHT": 1.0, "MODEL.REID_HEAD.BN_NECK": False,
                 "MODEL.RPN.SMOOTH_L1_BETA": 0.0, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0, "SOLVER.IMS_PER_BATCH": 5,
                 "SOLVER.BASE_LR": 0.001, "SOLVER.MAX_EPOCH": 24, "SOLVER.STEP_EPOCHS": (16, 22),
                 "SOLVER.WARMUP_ITERS": 2242, "SOLVER.WARMUP_FACTOR": 0.005,

@@ -41,7 +41,7 @@ def test_every_stage_is_on_the_line(benchmark, arguments, capsys):
     line = run(benchmark, capsys, [*arguments, "--images", "3", "--persons", "4", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"])
     assert line["device"] == "cpu" and line["weights"] == "random" and line["size"] == [144, 256]
     assert line["images"] == 3 and line["proposals"] == 20 and line["settings"]["post_nms_topk"] == 20
-    assert 0 < line["boxes_in_second_head"] < 20
+    assert 0 < line["boxes_in_reid_head"] < 20
     assert tuple(line["milliseconds"]) == benchmark.STAGES and min(line["milliseconds"].values()) > 0
     # Stages add up to the whole: nothing is counted twice.
     assert sum(line["milliseconds"].values()) == pytest.approx(1000 / line["images_per_second"], rel=0.01)

@@ -36,7 +36,7 @@ def test_each_pruning_has_the_figures_of_an_evaluation_with_its_settings(
     ])  # fmt: skip
     torch.manual_seed(5)
     model = PersonSearchTrainer.build_model(narrow_cfg)
-    model.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+    model.roi_heads.box_head.predictor.cls_score.weight.data.normal_(std=0.3)
     model.proposal_generator.rpn_head.objectness_logits.weight.data.normal_(std=0.2)
     inputs = next(iter(PersonSearchTrainer.build_test_loader(narrow_cfg, "synthetic_tiny_test")))
     balance(model, inputs[0]["image"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_the_banks_start_with_the_statistics_of_all_rows_together(cfg: CfgNode, 
     model.eval()
     pooled = [PooledFeatures.cat(model.pool_persons(b).parts) for b in trainer._build_bank_loader(records)]
     rows = torch.cat([p.res5 for p in pooled])
-    linear, norm = model.roi_heads.embedding.res5_projector
+    linear, norm = model.roi_heads.reid_head.embedding.res5_projector
     with torch.no_grad():
         vectors = linear(rows)
     torch.testing.assert_close(norm.running_mean, vectors.mean(dim=0), rtol=1e-4, atol=1e-5)
@@ -59,8 +60,5 @@ def test_the_banks_start_with_the_statistics_of_all_rows_together(cfg: CfgNode, 
 
 
 def test_an_embedding_without_batch_normalisation_needs_no_frames():
-    class Model:
-        class roi_heads:
-            embedding = LinearEmbedding(4, 2)
-
-    calibrate_embedding(Model, iter(()))
+    model = SimpleNamespace(roi_heads=SimpleNamespace(reid_head=SimpleNamespace(embedding=LinearEmbedding(4, 2))))
+    calibrate_embedding(model, iter(()))

@@ -208,7 +208,7 @@ def test_extraction_clusters_features_of_the_current_network_and_leaves_the_bank
     batches = list(trainer._build_bank_loader())
 
     def fit(self: SelfPacedDBSCAN, features: Tensor, *_: object) -> np.ndarray:
-        assert trainer.model.training and trainer.person_search_model.roi_heads.embedding.training
+        assert trainer.model.training and trainer.person_search_model.roi_heads.reid_head.embedding.training
         seen.append(
             (features, embedded_one_by_one(trainer, batches), trainer.person_search_model.objective.label_features())
         )
@@ -309,7 +309,7 @@ def hook_of(rows: int, clusterer: object, features: Tensor | None = None) -> Clu
     """A hook at iteration 0 over banks of `rows` persons, two to a frame."""
     cfg = get_cfg()
     add_ssl_config(cfg)
-    cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 4
+    cfg.MODEL.REID_HEAD.EMBEDDING_DIM = 4
     objective = SSLObjective(cfg)
     records = [{"file_name": f"frame{i}.jpg", "annotations": [{}, {}]} for i in range(rows // 2)]
     objective.allocate(torch.from_numpy(number_rows(records).row_image))

@@ -111,7 +111,7 @@ def test_every_method_trains(trained, name):
     assert len(run.losses) == ITERATIONS and all(v.isfinite().all() for v in run.state().values())
     weights = {n: p for n, p in run.trainer.person_search_model.named_parameters() if p.requires_grad}
     assert [n for n, p in weights.items() if p.grad is None] == []
-    embedding = [n for n in weights if n.startswith("roi_heads.embedding.")]
+    embedding = [n for n in weights if n.startswith("roi_heads.reid_head.embedding.")]
     assert embedding and all(float(weights[n].grad.abs().sum()) > 0 for n in embedding if n.endswith("weight"))
     # Evaluation needs the weights alone.
     model = PersonSearchTrainer.build_model(run.trainer.cfg)
@@ -276,7 +276,7 @@ def test_a_short_training_lowers_the_losses(method, tmp_path, monkeypatch, name)
         ("oim", ("SSL.EXEMPLAR.ENABLED", True), "OIMObjective makes nothing of exemplars: .*ENABLED False"),
         ("cgps", ("INPUT.IDENTITIES", True), "CGPSObjective is weakly supervised and must not read identities"),
         ("rsiamnet", ("SSL.EXEMPLAR.ENABLED", False), "RSiamNetObjective is made of exemplars: .*ENABLED True"),
-        ("rsiamnet", ("MODEL.SECOND_HEAD.GLOBAL_POOLING", "average"), "exemplars are pooled by their maximum"),
+        ("rsiamnet", ("MODEL.REID_HEAD.GLOBAL_POOLING", "average"), "exemplars are pooled by their maximum"),
         ("rsiamnet", ("RSIAMNET.SIMILARITY_TEMPERATURE", 0.0), "RSIAMNET.SIMILARITY_TEMPERATURE is 0.0"),
         ("oim", ("OIM.TEMPERATURE", 0.0), "OIM.TEMPERATURE is 0.0"),
         ("oim", ("OIM.QUEUE_SIZE", -1), "OIM.QUEUE_SIZE is -1"),

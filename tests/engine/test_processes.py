@@ -54,7 +54,7 @@ def train(config: str, output: str) -> None:
             "labels": objective.cluster_labels,
             "threshold": objective.threshold,
             "conv": model.backbone.stem.conv1.weight,
-            "embedding_mean": model.roi_heads.embedding.res5_projector[1].running_mean,
+            "embedding_mean": model.roi_heads.reid_head.embedding.res5_projector[1].running_mean,
         },
         f"{output}.{comm.get_world_size()}.{comm.get_rank()}",
     )
@@ -114,7 +114,8 @@ def calibrate(output: str) -> None:
         if name.endswith("0.weight"):
             value.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
     model = SimpleNamespace(
-        roi_heads=SimpleNamespace(embedding=embedding), training=True, device="cpu", eval=lambda: None,
+        roi_heads=SimpleNamespace(reid_head=SimpleNamespace(embedding=embedding)), training=True, device="cpu",
+        eval=lambda: None,
         train=lambda mode: None, pool_persons=lambda batch: PooledPersons(None, batch[0]["pooled"], None),
     )  # fmt: skip
     calibrate_embedding(model, [[{"pooled": PooledFeatures(p, p.square())}] for p in pooled])

@@ -40,7 +40,7 @@ def build(cfg: CfgNode, balance: Callable, *options: object, limit: int | None =
     """The same random weights whatever the options."""
     torch.manual_seed(5)
     plain = PersonSearchTrainer.build_model(cfg)
-    plain.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+    plain.roi_heads.box_head.predictor.cls_score.weight.data.normal_(std=0.3)
     balance(plain, next(iter(PersonSearchTrainer.build_test_loader(cfg, "synthetic_tiny_test")))[0]["image"])
     cfg = cfg.clone()
     cfg.merge_from_list(list(options))
@@ -129,7 +129,7 @@ def test_other_weights_or_settings_have_features_of_their_own(evaluate, cfg, bal
     assert evaluate(cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 11)[1] == NUM_FRAMES
     assert evaluate(cfg, "INPUT.MIN_SIZE_TEST", 120)[1] == NUM_FRAMES
     model = build(cfg, balance)
-    model.model.roi_heads.embedding.rescaler.bias.data += 1e-3
+    model.model.roi_heads.reid_head.embedding.rescaler.bias.data += 1e-3
     PersonSearchTrainer.test(cfg, model, keep_features=True)
     assert model.frames == NUM_FRAMES
     assert len(list(folder_of(cfg).iterdir())) == 4

@@ -232,7 +232,7 @@ VARIANTS = [
     ("SSL.EXEMPLAR.ORIGINAL", False, "SSL.MEMORY.LABEL_SOURCE", "instance"),
     ("SSL.CLUSTER_LOSS.WEIGHT", 0.0, "MODEL.ROI_BOX_HEAD.POOLING", "deformable"),
     ("SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO", 0.1, "SSL.THRESHOLD.ALPHA", 0.0),
-    ("MODEL.SECOND_HEAD.FIRST_HEAD_SCORE", False, "MODEL.SECOND_HEAD.BN_NECK", False),
+    ("MODEL.REID_HEAD.BOX_HEAD_SCORE", False, "MODEL.REID_HEAD.BN_NECK", False),
 ]
 
 
@@ -279,7 +279,7 @@ def test_every_variant_trains_in_mixed_precision(cfg, tmp_path, gpu, options):
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_training_learns_to_detect(cfg, tmp_path, device, mixed_precision):
-    """Sixty iterations from nothing: the losses of both RPN terms and of the first head fall by far."""
+    """Sixty iterations from nothing: the losses of both RPN terms and of the box head fall by far."""
     if mixed_precision and device == "cpu":
         pytest.skip("mixed precision needs a GPU")
     cfg.merge_from_list([
@@ -298,7 +298,7 @@ def test_training_learns_to_detect(cfg, tmp_path, device, mixed_precision):
         return sum(values) / len(values)
 
     assert mean("loss_rpn_cls", slice(-8, None)) < 0.6 * mean("loss_rpn_cls", slice(0, 8))
-    assert mean("loss_cls_first", slice(-8, None)) < mean("loss_cls_first", slice(0, 8))
+    assert mean("loss_box_head_cls", slice(-8, None)) < mean("loss_box_head_cls", slice(0, 8))
 
 
 def test_whatever_was_logged_before_a_checkpoint_is_written_with_it(cfg, tmp_path):

@@ -25,8 +25,8 @@ def test_every_weight_that_inference_reads_counts(model):
     before = weights_key(model)
     assert weights_key(model) == before
     for name in (
-        *("backbone.stem.conv1.weight", "roi_heads.embedding.rescaler.running_mean"),
-        *("roi_heads.second_res5.0.conv1.norm.running_var", "roi_heads.first_predictor.bbox_pred.bias"),
+        *("backbone.stem.conv1.weight", "roi_heads.reid_head.embedding.rescaler.running_mean"),
+        *("roi_heads.reid_head.res5.0.conv1.norm.running_var", "roi_heads.box_head.predictor.bbox_pred.bias"),
     ):
         value = model.state_dict()[name].view(-1)
         kept = value[0].clone()
@@ -40,13 +40,13 @@ def test_banks_and_counters_do_not_count(model):
     before = weights_key(model)
     model.objective.allocate(torch.zeros(5, dtype=torch.int64))
     model.objective.instance_bank.features.normal_()
-    model.roi_heads.embedding.rescaler.num_batches_tracked += 3
+    model.roi_heads.reid_head.embedding.rescaler.num_batches_tracked += 3
     assert weights_key(model) == before
 
 
 @pytest.mark.parametrize("key, value, changes", [
     ("MODEL.RPN.POST_NMS_TOPK_TEST", 7, True),
-    ("MODEL.FIRST_HEAD.SCORE_THRESH_TEST", 0.1, True),
+    ("MODEL.BOX_HEAD.SCORE_THRESH_TEST", 0.1, True),
     ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", True),
     ("INPUT.MIN_SIZE_TEST", 100, True),
     ("INPUT.RESIZE", "torchvision", True),

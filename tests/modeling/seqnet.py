@@ -100,7 +100,7 @@ class Reference(nn.Module):
         return vector / norm, self.roi_heads.embedding_head["rescaler"](norm)[:, 0]
 
     def second_head(self, features: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Pooled res4 features, and res5 features by the second head's layers."""
+        """Pooled res4 features, and res5 features by the re-id head's layers."""
         pooled = self.pool(features, [boxes], [size])
         return pooled, self.roi_heads.reid_head["layer4"](pooled).amax(dim=(2, 3))
 

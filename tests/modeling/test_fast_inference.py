@@ -25,7 +25,7 @@ def build(balance, image):
         torch.manual_seed(5)
         plain = build_model(cfg)
         torch.manual_seed(6)
-        plain.roi_heads.first_predictor.cls_score.weight.data.normal_(std=0.3)
+        plain.roi_heads.box_head.predictor.cls_score.weight.data.normal_(std=0.3)
         plain.proposal_generator.rpn_head.objectness_logits.weight.data.normal_(std=0.2)
         balance(plain, image)
         cfg = cfg.clone()
@@ -46,18 +46,20 @@ def run(model: torch.nn.Module, image: torch.Tensor) -> dict:
     return output
 
 
-def first_head_boxes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """The proposals that reach the first head."""
+def box_head_boxes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The proposals that reach the box head."""
     seen = []
-    original = model.roi_heads._predict_first
-    model.roi_heads._predict_first = lambda feature, boxes: seen.append(boxes[0].tensor) or original(feature, boxes)
+    original = model.roi_heads._candidates
+    model.roi_heads._candidates = lambda feature, proposals: (
+        seen.append(proposals[0].proposal_boxes.tensor) or original(feature, proposals)
+    )
     run(model, image)
     return seen[0]
 
 
-def test_only_proposals_of_enough_objectness_reach_the_first_head(build, narrow_cfg, image):
+def test_only_proposals_of_enough_objectness_reach_the_box_head(build, narrow_cfg, image):
     model = build(narrow_cfg)
-    boxes = first_head_boxes(model, image)
+    boxes = box_head_boxes(model, image)
     inputs = model.preprocess_image([{"image": image}])
     with torch.no_grad():
         ((proposals,), _) = model.proposal_generator(inputs, model.backbone(inputs.tensor), None)
@@ -65,15 +67,15 @@ def test_only_proposals_of_enough_objectness_reach_the_first_head(build, narrow_
     assert len(boxes) == len(proposals) == narrow_cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     threshold = float(objectness.median())
     few = build(narrow_cfg, "MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST", threshold)
-    assert torch.equal(first_head_boxes(few, image), proposals.proposal_boxes.tensor[objectness >= threshold])
-    assert 0 < len(first_head_boxes(few, image)) < len(boxes)
+    assert torch.equal(box_head_boxes(few, image), proposals.proposal_boxes.tensor[objectness >= threshold])
+    assert 0 < len(box_head_boxes(few, image)) < len(boxes)
 
 
 def test_dropping_weak_proposals_is_the_same_before_and_after_the_rpn_s_suppression(build, narrow_cfg, image):
     """A weaker box never suppresses a stronger one, so fewer proposals to the heads is all that changes."""
     many = build(narrow_cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 60)
     few = build(narrow_cfg, "MODEL.RPN.POST_NMS_TOPK_TEST", 9)
-    assert torch.equal(first_head_boxes(few, image), first_head_boxes(many, image)[:9])
+    assert torch.equal(box_head_boxes(few, image), box_head_boxes(many, image)[:9])
 
 
 def test_without_any_proposal_nothing_is_detected_and_given_boxes_are_embedded(build, narrow_cfg, image):
@@ -100,7 +102,7 @@ def test_channels_last_changes_the_place_in_memory_and_nothing_else(build, narro
         pixels = inputs[0]
         formats.append(pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous())
 
-    for part in (model.backbone.res4, model.roi_heads.first_res5, model.roi_heads.second_res5):
+    for part in (model.backbone.res4, model.roi_heads.box_head.res5, model.roi_heads.reid_head.res5):
         part.register_forward_hook(note)
     expected = run(build(narrow_cfg), image)
     assert len(expected["instances"]) > 3
@@ -110,7 +112,7 @@ def test_channels_last_changes_the_place_in_memory_and_nothing_else(build, narro
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_folded_batch_normalisation_is_the_same_function(build, narrow_cfg, image, norm):
-    thresholds = ("MODEL.FIRST_HEAD.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    thresholds = ("MODEL.BOX_HEAD.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     narrow_cfg.merge_from_list(["MODEL.RESNETS.NORM", norm, *thresholds])
     model = build(narrow_cfg)
     convolutions = [
@@ -139,15 +141,15 @@ def test_half_precision_on_the_cpu_is_bfloat16_inside_and_single_outside(build, 
     types = {}
     for name in (
         "backbone.res4",
-        "roi_heads.first_res5",
-        "roi_heads.second_res5",
-        "roi_heads.first_predictor.cls_score",
+        "roi_heads.box_head.res5",
+        "roi_heads.reid_head.res5",
+        "roi_heads.box_head.predictor.cls_score",
     ):
         model.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, name=name: types.__setitem__(name, output.dtype)
         )
     expected, found = run(build(narrow_cfg), image), run(model, image)
-    assert types.pop("roi_heads.first_predictor.cls_score") == torch.float32
+    assert types.pop("roi_heads.box_head.predictor.cls_score") == torch.float32
     assert set(types.values()) == {torch.bfloat16}
     for name in ("scores", "embeddings"):
         assert getattr(found["instances"], name).dtype == torch.float32

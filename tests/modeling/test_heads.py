@@ -19,9 +19,9 @@ KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average"), "cgps": ("f
 def one_head(cfg: CfgNode, kind: str) -> torch.nn.Module:
     embedding, pooling = KINDS[kind]
     cfg.merge_from_list([
-        *("MODEL.ROI_HEADS.NAME", "OneHeadROIHeads", "MODEL.SECOND_HEAD.EMBEDDING", embedding),
-        *("MODEL.SECOND_HEAD.GLOBAL_POOLING", pooling, "SSL.EXEMPLAR.ENABLED", False),
-        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT", 10.0),
+        *("MODEL.ROI_HEADS.NAME", "OneHeadROIHeads", "MODEL.REID_HEAD.EMBEDDING", embedding),
+        *("MODEL.REID_HEAD.GLOBAL_POOLING", pooling, "SSL.EXEMPLAR.ENABLED", False),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.REID_HEAD.BOX_LOSS_WEIGHT", 10.0),
     ])  # fmt: skip
     torch.manual_seed(0)
     return build_model(cfg)
@@ -63,18 +63,18 @@ def test_fused_linear_embedding_projects_both_levels_without_normalisation():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_is_no_first_head_and_every_parameter_learns(narrow_cfg, kind):
+def test_there_is_no_box_head_and_every_parameter_learns(narrow_cfg, kind):
     model = one_head(narrow_cfg, kind)
-    assert type(model.roi_heads) is OneHeadROIHeads
-    assert not [name for name in model.state_dict() if "first" in name]
+    assert type(model.roi_heads) is OneHeadROIHeads and model.roi_heads.box_head is None
+    assert not [name for name in model.state_dict() if "box_head" in name]
     with EventStorage():
         losses = model([scene(), scene()])
-    assert {k for k in losses if not k.startswith("loss_rpn")} == {"loss_cls_second", "loss_box_second"}
+    assert {k for k in losses if not k.startswith("loss_rpn")} == {"loss_reid_head_cls", "loss_reid_head_box"}
     loss = sum(losses.values())
     loss.backward()
     # The projectors of a plain embedding learn from the objective alone, which has no memory here.
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert [n for n in idle if not (n.startswith("roi_heads.embedding.") and "projector" in n)] == []
+    assert [n for n in idle if not (n.startswith("roi_heads.reid_head.embedding.") and "projector" in n)] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,9 +97,9 @@ def test_training_and_inference_look_at_the_rpns_boxes(narrow_cfg, kind):
     model.eval()
     with torch.no_grad():
         found, given = heads.forward_test(images, features, proposals, [boxes[:1]])
-        pooled = heads._pool_second(features["res4"], [boxes])
-        vectors, logits = heads.embedding(pooled)
-        moved = heads.second_transform.apply_deltas(heads.second_regressor(pooled.res5), boxes.tensor)
+        pooled = heads.pool_boxes(features, [boxes])
+        vectors, logits = heads.reid_head.embedding(pooled)
+        moved = heads.reid_head.transform.apply_deltas(heads.reid_head.regressor(pooled.res5), boxes.tensor)
     refined = Boxes(moved)
     refined.clip((96, 128))
     keep = nms(refined.tensor, logits.sigmoid(), heads.nms_thresh)
@@ -111,6 +111,6 @@ def test_training_and_inference_look_at_the_rpns_boxes(narrow_cfg, kind):
 
 @pytest.mark.parametrize("key", ["EMBEDDING", "GLOBAL_POOLING"])
 def test_unknown_kinds_are_refused(narrow_cfg, key):
-    narrow_cfg.merge_from_list([f"MODEL.SECOND_HEAD.{key}", "median"])
-    with pytest.raises(ConfigError, match=f"MODEL.SECOND_HEAD.{key} is 'median', expected"):
+    narrow_cfg.merge_from_list([f"MODEL.REID_HEAD.{key}", "median"])
+    with pytest.raises(ConfigError, match=f"MODEL.REID_HEAD.{key} is 'median', expected"):
         build_model(narrow_cfg)

@@ -41,7 +41,7 @@ def step(cfg: CfgNode, kind: str, norm: str) -> tuple[dict[str, Any], dict[str, 
     identities = torch.zeros(4, dtype=torch.int64) if objective == "OIMObjective" else None
     model.objective.allocate(torch.tensor([0, 0, 1, 1]), identities)
     calls: dict[str, Any] = {}
-    embed, losses_of = model.roi_heads.embedding.forward, model.objective.forward
+    embed, losses_of = model.roi_heads.reid_head.embedding.forward, model.objective.forward
 
     def embedded(pooled: PooledFeatures, others: PooledFeatures | None = None) -> Any:
         calls["counted"], calls["others"] = pooled, others
@@ -54,12 +54,12 @@ def step(cfg: CfgNode, kind: str, norm: str) -> tuple[dict[str, Any], dict[str, 
             model.objective.set_threshold(0.7)
         return losses_of(batch)
 
-    model.roi_heads.embedding.forward, model.objective.forward = embedded, remembered
+    model.roi_heads.reid_head.embedding.forward, model.objective.forward = embedded, remembered
     torch.manual_seed(1)
     with EventStorage():
         losses = model([scene(0), scene(1)])
-    detection = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls_first", "loss_box_first", "loss_cls_second")
-    learnt = {name: losses[name].detach() for name in (*detection, "loss_box_second")}
+    detection = ("loss_rpn_cls", "loss_rpn_loc", "loss_box_head_cls", "loss_box_head_box", "loss_reid_head_cls")
+    learnt = {name: losses[name].detach() for name in (*detection, "loss_reid_head_box")}
     learnt |= {k: v.clone() for k, v in model.state_dict().items() if "running" in k and "exemplar" not in k}
     calls["model"] = model
     return learnt, calls
@@ -69,7 +69,11 @@ def step(cfg: CfgNode, kind: str, norm: str) -> tuple[dict[str, Any], dict[str, 
 def test_detection_losses_and_statistics_are_those_of_the_rois_alone(narrow_cfg, norm):
     expected, calls = step(narrow_cfg, "rois", norm)
     assert calls["others"] is None and calls["batch"].persons is None, "OIM reads no features of annotated boxes"
-    moved = {k: v for k, v in expected.items() if k.startswith("roi_heads.embedding") and k.endswith("running_mean")}
+    moved = {
+        k: v
+        for k, v in expected.items()
+        if k.startswith("roi_heads.reid_head.embedding") and k.endswith("running_mean")
+    }
     assert len(moved) == 3 and all(v.any() for v in moved.values())
     for kind, rows in (("persons", 4), ("exemplars", 4 + 4 * 3)):
         learnt, calls = step(narrow_cfg, kind, norm)
@@ -80,7 +84,7 @@ def test_detection_losses_and_statistics_are_those_of_the_rois_alone(narrow_cfg,
 
 def test_persons_and_exemplars_are_normalised_with_the_statistics_of_the_rois(narrow_cfg):
     _, calls = step(narrow_cfg, "exemplars", "FrozenBN")
-    embedding, vectors = calls["model"].roi_heads.embedding, []
+    embedding, vectors = calls["model"].roi_heads.reid_head.embedding, []
     counted, others = calls["counted"], calls["others"]
     for projector, level in ((embedding.res4_projector, "res4"), (embedding.res5_projector, "res5")):
         rois, rest = (projector[0](getattr(p, level)) for p in (counted, others))

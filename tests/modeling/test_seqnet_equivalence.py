@@ -93,7 +93,7 @@ def test_torchvisions_own_resnet50_at_full_width():
 def test_without_a_bn_neck():
     case = seqnet.make_case(NARROW, PROPOSALS, bn_neck=False)
     assert len(case.expected.boxes) >= 10
-    model = ours(seqnet_cfg(NARROW, PROPOSALS, "MODEL.SECOND_HEAD.BN_NECK", False), converted(case))
+    model = ours(seqnet_cfg(NARROW, PROPOSALS, "MODEL.REID_HEAD.BN_NECK", False), converted(case))
     assert_equal(run(model, case.image)[0], case.expected)
 
 
@@ -148,11 +148,11 @@ def test_seqnet_reads_what_is_converted_back(narrow):
         ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"),
         ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
         ("MODEL.RPN.NMS_THRESH", 0.6),
-        ("MODEL.FIRST_HEAD.SCORE_THRESH_TEST", 0.6),
-        ("MODEL.FIRST_HEAD.NMS_THRESH_TEST", 0.5),
+        ("MODEL.BOX_HEAD.SCORE_THRESH_TEST", 0.6),
+        ("MODEL.BOX_HEAD.NMS_THRESH_TEST", 0.5),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.4),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6),
-        ("MODEL.SECOND_HEAD.FIRST_HEAD_SCORE", False),
+        ("MODEL.REID_HEAD.BOX_HEAD_SCORE", False),
         ("INPUT.SIZE_DIVISIBILITY", 0),
         ("INPUT.SIZE_DIVISIBILITY", 16),
         ("MODEL.PIXEL_MEAN", (103.53, 116.28, 123.675)),
@@ -165,13 +165,13 @@ def test_another_setting_gives_other_detections(narrow, options):
 
 
 def _swap_heads(state: dict[str, Tensor], _: dict[str, Tensor]) -> None:
-    for name in [n for n in state if n.startswith("roi_heads.first_res5.")]:
+    for name in [n for n in state if n.startswith("roi_heads.box_head.res5.")]:
         other = name.replace("first", "second")
         state[name], state[other] = state[other], state[name]
 
 
 def _drop_neck(state: dict[str, Tensor], _: dict[str, Tensor]) -> None:
-    norm = "roi_heads.second_regressor.norm"
+    norm = "roi_heads.reid_head.regressor.norm"
     for value, constant in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
         state[f"{norm}.{value}"] = torch.full((4,), constant)
 
@@ -185,7 +185,11 @@ def _unsorted(theirs: str, name: str):
     return mutate
 
 
-THEIRS, FIRST, SECOND = "roi_heads.faster_rcnn_predictor", "roi_heads.first_predictor", "roi_heads.second_regressor"
+THEIRS, FIRST, SECOND = (
+    "roi_heads.faster_rcnn_predictor",
+    "roi_heads.box_head.predictor",
+    "roi_heads.reid_head.regressor",
+)
 MUTATIONS = {
     "anchors": _unsorted("rpn.head.cls_logits.weight", "proposal_generator.rpn_head.objectness_logits.weight"),
     "deltas of anchors": _unsorted("rpn.head.bbox_pred.weight", "proposal_generator.rpn_head.anchor_deltas.weight"),
@@ -219,4 +223,4 @@ def test_a_weakly_supervised_run_starts_from_it(narrow, tmp_path, shared):
         for name, value in separate["backbone"].state_dict().items():
             assert torch.equal(value, state[f"backbone.{name}"])
         for name, value in separate["res5"].state_dict().items():
-            assert torch.equal(value, state[f"roi_heads.second_res5.{name}"])
+            assert torch.equal(value, state[f"roi_heads.reid_head.res5.{name}"])

@@ -30,7 +30,8 @@ from person_search.report.training_curves import (
 )
 
 LOSSES = (
-    "loss_rpn_cls", "loss_rpn_loc", "loss_cls_first", "loss_box_first", "loss_cls_second", "loss_box_second",
+    "loss_rpn_cls", "loss_rpn_loc",
+    "loss_box_head_cls", "loss_box_head_box", "loss_reid_head_cls", "loss_reid_head_box",
     "loss_scale", "loss_cluster_instance", "loss_cluster_multi_scale",
     "loss_multi_label_instance", "loss_multi_label_multi_scale",
 )  # fmt: skip

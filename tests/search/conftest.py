@@ -80,7 +80,7 @@ def tiny_cfg(repository: Path) -> CfgNode:
     cfg.merge_from_file(str(repository / "projects" / "SSL" / "configs" / "synthetic.yaml"))
     cfg.merge_from_list([
         *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
-        *("MODEL.SECOND_HEAD.EMBEDDING_DIM", 16, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4),
+        *("MODEL.REID_HEAD.EMBEDDING_DIM", 16, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4),
         *("INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 256, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
         *("MODEL.RPN.PRE_NMS_TOPK_TEST", 200, "TEST.DETECTIONS_PER_IMAGE", 6),
     ])  # fmt: skip

@@ -108,7 +108,7 @@ def test_evaluation_refuses_nothing_a_backbone_alone_and_another_width(model, na
     PersonSearchCheckpointer(model, str(tmp_path)).save("narrow")
     wider = narrow_cfg.clone()
     wider.defrost()
-    wider.MODEL.SECOND_HEAD.EMBEDDING_DIM = 32
+    wider.MODEL.REID_HEAD.EMBEDDING_DIM = 32
     with pytest.raises(CheckpointError, match="of another shape"):
         PersonSearchCheckpointer(build_model(wider)).load_for_inference(str(tmp_path / "narrow.pth"))
     torch.save({"unrelated": torch.zeros(1)}, tmp_path / "other.pth")
@@ -142,7 +142,7 @@ def test_a_torchvision_resnet_reaches_backbone_and_both_heads(full_width_cfg: Cf
         expected5 = source.layer4(expected4)
         got4 = model.backbone(image)["res4"]
         torch.testing.assert_close(got4, expected4, rtol=1e-3, atol=1e-3 * float(expected4.abs().max()))
-        for res5 in (model.roi_heads.first_res5, model.roi_heads.second_res5):
+        for res5 in (model.roi_heads.box_head.res5, model.roi_heads.reid_head.res5):
             torch.testing.assert_close(res5(got4), expected5, rtol=1e-3, atol=1e-3 * float(expected5.abs().max()))
 
 
@@ -186,7 +186,7 @@ def test_a_last_checkpoint_that_is_gone_names_its_tag(model, tmp_path, tag):
 
 def test_training_from_another_backbone_is_refused_but_not_from_another_head(model, narrow_cfg, tmp_path):
     PersonSearchCheckpointer(model, str(tmp_path)).save("model")
-    narrow_cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = narrow_cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM * 2
+    narrow_cfg.MODEL.REID_HEAD.EMBEDDING_DIM = narrow_cfg.MODEL.REID_HEAD.EMBEDDING_DIM * 2
     other_head = PersonSearchCheckpointer(build_model(narrow_cfg))
     other_head.resume_or_load(str(tmp_path / "model.pth"), resume=False)
     assert other_head._incompatible.incorrect_shapes
@@ -240,3 +240,51 @@ def test_pickled_weights_are_read_but_run_nothing(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"evil\.pkl"):
         PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "evil.pkl"))
     assert not marker.exists()
+
+
+OLD_NAMES = {
+    "roi_heads.box_head.res5.": "roi_heads.first_res5.",
+    "roi_heads.box_head.predictor.": "roi_heads.first_predictor.",
+    "roi_heads.reid_head.res5.": "roi_heads.second_res5.",
+    "roi_heads.reid_head.regressor.": "roi_heads.second_regressor.",
+    "roi_heads.reid_head.embedding.": "roi_heads.embedding.",
+}
+
+
+def under_old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        new = next((new for new in OLD_NAMES if name.startswith(new)), None)
+        renamed[name if new is None else OLD_NAMES[new] + name.removeprefix(new)] = value
+    return renamed
+
+
+def test_checkpoints_of_earlier_versions_load(model, narrow_cfg, tmp_path):
+    old = under_old_names(model.state_dict())
+    assert len(old) == len(model.state_dict()) and not any("box_head" in n or "reid_head" in n for n in old)
+    torch.save({"model": old}, tmp_path / "old.pth")
+    torch.manual_seed(1)
+    fresh = build_model(narrow_cfg)
+    PersonSearchCheckpointer(fresh).load_for_inference(str(tmp_path / "old.pth"))
+    expected = model.state_dict()
+    assert [k for k, v in fresh.state_dict().items() if not torch.equal(v, expected[k])] == []
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(model, narrow_cfg, tmp_path):
+    model.objective.allocate(torch.tensor([0, 0, 1]))
+    model.objective.instance_bank.features.normal_()
+    torch.save({"model": under_old_names(model.state_dict()), "iteration": 3}, tmp_path / "model_0000003.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    torch.manual_seed(1)
+    fresh = build_model(narrow_cfg)
+    fresh.objective.allocate(torch.tensor([0, 0, 1]))
+    rest = PersonSearchCheckpointer(fresh, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 3
+    expected = model.state_dict()
+    assert [k for k, v in fresh.state_dict().items() if not torch.equal(v, expected[k])] == []
+
+
+def test_parameters_keep_the_places_by_which_an_optimizer_s_state_names_them(model):
+    heads = [name.split(".")[2] for name, _ in model.roi_heads.named_parameters(prefix="roi_heads")]
+    groups = [name for i, name in enumerate(heads) if i == 0 or name != heads[i - 1]]
+    assert groups == ["res5", "regressor", "embedding", "res5", "predictor"]

@@ -120,11 +120,11 @@ def test_rows_of_anchors_classes_and_boxes():
     expected = deltas.transpose(0, 1).reshape(60, 3)
     assert torch.equal(converted["proposal_generator.rpn_head.anchor_deltas.weight"], expected)
     background, person = state["roi_heads.faster_rcnn_predictor.cls_score.weight"]
-    assert torch.equal(converted["roi_heads.first_predictor.cls_score.weight"], torch.stack([person, background]))
+    assert torch.equal(converted["roi_heads.box_head.predictor.cls_score.weight"], torch.stack([person, background]))
     for theirs, name in (
-        ("roi_heads.faster_rcnn_predictor.bbox_pred.bias", "roi_heads.first_predictor.bbox_pred.bias"),
-        ("roi_heads.box_predictor.bbox_pred.0.weight", "roi_heads.second_regressor.linear.weight"),
-        ("roi_heads.box_predictor.bbox_pred.1.running_var", "roi_heads.second_regressor.norm.running_var"),
+        ("roi_heads.faster_rcnn_predictor.bbox_pred.bias", "roi_heads.box_head.predictor.bbox_pred.bias"),
+        ("roi_heads.box_predictor.bbox_pred.0.weight", "roi_heads.reid_head.regressor.linear.weight"),
+        ("roi_heads.box_predictor.bbox_pred.1.running_var", "roi_heads.reid_head.regressor.norm.running_var"),
     ):
         assert torch.equal(converted[name], state[theirs][4:])
 
@@ -132,7 +132,7 @@ def test_rows_of_anchors_classes_and_boxes():
 @pytest.mark.parametrize("bn_neck", [True, False])
 def test_ours_to_seqnet_to_ours_is_identity(bn_neck):
     ours, _ = convert_seqnet(seqnet_state(bn_neck))
-    assert ("roi_heads.second_regressor.norm.weight" in ours) == bn_neck
+    assert ("roi_heads.reid_head.regressor.norm.weight" in ours) == bn_neck
     theirs, unused = convert_to_seqnet(ours)
     assert unused == []
     assert equal(convert_seqnet(theirs)[0], ours)
@@ -164,25 +164,27 @@ def test_torchvision_gives_backbone_and_both_heads():
     state = resnet_state()
     converted, unused = convert_torchvision_resnet50(state)
     assert unused == ["fc.bias", "fc.weight"]
-    layers = {n for n in our_names() if n.startswith(("backbone.", "roi_heads.first_res5.", "roi_heads.second_res5."))}
+    layers = {
+        n for n in our_names() if n.startswith(("backbone.", "roi_heads.box_head.res5.", "roi_heads.reid_head.res5."))
+    }
     assert set(converted) == layers
     assert equal(converted, convert_torchvision_resnet(state, our_names()))
     for name, theirs in (
         ("backbone.stem.conv1.norm.running_mean", "bn1.running_mean"),
         ("backbone.res2.0.shortcut.weight", "layer1.0.downsample.0.weight"),
         ("backbone.res4.5.conv3.norm.bias", "layer3.5.bn3.bias"),
-        ("roi_heads.first_res5.0.shortcut.norm.weight", "layer4.0.downsample.1.weight"),
-        ("roi_heads.second_res5.2.conv2.weight", "layer4.2.conv2.weight"),
+        ("roi_heads.box_head.res5.0.shortcut.norm.weight", "layer4.0.downsample.1.weight"),
+        ("roi_heads.reid_head.res5.2.conv2.weight", "layer4.2.conv2.weight"),
     ):
         assert torch.equal(converted[name], state[theirs])
 
 
 def test_a_separate_exemplar_backbone_is_completed_from_the_main_branch():
-    state = {"backbone.stem.x": torch.rand(1), "roi_heads.second_res5.0.x": torch.rand(1), "other": torch.rand(1)}
+    state = {"backbone.stem.x": torch.rand(1), "roi_heads.reid_head.res5.0.x": torch.rand(1), "other": torch.rand(1)}
     names = ["exemplar_branch.separate.backbone.stem.x", "exemplar_branch.separate.res5.0.x"]
     completed = complete_exemplar_backbone(state, [*state, *names, "exemplar_branch.separate.res5.0.y"])
     assert set(completed) == {*state, *names}
-    assert [completed[n] for n in names] == [state["backbone.stem.x"], state["roi_heads.second_res5.0.x"]]
+    assert [completed[n] for n in names] == [state["backbone.stem.x"], state["roi_heads.reid_head.res5.0.x"]]
     trained = {**state, names[0]: torch.rand(1)}
     assert complete_exemplar_backbone(trained, names)[names[0]] is trained[names[0]]
 
@@ -205,7 +207,7 @@ def test_other_anchors_or_classes_are_refused():
     state = {**seqnet_state(), "rpn.head.cls_logits.bias": torch.rand(9)}
     with pytest.raises(CheckpointError, match="rpn.head.cls_logits.bias has 9 rows, SeqNet's has 15"):
         convert_seqnet(state)
-    ours = {**convert_seqnet(seqnet_state())[0], "roi_heads.first_predictor.cls_score.weight": torch.rand(4, 3)}
+    ours = {**convert_seqnet(seqnet_state())[0], "roi_heads.box_head.predictor.cls_score.weight": torch.rand(4, 3)}
     with pytest.raises(CheckpointError, match="cls_score.weight has 4 rows, SeqNet needs 2"):
         convert_to_seqnet(ours)
 
@@ -217,8 +219,10 @@ def test_what_seqnet_has_no_place_for_is_refused_and_training_state_named():
     for name in ("roi_heads.pooler.offset.0.weight", "backbone.res4.6.conv1.weight"):
         with pytest.raises(CheckpointError, match=f"no place for {name}"):
             convert_to_seqnet({**ours, name: torch.zeros(1)})
-    del ours["roi_heads.embedding.rescaler.bias"]
-    with pytest.raises(CheckpointError, match="a ResNet-50 .* 1 of 3.. missing .roi_heads.embedding.rescaler.bias"):
+    del ours["roi_heads.reid_head.embedding.rescaler.bias"]
+    with pytest.raises(
+        CheckpointError, match="a ResNet-50 .* 1 of 3.. missing .roi_heads.reid_head.embedding.rescaler.bias"
+    ):
         convert_to_seqnet(ours)
 
 

@@ -18,6 +18,9 @@ from .errors import ConfigError
 logger = logging.getLogger(__name__)
 
 RENAMED_KEYS = {
+    "MODEL.SECOND_HEAD.FIRST_HEAD_SCORE": "MODEL.REID_HEAD.BOX_HEAD_SCORE",
+    "MODEL.FIRST_HEAD": "MODEL.BOX_HEAD",
+    "MODEL.SECOND_HEAD": "MODEL.REID_HEAD",
     "SSL.MEMORY.MOMENTUM": "SSL.MEMORY.LAMBDA",
     "SSL.MEMORY.INIT_BN_BATCHES": "SSL.MEMORY.CALIBRATION_FRAMES",
 }
@@ -83,30 +86,30 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # Proposals below this objectness (a probability) do not reach the heads at test time; 0: all do (SeqNet).
     cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST = 0.0
 
-    # First head (Faster R-CNN); its refined boxes are the second head's proposals (SeqNet).
-    cfg.MODEL.FIRST_HEAD = CfgNode()
+    # Box head (Faster R-CNN); its refined boxes are the re-id head's proposals (SeqNet).
+    cfg.MODEL.BOX_HEAD = CfgNode()
     # Weight of the smooth-L1 regression loss (SeqNet; every other detection weight is 1).
-    cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT = 10.0
-    # At test time only boxes of at least this score, after this NMS, reach the second head (SeqNet).
-    cfg.MODEL.FIRST_HEAD.SCORE_THRESH_TEST = 0.5
-    cfg.MODEL.FIRST_HEAD.NMS_THRESH_TEST = 0.4
+    cfg.MODEL.BOX_HEAD.BOX_LOSS_WEIGHT = 10.0
+    # At test time only boxes of at least this score, after this NMS, reach the re-id head (SeqNet).
+    cfg.MODEL.BOX_HEAD.SCORE_THRESH_TEST = 0.5
+    cfg.MODEL.BOX_HEAD.NMS_THRESH_TEST = 0.4
 
-    # Second head, or the only one: box regression and embedding. Its NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
-    cfg.MODEL.SECOND_HEAD = CfgNode()
-    cfg.MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT = 1.0
-    cfg.MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT = 1.0
-    # The final score of a detection is the first head's (SeqNet's FCS); False: the second head's own, as it always is
-    # where there is no first head.
-    cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE = True
+    # Re-id head, or the only one: box regression and embedding. Its NMS is MODEL.ROI_HEADS.NMS_THRESH_TEST.
+    cfg.MODEL.REID_HEAD = CfgNode()
+    cfg.MODEL.REID_HEAD.BOX_LOSS_WEIGHT = 1.0
+    cfg.MODEL.REID_HEAD.CLS_LOSS_WEIGHT = 1.0
+    # The final score of a detection is the box head's (SeqNet's FCS); False: the re-id head's own, as it always is
+    # where there is no box head.
+    cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE = True
     # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; with a classifier of its own
     # "linear" (OIM): from res5, and "fused_linear" (CGPS): from res4 and res5.
-    cfg.MODEL.SECOND_HEAD.EMBEDDING = "norm_aware"
+    cfg.MODEL.REID_HEAD.EMBEDDING = "norm_aware"
     # Dimension of the re-id feature; of a norm-aware one half comes from res4 and half from res5.
-    cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 256
+    cfg.MODEL.REID_HEAD.EMBEDDING_DIM = 256
     # How RoI features become vectors: "max" (NAE, SeqNet, CGPS) or "average" (OIM).
-    cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING = "max"
+    cfg.MODEL.REID_HEAD.GLOBAL_POOLING = "max"
     # Batch normalisation after the box regressor (SeqNet's BN neck).
-    cfg.MODEL.SECOND_HEAD.BN_NECK = True
+    cfg.MODEL.REID_HEAD.BN_NECK = True
 
     # How RoI features are pooled: "align" or "deformable" (the ICCV 2023 text of the paper).
     cfg.MODEL.ROI_BOX_HEAD.POOLING = "align"

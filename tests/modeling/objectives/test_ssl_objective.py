@@ -22,7 +22,7 @@ def test_the_multi_label_loss_is_a_sum_over_persons_or_their_mean():
         cfg = get_cfg()
         add_ssl_config(cfg)
         cfg.merge_from_list([
-            *("MODEL.SECOND_HEAD.EMBEDDING_DIM", 16, "SSL.MULTI_LABEL_LOSS.REDUCTION", reduction),
+            *("MODEL.REID_HEAD.EMBEDDING_DIM", 16, "SSL.MULTI_LABEL_LOSS.REDUCTION", reduction),
             *("SSL.EXEMPLAR.ENABLED", False),
         ])  # fmt: skip
         objective = SSLObjective(cfg)
@@ -45,7 +45,7 @@ def test_the_multi_label_loss_is_a_sum_over_persons_or_their_mean():
 def test_mixed_precision_does_not_reach_the_losses(device):
     cfg = get_cfg()
     add_ssl_config(cfg)
-    cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM = 16
+    cfg.MODEL.REID_HEAD.EMBEDDING_DIM = 16
     objective = SSLObjective(cfg).to(device)
     objective.allocate(torch.arange(60) // 3)
     generator = torch.Generator().manual_seed(0)

@@ -64,7 +64,7 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Iterable[list[dict[str,
         model: not wrapped.
         batches: this process's share of the frames to calibrate with, with ground truth.
     """
-    embedding = model.roi_heads.embedding
+    embedding = model.roi_heads.reid_head.embedding
     if not any(isinstance(m, SyncedBatchNorm1d) for m in embedding.modules()):
         return
     training = model.training

@@ -63,9 +63,9 @@ SOLVER_RANGES = {
     "CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
 }
 LOSS_RANGES = {
-    "MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.SECOND_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.SECOND_HEAD.CLS_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.BOX_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.REID_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.REID_HEAD.CLS_LOSS_WEIGHT": _NOT_NEGATIVE,
     "SSL.MEMORY.LAMBDA": _SHARE,
     "SSL.THRESHOLD.INITIAL": Range(-1, 1),  # a cosine similarity
     "SSL.THRESHOLD.ALPHA": _FINITE,
@@ -193,9 +193,9 @@ def check_objective(cfg: CfgNode) -> None:
         raise ConfigError(
             f"MODEL.OBJECTIVE.NAME {name} {needs} exemplars: set SSL.EXEMPLAR.ENABLED {not exemplar.ENABLED}"
         )
-    if exemplar.ENABLED and cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING != "max":
+    if exemplar.ENABLED and cfg.MODEL.REID_HEAD.GLOBAL_POOLING != "max":
         raise ConfigError(
-            f"MODEL.SECOND_HEAD.GLOBAL_POOLING is {cfg.MODEL.SECOND_HEAD.GLOBAL_POOLING!r}, but exemplars are pooled "
+            f"MODEL.REID_HEAD.GLOBAL_POOLING is {cfg.MODEL.REID_HEAD.GLOBAL_POOLING!r}, but exemplars are pooled "
             "by their maximum: set it to 'max', or SSL.EXEMPLAR.ENABLED False"
         )
 

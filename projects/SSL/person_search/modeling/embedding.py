@@ -133,7 +133,7 @@ class FusedLinearEmbedding(nn.Module):
 def build_embedding(
     kind: str, res4_channels: int, res5_channels: int, dim: int
 ) -> NormAwareEmbedding | LinearEmbedding | FusedLinearEmbedding:
-    """An embedding by the name that MODEL.SECOND_HEAD.EMBEDDING gives it.
+    """An embedding by the name that MODEL.REID_HEAD.EMBEDDING gives it.
 
     Args:
         kind: "norm_aware", "linear" or "fused_linear".
@@ -148,7 +148,7 @@ def build_embedding(
         return LinearEmbedding(res5_channels, dim)
     if kind == "fused_linear":
         return FusedLinearEmbedding(res4_channels, res5_channels, dim)
-    raise ConfigError(f"MODEL.SECOND_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear' or 'fused_linear'")
+    raise ConfigError(f"MODEL.REID_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear' or 'fused_linear'")
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:

@@ -289,7 +289,7 @@ def looks_at_other_pixels(modules: Sequence[nn.Module]) -> bool:
 class ExemplarBranch(nn.Module):
     """Features of every annotated person at K fixed scales and at its original scale.
 
-    The layers are the main branch's (`backbone` and the second head's res5) unless `separate` is given.
+    The layers are the main branch's (`backbone` and the re-id head's res5) unless `separate` is given.
     """
 
     def __init__(
@@ -337,7 +337,7 @@ class ExemplarBranch(nn.Module):
             targets: B ground truths, maybe with `gt_masks`, on the images' device.
             boxes: their boxes, B times (P_b, 4), best on the CPU (see `PersonCrops`).
             backbone: the main branch's stem to res4, returning {"res4": features}.
-            res5: the second head's res5.
+            res5: the re-id head's res5.
 
         Returns:
             Features of P * S exemplars, P over all images and S = `per_person`: person by person, the fixed scales in

@@ -1,4 +1,4 @@
-"""RoI heads: one head that detects and embeds (OIM, NAE), and two sequential heads (SeqNet)."""
+"""RoI heads: one that refines proposals, one that detects and embeds persons, and both in sequence (SeqNet)."""
 
 from __future__ import annotations
 
@@ -70,14 +70,162 @@ class BoxRegressor(nn.Module):
             return self.norm(self.linear(features.float()))
 
 
-@ROI_HEADS_REGISTRY.register()
-class OneHeadROIHeads(ROIHeads):
-    """One head that does everything with the RPN's proposals, as in OIM and NAE. See `forward_train`, `forward_test`
-    and `pool_boxes`.
+class ReIDHead(nn.Module):
+    """The head that embeds persons, tells them from background and places their boxes (NAE's; OIM's and CGPS's with
+    another embedding)."""
 
-    SeqNet puts another head in front: `PersonSearchROIHeads`, of which this is the second, after which parts and keys
-    are named. A head in front overrides `_refine` and `_detect_candidates`.
-    """
+    def __init__(
+        self,
+        *,
+        res5: nn.Module,
+        regressor: BoxRegressor,
+        embedding: nn.Module,
+        global_pooling: str,
+        transform: Box2BoxTransform,
+        smooth_l1_beta: float,
+        box_loss_weight: float,
+        cls_loss_weight: float,
+    ) -> None:
+        """
+        Args:
+            res5, regressor: res5 of the head and its box regressor.
+            embedding: gives embedding and person logit, see `build_embedding`.
+            global_pooling: how RoI features become vectors, a key of GLOBAL_POOLINGS.
+            transform, smooth_l1_beta: box coding and loss.
+            box_loss_weight, cls_loss_weight: loss weights.
+        """
+        super().__init__()
+        self.res5, self.regressor, self.embedding = res5, regressor, embedding
+        self.global_pooling = GLOBAL_POOLINGS[global_pooling]
+        self.transform, self.smooth_l1_beta = transform, smooth_l1_beta
+        self.box_loss_weight, self.cls_loss_weight = box_loss_weight, cls_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, channels: int) -> ReIDHead:
+        """The head that MODEL.REID_HEAD describes, on a backbone feature of so many channels.
+
+        Raises:
+            ConfigError: the kind of pooling or embedding does not exist.
+        """
+        keys, box_keys = cfg.MODEL.REID_HEAD, cfg.MODEL.ROI_BOX_HEAD
+        if keys.GLOBAL_POOLING not in GLOBAL_POOLINGS:
+            raise ConfigError(
+                f"MODEL.REID_HEAD.GLOBAL_POOLING is {keys.GLOBAL_POOLING!r}, "
+                f"expected one of {', '.join(GLOBAL_POOLINGS)}"
+            )
+        return cls(
+            res5=build_res5(cfg),
+            regressor=BoxRegressor(res5_channels(cfg), keys.BN_NECK),
+            embedding=build_embedding(keys.EMBEDDING, channels, res5_channels(cfg), keys.EMBEDDING_DIM),
+            global_pooling=keys.GLOBAL_POOLING,
+            transform=Box2BoxTransform(weights=box_keys.BBOX_REG_WEIGHTS),
+            smooth_l1_beta=box_keys.SMOOTH_L1_BETA,
+            box_loss_weight=keys.BOX_LOSS_WEIGHT,
+            cls_loss_weight=keys.CLS_LOSS_WEIGHT,
+        )
+
+    def pool(self, res4: Tensor) -> PooledFeatures:
+        """Vectors of RoI features (R, C4, h, w) and of what res5 makes of them."""
+        return PooledFeatures(self.global_pooling(res4), self.global_pooling(self.res5(res4)))
+
+    def losses(self, sampled: list[Instances], logits: Tensor, deltas: Tensor) -> dict[str, Tensor]:
+        """Weighted detection losses.
+
+        Args:
+            sampled: for each image its RoIs with `gt_classes` and, where there is ground truth, `gt_boxes`.
+            logits: (R,) person logits of all RoIs.
+            deltas: (R, 4) their regressed boxes.
+        """
+        classes = cat([p.gt_classes for p in sampled])
+        foreground = classes == 0
+        total = max(len(classes), 1)
+        boxes = cat([p.proposal_boxes.tensor for p in sampled])
+        matched = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in sampled])
+        box_loss = _dense_box_regression_loss(
+            [boxes], self.transform, [deltas[None]], [matched], foreground[None], smooth_l1_beta=self.smooth_l1_beta
+        )
+        cls_loss = F.binary_cross_entropy_with_logits(logits, foreground.to(logits), reduction="sum")
+        return {
+            "loss_reid_head_cls": self.cls_loss_weight * cls_loss / total,
+            "loss_reid_head_box": self.box_loss_weight * box_loss / total,
+        }
+
+
+class BoxHead(nn.Module):
+    """Faster R-CNN's head, which refines the RPN's proposals for the head behind it (SeqNet)."""
+
+    def __init__(
+        self, *, res5: nn.Module, predictor: FastRCNNOutputLayers, score_thresh: float, nms_thresh: float
+    ) -> None:
+        """
+        Args:
+            res5, predictor: Faster R-CNN's classifier and regressor on max-pooled res5.
+            score_thresh, nms_thresh: what of it reaches the head behind at test time.
+        """
+        super().__init__()
+        self.res5, self.predictor = res5, predictor
+        self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> BoxHead:
+        """The head that MODEL.BOX_HEAD describes."""
+        keys, box_keys = cfg.MODEL.BOX_HEAD, cfg.MODEL.ROI_BOX_HEAD
+        res5 = build_res5(cfg)
+        predictor = FastRCNNOutputLayers(
+            ShapeSpec(channels=res5_channels(cfg)),
+            box2box_transform=Box2BoxTransform(weights=box_keys.BBOX_REG_WEIGHTS),
+            num_classes=1,
+            cls_agnostic_bbox_reg=True,
+            smooth_l1_beta=box_keys.SMOOTH_L1_BETA,
+            box_reg_loss_type=box_keys.BBOX_REG_LOSS_TYPE,
+            loss_weight={"loss_box_reg": keys.BOX_LOSS_WEIGHT},
+        )
+        return cls(res5=res5, predictor=predictor, score_thresh=keys.SCORE_THRESH_TEST, nms_thresh=keys.NMS_THRESH_TEST)
+
+    def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (R, 2) and box deltas (R, 4) of RoI features (R, C4, h, w)."""
+        pooled = self.res5(res4).amax(dim=(2, 3))
+        # Half precision would round scores to a few steps, and boxes to whole pixels.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.predictor(pooled.float())
+
+    def losses(self, predictions: tuple[Tensor, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
+        """Weighted detection losses of what `forward` gave for sampled RoIs."""
+        losses = self.predictor.losses(predictions, sampled)
+        return {"loss_box_head_cls": losses["loss_cls"], "loss_box_head_box": losses["loss_box_reg"]}
+
+    def refine(self, predictions: tuple[Tensor, Tensor], sampled: list[Instances]) -> list[Instances]:
+        """Refined boxes as proposals, without gradient; those that leave the image are gone."""
+        boxes = self.predictor.predict_boxes(tuple(p.detach() for p in predictions), sampled)
+        refined = []
+        for boxes_per_image, instances in zip(boxes, sampled, strict=True):
+            refined_boxes = Boxes(boxes_per_image.float())
+            refined_boxes.clip(instances.image_size)
+            keep = refined_boxes.nonempty()
+            # Sampling appends the ground truth with its logits, so the proposals need some too.
+            logits = boxes_per_image.new_zeros(int(keep.sum()), dtype=torch.float32)
+            refined.append(
+                Instances(instances.image_size, proposal_boxes=refined_boxes[keep], objectness_logits=logits)
+            )
+        return refined
+
+    def detect(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Instances]:
+        """`pred_boxes` and `scores` of each image that reach the head behind."""
+        boxes = self.predictor.predict_boxes(predictions, proposals)
+        scores = self.predictor.predict_probs(predictions, proposals)
+        results = []
+        for box, score, instances in zip(boxes, scores, proposals, strict=True):
+            found = Instances(instances.image_size, pred_boxes=Boxes(box.float()), scores=score[:, 0].float())
+            found.pred_boxes.clip(instances.image_size)
+            results.append(suppress(found, self.score_thresh, self.nms_thresh, len(found)))
+        return results
+
+
+@ROI_HEADS_REGISTRY.register()
+class PersonSearchROIHeads(ROIHeads):
+    """SeqNet's two heads in sequence: `box_head` refines the RPN's proposals, which are matched and sampled again for
+    `reid_head`. Without a `box_head` the latter works on the RPN's proposals. See `forward_train`, `forward_test` and
+    `pool_boxes`."""
 
     @configurable
     def __init__(
@@ -85,14 +233,9 @@ class OneHeadROIHeads(ROIHeads):
         *,
         in_feature: str,
         pooler: nn.Module,
-        second_res5: nn.Module,
-        second_regressor: BoxRegressor,
-        embedding: nn.Module,
-        global_pooling: str,
-        second_transform: Box2BoxTransform,
-        second_smooth_l1_beta: float,
-        second_box_loss_weight: float,
-        second_cls_loss_weight: float,
+        box_head: BoxHead | None,
+        reid_head: ReIDHead,
+        box_head_score: bool,
         objectness_thresh: float,
         score_thresh: float,
         nms_thresh: float,
@@ -102,12 +245,10 @@ class OneHeadROIHeads(ROIHeads):
         """
         Args:
             in_feature: name of the backbone feature that is pooled.
-            pooler: pools RoI features.
-            second_res5, second_regressor: res5 of the head and its box regressor.
-            embedding: gives embedding and person logit, see `build_embedding`.
-            global_pooling: how RoI features become vectors, a key of GLOBAL_POOLINGS.
-            second_transform, second_smooth_l1_beta: box coding and loss.
-            second_box_loss_weight, second_cls_loss_weight: loss weights.
+            pooler: pools RoI features, for both heads.
+            box_head: the head in front, or None.
+            reid_head: the head that detects and embeds.
+            box_head_score: whether the final score is that of the head in front (SeqNet's FCS).
             objectness_thresh: probability of being an object that a proposal of the RPN needs at test time.
             score_thresh, nms_thresh, detections_per_image: what is returned.
             kwargs: arguments of Detectron2's `ROIHeads` (matching and sampling).
@@ -115,12 +256,9 @@ class OneHeadROIHeads(ROIHeads):
         super().__init__(**kwargs)
         self.in_feature = in_feature
         self.pooler = pooler
-        self.second_res5, self.second_regressor, self.embedding = second_res5, second_regressor, embedding
-        self.global_pooling = GLOBAL_POOLINGS[global_pooling]
-        self.second_transform = second_transform
-        self.second_smooth_l1_beta = second_smooth_l1_beta
-        self.second_box_loss_weight = second_box_loss_weight
-        self.second_cls_loss_weight = second_cls_loss_weight
+        # In this order: an optimizer's state names parameters by their place.
+        self.reid_head, self.box_head = reid_head, box_head
+        self.box_head_score = box_head_score
         self.objectness_thresh = objectness_thresh
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
         self.detections_per_image = detections_per_image
@@ -132,33 +270,24 @@ class OneHeadROIHeads(ROIHeads):
         Raises:
             ConfigError: the kind of pooling or embedding does not exist.
         """
-        kwargs = super().from_config(cfg)
         (in_feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shape = input_shape[in_feature]
-        channels = res5_channels(cfg)
-        second = cfg.MODEL.SECOND_HEAD
-        if second.GLOBAL_POOLING not in GLOBAL_POOLINGS:
-            raise ConfigError(
-                f"MODEL.SECOND_HEAD.GLOBAL_POOLING is {second.GLOBAL_POOLING!r}, "
-                f"expected one of {', '.join(GLOBAL_POOLINGS)}"
-            )
-        kwargs.update(
-            in_feature=in_feature,
-            pooler=_build_pooler(cfg, shape),
-            second_res5=build_res5(cfg),
-            second_regressor=BoxRegressor(channels, second.BN_NECK),
-            embedding=build_embedding(second.EMBEDDING, shape.channels, channels, second.EMBEDDING_DIM),
-            global_pooling=second.GLOBAL_POOLING,
-            second_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            second_smooth_l1_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
-            second_box_loss_weight=second.BOX_LOSS_WEIGHT,
-            second_cls_loss_weight=second.CLS_LOSS_WEIGHT,
-            objectness_thresh=cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST,
-            score_thresh=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
-        return kwargs
+        return {
+            **super().from_config(cfg),
+            "in_feature": in_feature,
+            "pooler": _build_pooler(cfg, shape),
+            "reid_head": ReIDHead.from_config(cfg, shape.channels),
+            "box_head": cls._build_box_head(cfg),
+            "box_head_score": cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE,
+            "objectness_thresh": cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST,
+            "score_thresh": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @classmethod
+    def _build_box_head(cls, cfg: CfgNode) -> BoxHead | None:
+        return BoxHead.from_config(cfg)
 
     # ------------------------------------------------------------------ training
 
@@ -187,23 +316,27 @@ class OneHeadROIHeads(ROIHeads):
             with_persons: whether the features of the annotated boxes are wanted.
 
         Returns:
-            the features, and {"loss_cls_second", "loss_box_second"} with the losses of a head in front, where there is
-            one.
+            the features, and the losses of the heads, see `ReIDHead.losses` and `BoxHead.losses`.
         """
         feature = features[self.in_feature]
         # Masks would be copied to every sampled proposal, and only the exemplar branch reads them.
         targets = [_without_masks(t) for t in targets]
-        refined, losses = self._refine(images, feature, proposals, targets)
-        sampled = self._sample("second_head", refined, targets)
-        pooled = self._pool_second(feature, [s.proposal_boxes for s in sampled])
+        losses: dict[str, Tensor] = {}
+        if self.box_head is not None:
+            sampled = self._sample("box_head", proposals, targets)
+            predictions = self.box_head(self._pool(feature, [s.proposal_boxes for s in sampled]))
+            losses.update(self.box_head.losses(predictions, sampled))
+            proposals = self.box_head.refine(predictions, sampled)
+        sampled = self._sample("reid_head", proposals, targets)
+        pooled = self.reid_head.pool(self._pool(feature, [s.proposal_boxes for s in sampled]))
         others = []
         if with_persons:
-            with running_statistics(self.second_res5):
-                others.append(self._pool_second(feature, [t.gt_boxes for t in targets]))
+            with running_statistics(self.reid_head.res5):
+                others.append(self.pool_boxes(features, [t.gt_boxes for t in targets]))
         if exemplars is not None:
             others.append(exemplars())
-        embeddings, logits = self.embedding(pooled, PooledFeatures.cat(others) if others else None)
-        losses.update(self._second_head_losses(sampled, logits, self.second_regressor(pooled.res5)))
+        embeddings, logits = self.reid_head.embedding(pooled, PooledFeatures.cat(others) if others else None)
+        losses.update(self.reid_head.losses(sampled, logits, self.reid_head.regressor(pooled.res5)))
 
         persons = sum(len(t) for t in targets)
         counts = [len(logits), persons if with_persons else 0]
@@ -212,30 +345,8 @@ class OneHeadROIHeads(ROIHeads):
         if with_persons:
             output["persons"] = of_persons
         if exemplars is not None:
-            output["exemplars"] = of_exemplars.reshape(persons, -1 if persons else 1, self.embedding.dim)
+            output["exemplars"] = of_exemplars.reshape(persons, -1 if persons else 1, self.reid_head.embedding.dim)
         return TrainingEmbeddings(**output), losses
-
-    def _refine(
-        self, images: ImageList, feature: Tensor, proposals: list[Instances], targets: list[Instances]
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """What a head in front makes of the proposals, and its losses. Without one they stay as they are."""
-        return proposals, {}
-
-    def _second_head_losses(self, sampled: list[Instances], logits: Tensor, deltas: Tensor) -> dict[str, Tensor]:
-        classes = cat([p.gt_classes for p in sampled])
-        foreground = classes == 0
-        total = max(len(classes), 1)
-        boxes = cat([p.proposal_boxes.tensor for p in sampled])
-        matched = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in sampled])
-        box_loss = _dense_box_regression_loss(
-            [boxes], self.second_transform, [deltas[None]], [matched], foreground[None],
-            smooth_l1_beta=self.second_smooth_l1_beta,
-        )  # fmt: skip
-        cls_loss = F.binary_cross_entropy_with_logits(logits, foreground.to(logits), reduction="sum")
-        return {
-            "loss_cls_second": self.second_cls_loss_weight * cls_loss / total,
-            "loss_box_second": self.second_box_loss_weight * box_loss / total,
-        }
 
     def _sample(self, name: str, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         with get_event_storage().name_scope(name):
@@ -262,12 +373,12 @@ class OneHeadROIHeads(ROIHeads):
         if self.objectness_thresh > 0:
             # The RPN's suppression goes by falling objectness: what is dropped here would have kept nothing else out.
             proposals = [p[p.objectness_logits.float().sigmoid() >= self.objectness_thresh] for p in proposals]
-        found = self._detect_candidates(images, feature, proposals)
+        found = self._candidates(feature, proposals)
         given = given or [Boxes(feature.new_zeros(0, 4)) for _ in found]
         boxes = [Boxes.cat([f.pred_boxes, g]) for f, g in zip(found, given, strict=True)]
-        pooled = self._pool_second(feature, boxes)
-        embeddings, logits = self.embedding(pooled)
-        deltas = self.second_regressor(pooled.res5)
+        pooled = self.pool_boxes(features, boxes)
+        embeddings, logits = self.reid_head.embedding(pooled)
+        deltas = self.reid_head.regressor(pooled.res5)
         counts = [n for f, g in zip(found, given, strict=True) for n in (len(f), len(g))]
         detected = [
             self._finish(*parts)
@@ -283,14 +394,21 @@ class OneHeadROIHeads(ROIHeads):
 
     def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> PooledFeatures:
         """What the embedding reads of boxes, image after image."""
-        return self._pool_second(features[self.in_feature], boxes)
+        return self.reid_head.pool(self._pool(features[self.in_feature], boxes))
 
-    def _detect_candidates(self, images: ImageList, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
-        """Boxes that the head looks at in inference, as `pred_boxes`; with `scores` where those are to be the final."""
-        return [Instances(p.image_size, pred_boxes=p.proposal_boxes) for p in proposals]
+    def _candidates(self, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
+        """Boxes that `reid_head` looks at in inference, as `pred_boxes`; with `scores` where those are to be final."""
+        if self.box_head is None:
+            return [Instances(p.image_size, pred_boxes=p.proposal_boxes) for p in proposals]
+        predictions = self.box_head(self._pool(feature, [p.proposal_boxes for p in proposals]))
+        found = self.box_head.detect(predictions, proposals)
+        if not self.box_head_score:
+            for instances in found:
+                instances.remove("scores")
+        return found
 
     def _finish(self, found: Instances, deltas: Tensor, logits: Tensor, embeddings: Tensor) -> Instances:
-        boxes = Boxes(self.second_transform.apply_deltas(deltas, found.pred_boxes.tensor))
+        boxes = Boxes(self.reid_head.transform.apply_deltas(deltas, found.pred_boxes.tensor))
         boxes.clip(found.image_size)
         instances = Instances(
             found.image_size,
@@ -302,14 +420,19 @@ class OneHeadROIHeads(ROIHeads):
         instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
         return instances
 
-    def _pool_second(self, feature: Tensor, boxes: list[Boxes]) -> PooledFeatures:
-        res4 = self._pool(feature, boxes)
-        return PooledFeatures(self.global_pooling(res4), self.global_pooling(self.second_res5(res4)))
-
     def _pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
         pooled = self.pooler([feature], boxes)
         side_by_side = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
         return pooled.contiguous(memory_format=torch.channels_last) if side_by_side else pooled
+
+
+@ROI_HEADS_REGISTRY.register()
+class OneHeadROIHeads(PersonSearchROIHeads):
+    """`reid_head` alone on the RPN's proposals, as in OIM, NAE and CGPS."""
+
+    @classmethod
+    def _build_box_head(cls, cfg: CfgNode) -> None:
+        return None
 
 
 def _build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
@@ -354,89 +477,3 @@ def suppress(instances: Instances, score_thresh: float, nms_thresh: float, most:
     instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty(0.01)]
     boxes, scores = instances.pred_boxes.tensor, instances.scores
     return instances[batched_nms(boxes, scores, torch.zeros_like(scores), nms_thresh)[:most]]
-
-
-@ROI_HEADS_REGISTRY.register()
-class PersonSearchROIHeads(OneHeadROIHeads):
-    """SeqNet's heads: a Faster R-CNN head, whose refined boxes are matched and sampled again for the one behind it."""
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        first_res5: nn.Module,
-        first_predictor: FastRCNNOutputLayers,
-        first_score_thresh: float,
-        first_nms_thresh: float,
-        first_head_score: bool,
-        **kwargs: Any,
-    ) -> None:
-        """
-        Args:
-            first_res5, first_predictor: first head, Faster R-CNN's classifier and regressor on max-pooled res5.
-            first_score_thresh, first_nms_thresh: what of the first head reaches the second at test time.
-            first_head_score: whether the final score is the first head's (SeqNet's FCS).
-            kwargs: arguments of `OneHeadROIHeads`, the second head.
-        """
-        super().__init__(**kwargs)
-        self.first_res5, self.first_predictor = first_res5, first_predictor
-        self.first_score_thresh, self.first_nms_thresh = first_score_thresh, first_nms_thresh
-        self.first_head_score = first_head_score
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration and the backbone's output shape."""
-        first_res5 = build_res5(cfg)
-        first_predictor = FastRCNNOutputLayers(
-            ShapeSpec(channels=res5_channels(cfg)),
-            box2box_transform=Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            num_classes=1,
-            cls_agnostic_bbox_reg=True,
-            smooth_l1_beta=cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA,
-            box_reg_loss_type=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
-            loss_weight={"loss_box_reg": cfg.MODEL.FIRST_HEAD.BOX_LOSS_WEIGHT},
-        )
-        return {
-            **super().from_config(cfg, input_shape),
-            "first_res5": first_res5,
-            "first_predictor": first_predictor,
-            "first_score_thresh": cfg.MODEL.FIRST_HEAD.SCORE_THRESH_TEST,
-            "first_nms_thresh": cfg.MODEL.FIRST_HEAD.NMS_THRESH_TEST,
-            "first_head_score": cfg.MODEL.SECOND_HEAD.FIRST_HEAD_SCORE,
-        }
-
-    def _refine(
-        self, images: ImageList, feature: Tensor, proposals: list[Instances], targets: list[Instances]
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        sampled = self._sample("first_head", proposals, targets)
-        predictions = self._predict_first(feature, [p.proposal_boxes for p in sampled])
-        losses = self.first_predictor.losses(predictions, sampled)
-        boxes = self.first_predictor.predict_boxes(tuple(p.detach() for p in predictions), sampled)
-        refined = []
-        for boxes_per_image, size in zip(boxes, images.image_sizes, strict=True):
-            refined_boxes = Boxes(boxes_per_image.float())
-            refined_boxes.clip(size)
-            keep = refined_boxes.nonempty()
-            # Sampling appends the ground truth with its logits, so the proposals need some too.
-            logits = boxes_per_image.new_zeros(int(keep.sum()), dtype=torch.float32)
-            refined.append(Instances(size, proposal_boxes=refined_boxes[keep], objectness_logits=logits))
-        return refined, {"loss_cls_first": losses["loss_cls"], "loss_box_first": losses["loss_box_reg"]}
-
-    def _detect_candidates(self, images: ImageList, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
-        predictions = self._predict_first(feature, [p.proposal_boxes for p in proposals])
-        boxes = self.first_predictor.predict_boxes(predictions, proposals)
-        scores = self.first_predictor.predict_probs(predictions, proposals)
-        results = []
-        for box, score, size in zip(boxes, scores, images.image_sizes, strict=True):
-            instances = Instances(size, pred_boxes=Boxes(box.float()), scores=score[:, 0].float())
-            instances.pred_boxes.clip(size)
-            results.append(suppress(instances, self.first_score_thresh, self.first_nms_thresh, len(instances)))
-            if not self.first_head_score:
-                results[-1].remove("scores")
-        return results
-
-    def _predict_first(self, feature: Tensor, boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
-        pooled = self.first_res5(self._pool(feature, boxes)).amax(dim=(2, 3))
-        # Half precision would round scores to a few steps, and boxes to whole pixels.
-        with torch.autocast(pooled.device.type, enabled=False):
-            return self.first_predictor(pooled.float())

@@ -161,7 +161,7 @@ class SSLPersonSearch(GeneralizedRCNN):
             Eq. 5; None without the exemplar branch).
         """
         rows, persons, exemplars = pooled = self.pool_persons(batched_inputs)
-        embeddings, _ = self.roi_heads.embedding(PooledFeatures.cat(pooled.parts))
+        embeddings, _ = self.roi_heads.reid_head.embedding(PooledFeatures.cat(pooled.parts))
         if exemplars is None:
             return rows, embeddings, None
         of_persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
@@ -188,7 +188,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         if self.exemplar_branch is None:
             return None
         boxes = [x["instances"].gt_boxes.tensor for x in batched_inputs]
-        return self.exemplar_branch(images, targets, boxes, self.backbone, self.roi_heads.second_res5)
+        return self.exemplar_branch(images, targets, boxes, self.backbone, self.roi_heads.reid_head.res5)
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Any]) -> None:
         from detectron2.utils.events import get_event_storage
@@ -203,7 +203,7 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
         return None
     separate = None
     if not exemplar.SHARED_BACKBONE:
-        separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.second_res5)})
+        separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.reid_head.res5)})
     background = None
     if exemplar.BACKGROUND == "black":
         colours = zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, strict=True)

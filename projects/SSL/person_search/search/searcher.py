@@ -101,7 +101,7 @@ class PersonSearcher:
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return int(self.config.MODEL.SECOND_HEAD.EMBEDDING_DIM)
+        return int(self.config.MODEL.REID_HEAD.EMBEDDING_DIM)
 
     @property
     def info(self) -> StoreInfo:

@@ -35,6 +35,16 @@ _HARMLESS = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedD
     for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
 
+# Parts of the model that had other names in earlier versions.
+_RENAMED = {
+    "roi_heads.first_res5.": "roi_heads.box_head.res5.",
+    "roi_heads.first_predictor.": "roi_heads.box_head.predictor.",
+    "roi_heads.second_res5.": "roi_heads.reid_head.res5.",
+    "roi_heads.second_regressor.": "roi_heads.reid_head.regressor.",
+    "roi_heads.embedding.": "roi_heads.reid_head.embedding.",
+}
+_OLD_NAME = re.compile("|".join(re.escape(name) for name in _RENAMED))
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -193,7 +203,18 @@ def unwrap(loaded: Any, path: str) -> WeightFile:
     tensors = {str(name): _tensor(value) for name, value in state.items() if _is_array(value)}
     if not tensors:
         raise CheckpointError(f"weights {path} hold no tensors; {EXPECTED}")
-    return WeightFile(tensors, rest, key)
+    return WeightFile(with_current_names(tensors), rest, key)
+
+
+def with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of this project's earlier versions under the names of now; all others as they are.
+
+    Args:
+        state: tensors by name, maybe behind the "module." of distributed training.
+    """
+    if not any("roi_heads.second_res5." in name for name in state):
+        return dict(state)
+    return {_OLD_NAME.sub(lambda found: _RENAMED[found[0]], name, count=1): value for name, value in state.items()}
 
 
 def _is_array(value: Any) -> bool:

@@ -13,7 +13,7 @@ RESNET50_BLOCKS = (3, 4, 6, 3)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 _SEPARATE = "exemplar_branch.separate"
 # res5 exists once in each head; both start from the same weights, as does a separate exemplar backbone.
-_RES5_COPIES = ("roi_heads.first_res5", "roi_heads.second_res5", f"{_SEPARATE}.res5")
+_RES5_COPIES = ("roi_heads.box_head.res5", "roi_heads.reid_head.res5", f"{_SEPARATE}.res5")
 _BACKBONE_COPIES = ("backbone", f"{_SEPARATE}.backbone")
 
 
@@ -80,7 +80,7 @@ def complete_exemplar_backbone(state: Mapping[str, Tensor], targets: Collection[
     for name in targets:
         if name.startswith(_SEPARATE) and name not in state:
             local = name.removeprefix(f"{_SEPARATE}.")
-            source = f"roi_heads.second_{local}" if local.startswith("res5.") else local
+            source = f"roi_heads.reid_head.{local}" if local.startswith("res5.") else local
             if source in state:
                 completed[name] = state[source]
     return completed

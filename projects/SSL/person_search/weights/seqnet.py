@@ -52,7 +52,7 @@ def is_seqnet(state: Mapping[str, Tensor]) -> bool:
 
 def is_person_search(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of this project's model."""
-    return any(name.startswith("roi_heads.second_res5.") for name in state)
+    return any(name.startswith("roi_heads.reid_head.res5.") for name in state)
 
 
 def convert_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -95,7 +95,7 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
         CheckpointError: a weight is missing, or there are some that SeqNet has no place for (another depth,
             deformable pooling), so that it would not be the same network.
     """
-    pairs = name_pairs("roi_heads.second_regressor.norm.weight" in state)
+    pairs = name_pairs("roi_heads.reid_head.regressor.norm.weight" in state)
     needed = [p.ours for p in pairs if not _is_counter(p.ours)]
     _refuse_missing(needed, state, "a ResNet-50 person search model of this project")
     converted = {}
@@ -104,7 +104,7 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
             converted[pair.seqnet] = _spread(state[pair.ours], pair)
         else:
             converted[pair.seqnet] = torch.zeros((), dtype=torch.int64)
-    frozen = ("backbone.", "roi_heads.first_res5.", "roi_heads.second_res5.")
+    frozen = ("backbone.", "roi_heads.box_head.res5.", "roi_heads.reid_head.res5.")
     counters = {n for n in state if n.startswith(frozen) and _is_counter(n)}
     unused = sorted(set(state) - {pair.ours for pair in pairs} - counters)
     foreign = [name for name in unused if not name.startswith(_TRAINING_STATE)]
@@ -121,17 +121,17 @@ def name_pairs(bn_neck: bool = True) -> list[Pair]:
     """Every weight of SeqNet that inference reads, in both code bases.
 
     Args:
-        bn_neck: whether the second head's box regressor ends in batch normalisation.
+        bn_neck: whether the re-id head's box regressor ends in batch normalisation.
     """
     pairs = []
     for name in resnet50_names():
         stage, local = rename_resnet(name)
         if stage == 5:
-            pairs.append(Pair(f"roi_heads.box_head.{name}", f"roi_heads.first_res5.{local}"))
-            pairs.append(Pair(f"roi_heads.reid_head.{name}", f"roi_heads.second_res5.{local}"))
+            pairs.append(Pair(f"roi_heads.box_head.{name}", f"roi_heads.box_head.res5.{local}"))
+            pairs.append(Pair(f"roi_heads.reid_head.{name}", f"roi_heads.reid_head.res5.{local}"))
         else:
             pairs.append(Pair(f"backbone.{name}", f"backbone.{'stem' if stage == 1 else f'res{stage}'}.{local}"))
-    return pairs + _rpn_pairs() + _first_head_pairs() + _second_head_pairs(bn_neck)
+    return pairs + _rpn_pairs() + _box_head_pairs() + _reid_head_pairs(bn_neck)
 
 
 def _rpn_pairs() -> list[Pair]:
@@ -146,8 +146,8 @@ def _rpn_pairs() -> list[Pair]:
     return pairs
 
 
-def _first_head_pairs() -> list[Pair]:
-    theirs, ours = "roi_heads.faster_rcnn_predictor", "roi_heads.first_predictor"
+def _box_head_pairs() -> list[Pair]:
+    theirs, ours = "roi_heads.faster_rcnn_predictor", "roi_heads.box_head.predictor"
     pairs = []
     for value in ("weight", "bias"):
         pairs += [
@@ -157,8 +157,8 @@ def _first_head_pairs() -> list[Pair]:
     return pairs
 
 
-def _second_head_pairs(bn_neck: bool) -> list[Pair]:
-    theirs, ours = "roi_heads.box_predictor.bbox_pred", "roi_heads.second_regressor"
+def _reid_head_pairs(bn_neck: bool) -> list[Pair]:
+    theirs, ours = "roi_heads.box_predictor.bbox_pred", "roi_heads.reid_head.regressor"
     linear = f"{theirs}.0" if bn_neck else theirs
     pairs = [Pair(f"{linear}.{v}", f"{ours}.linear.{v}", _PERSON_DELTAS, 8) for v in ("weight", "bias")]
     if bn_neck:
@@ -166,7 +166,7 @@ def _second_head_pairs(bn_neck: bool) -> list[Pair]:
             fill = 1.0 if value in ("weight", "running_var") else 0.0
             pairs.append(Pair(f"{theirs}.1.{value}", f"{ours}.norm.{value}", _PERSON_DELTAS, 8, fill))
         pairs.append(Pair(f"{theirs}.1.{_COUNTER}", f"{ours}.norm.{_COUNTER}"))
-    theirs, ours = "roi_heads.embedding_head", "roi_heads.embedding"
+    theirs, ours = "roi_heads.embedding_head", "roi_heads.reid_head.embedding"
     for level in ("res4", "res5"):
         values = ["0.weight", "0.bias", *(f"1.{v}" for v in (*NORM_VALUES, _COUNTER))]
         pairs += [Pair(f"{theirs}.projectors.feat_{level}.{v}", f"{ours}.{level}_projector.{v}") for v in values]

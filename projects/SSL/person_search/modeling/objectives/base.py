@@ -208,7 +208,7 @@ class BankObjective(ReIDObjective):
         """Arguments of the constructor from a configuration."""
         ssl = cfg.SSL
         return {
-            "dim": cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM,
+            "dim": cfg.MODEL.REID_HEAD.EMBEDDING_DIM,
             "multi_scale": ssl.EXEMPLAR.ENABLED,
             "new_weight": ssl.MEMORY.LAMBDA,
             "renormalize": ssl.MEMORY.RENORMALIZE,

@@ -114,7 +114,7 @@ class OIMObjective(ReIDObjective):
         if oim.TEMPERATURE <= 0:
             raise ConfigError(f"OIM.TEMPERATURE is {oim.TEMPERATURE}, expected more than 0")
         return {
-            "dim": cfg.MODEL.SECOND_HEAD.EMBEDDING_DIM,
+            "dim": cfg.MODEL.REID_HEAD.EMBEDDING_DIM,
             "queue_size": oim.QUEUE_SIZE,
             "momentum": oim.MOMENTUM,
             "temperature": oim.TEMPERATURE,
