@@ -108,7 +108,7 @@ class Bench:
         for bank in (objective.instance_bank, objective.multi_scale_bank):
             bank.features.copy_(F.normalize(torch.randn_like(bank.features), dim=1))
         self._branch, self._bank = self.model.exemplar_branch, objective.multi_scale_bank
-        with _settled(self.model), torch.no_grad(), EventStorage():
+        with _calibrated(self.model), torch.no_grad(), EventStorage():
             self.model(self.batch)
         if self.device.type == "cuda":
             self.step("all")  # the first one also chooses kernels
@@ -176,20 +176,20 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _settled(model: SSLPersonSearch) -> Iterator[None]:
+def _calibrated(model: SSLPersonSearch) -> Iterator[None]:
     """Within, frozen batch normalisation takes its statistics from what it sees first, which are scenes, not crops.
 
     Without pre-trained weights its placeholders let activations grow from block to block, and proposals fall outside.
     """
     waiting = {m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)}
 
-    def settle(layer: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+    def calibrate(layer: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         if layer in waiting:
             waiting.remove(layer)
             layer.running_mean.copy_(inputs[0].detach().mean((0, 2, 3)))
             layer.running_var.copy_(inputs[0].detach().var((0, 2, 3)) + layer.eps)
 
-    handles = [layer.register_forward_pre_hook(settle) for layer in waiting]
+    handles = [layer.register_forward_pre_hook(calibrate) for layer in waiting]
     try:
         yield
     finally:

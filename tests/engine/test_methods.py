@@ -154,7 +154,7 @@ def test_oim_losses_and_memory_are_those_of_the_definition(trained, name):
     assert len(objective.lookup_table) == len(persons)
     table, queue, slot = torch.zeros(len(persons), objective.dim), torch.zeros(7, objective.dim), 0
     for batch, losses in zip(run.batches, run.losses, strict=True):
-        identities = [int(training.person_ids[row]) for row in batch.roi_rows]
+        identities = [int(training.person_ids[row]) for row in batch.roi_instance_index]
         scores = batch.rois.detach() @ torch.cat([table, queue]).T * 30
         terms = [
             -F.log_softmax(score, dim=0)[persons.index(person)]
@@ -198,12 +198,14 @@ def test_cgps_losses_are_those_of_the_definition(trained):
         batch, memory, losses = run.batches[i], run.memories[i], run.losses[i]
         labels, rois = memory["cluster_labels"], batch.rois.detach()
         assert batch.persons is None
-        expected = weight * cluster_loss(rois, batch.roi_rows, memory["instance_bank.features"], labels, 0.6, 1e-6)
+        expected = weight * cluster_loss(
+            rois, batch.roi_instance_index, memory["instance_bank.features"], labels, 0.6, 1e-6
+        )
         assert float(losses["loss_cluster_instance"]) == pytest.approx(expected, rel=1e-3)
         to_persons, to_background = torch.cdist(rois, rois), torch.cdist(rois, batch.backgrounds.detach())
         hinges, background = [], []
-        for own, persons, ground in zip(labels[batch.roi_rows], to_persons, to_background, strict=True):
-            same = labels[batch.roi_rows] == own
+        for own, persons, ground in zip(labels[batch.roi_instance_index], to_persons, to_background, strict=True):
+            same = labels[batch.roi_instance_index] == own
             hinges.append(max(0.0, float(0.3 + persons[same].max() - persons[~same].min())))
             background.append(max(0.0, float(0.3 + persons.max() - ground.min())))
         expected = sum(hinges) / len(hinges) + 0.25 * sum(background) / len(background)
@@ -214,7 +216,7 @@ def test_cgps_moves_a_row_by_each_positive_roi_in_turn(trained):
     run = trained("cgps")
     bank = run.memories[0]["instance_bank.features"].clone()
     for batch in run.batches:
-        for feature, row in zip(batch.rois.detach(), batch.roi_rows.tolist(), strict=True):
+        for feature, row in zip(batch.rois.detach(), batch.roi_instance_index.tolist(), strict=True):
             moved = 0.2 * bank[row] + 0.8 * feature
             bank[row] = moved / moved.norm()
     found = run.trainer.person_search_model.objective.instance_bank.features
@@ -229,7 +231,10 @@ def test_r_siamnet_losses_are_those_of_the_definition(trained):
         batch, memory, losses = run.batches[i], run.memories[i], run.losses[i]
         labels, persons, crops = memory["cluster_labels"], batch.persons.detach(), batch.exemplars.detach()[:, 0]
         assert len(losses) == 4 and batch.exemplars.shape[1] == 1
-        pairs = {"instance": (batch.rois.detach(), batch.roi_rows), "multi_scale": (crops, batch.rows)}
+        pairs = {
+            "instance": (batch.rois.detach(), batch.roi_instance_index),
+            "multi_scale": (crops, batch.instance_index),
+        }
         for bank, (features, rows) in pairs.items():
             expected = weight * cluster_loss(features, rows, memory[f"{bank}_bank.features"], labels, 1.0)
             assert float(losses[f"loss_cluster_{bank}"]) == pytest.approx(expected, rel=1e-3)
@@ -248,7 +253,7 @@ def test_r_siamnet_losses_are_those_of_the_definition(trained):
 
 @pytest.mark.parametrize("name", ["oim", "cgps", "rsiamnet"])
 def test_a_short_training_lowers_the_losses(method, tmp_path, monkeypatch, name):
-    """Twenty-four iterations of a shallow network from nothing, on four frames whose cluster labels stay."""
+    """Twenty-four iterations of a shallow network from scratch, on four frames whose cluster labels stay."""
     read = training_set.registered_records
     monkeypatch.setattr(training_set, "registered_records", lambda name: read(name)[:4])
     cfg = method(name)

@@ -279,7 +279,7 @@ def test_every_variant_trains_in_mixed_precision(cfg, tmp_path, gpu, options):
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_training_learns_to_detect(cfg, tmp_path, device, mixed_precision):
-    """Sixty iterations from nothing: the losses of both RPN terms and of the box head fall by far."""
+    """Sixty iterations from scratch: the losses of both RPN terms and of the box head fall by far."""
     if mixed_precision and device == "cpu":
         pytest.skip("mixed precision needs a GPU")
     cfg.merge_from_list([

@@ -92,7 +92,7 @@ def test_training_and_inference_look_at_the_rpns_boxes(narrow_cfg, kind):
     (sampled,) = seen[0]
     assert len(embeddings.rois) == int((sampled.gt_classes == 0).sum()) == 3  # two annotated boxes and one near them
     assert len(embeddings.backgrounds) == int((sampled.gt_classes == 1).sum()) == 2
-    assert sorted(embeddings.roi_rows.tolist()) == [1, 3, 3] and embeddings.rows.tolist() == [3, 1]
+    assert sorted(embeddings.roi_instance_index.tolist()) == [1, 3, 3] and embeddings.instance_index.tolist() == [3, 1]
 
     model.eval()
     with torch.no_grad():

@@ -135,7 +135,7 @@ def test_processes_gather_before_they_remember(monkeypatch):
     monkeypatch.setattr("person_search.modeling.objectives.base.comm.all_gather", lambda data: sent)
     for o in processes:
         o.apply_pending()
-    whole = [(identities[p.roi_rows], p.rois.detach()) for p in parts]
+    whole = [(identities[p.roi_instance_index], p.rois.detach()) for p in parts]
     table, queue, slot = textbook_memory(torch.zeros(2, DIM), torch.zeros(4, DIM), 0, whole, 0.5)
     for o in processes:
         torch.testing.assert_close(o.lookup_table, table)

@@ -31,11 +31,18 @@ def test_the_multi_label_loss_is_a_sum_over_persons_or_their_mean():
         objective.set_threshold(0.2)
         rows = torch.tensor([0, 4, 7])
         batch = TrainingEmbeddings(
-            rois=rois, roi_rows=rows[:2], backgrounds=rois[:0], persons=persons, rows=rows, images=rows, exemplars=None
+            rois=rois,
+            roi_instance_index=rows[:2],
+            backgrounds=rois[:0],
+            persons=persons,
+            instance_index=rows,
+            image_index=rows,
+            exemplars=None,
         )
         found[reduction] = objective(batch)["loss_multi_label_instance"]
         nobody = TrainingEmbeddings(
-            rois=rois[:0], roi_rows=rows[:0], backgrounds=rois, persons=persons[:0], rows=rows[:0], images=rows[:0],
+            rois=rois[:0], roi_instance_index=rows[:0], backgrounds=rois, persons=persons[:0],
+            instance_index=rows[:0], image_index=rows[:0],
             exemplars=None,
         )  # fmt: skip
         assert objective(nobody)["loss_multi_label_instance"] == 0
@@ -60,8 +67,9 @@ def test_mixed_precision_does_not_reach_the_losses(device):
     objective.set_threshold(0.2)
     rows = torch.tensor([0, 1, 2, 30], device=device)
     batch = TrainingEmbeddings(
-        rois=unit(6, 16), roi_rows=torch.tensor([0, 0, 1, 2, 30, 30], device=device), backgrounds=unit(2, 16),
-        persons=unit(4, 16), rows=rows, images=torch.tensor([0, 0, 0, 1], device=device), exemplars=unit(4, 4, 16),
+        rois=unit(6, 16), roi_instance_index=torch.tensor([0, 0, 1, 2, 30, 30], device=device), backgrounds=unit(2, 16),
+        persons=unit(4, 16), instance_index=rows, image_index=torch.tensor([0, 0, 0, 1], device=device),
+        exemplars=unit(4, 4, 16),
     )  # fmt: skip
     expected = objective(batch)
     with torch.autocast(device, dtype=torch.bfloat16):

@@ -35,20 +35,20 @@ class TrainingEmbeddings:
 
     Attributes:
         rois: (R, d) positive RoIs of the head that embeds.
-        roi_rows: (R,) int64, the bank row of the person that each RoI is matched to.
+        roi_instance_index: (R,) int64, the bank row of the person that each RoI is matched to.
         backgrounds: (G, d) its negative RoIs.
         persons: (P, d) the RoIs of the ground-truth boxes; None where the objective does not read them.
-        rows: (P,) int64, bank row of each person.
-        images: (P,) int64, position in the batch of each person's image.
+        instance_index: (P,) int64, bank row of each person.
+        image_index: (P,) int64, position in the batch of each person's image.
         exemplars: (P, S, d) features of the exemplars, None without the exemplar branch.
     """
 
     rois: Tensor
-    roi_rows: Tensor
+    roi_instance_index: Tensor
     backgrounds: Tensor
     persons: Tensor | None
-    rows: Tensor
-    images: Tensor
+    instance_index: Tensor
+    image_index: Tensor
     exemplars: Tensor | None
 
 
@@ -456,17 +456,17 @@ def _without_masks(target: Instances) -> Instances:
 def _training_embeddings(sampled: list[Instances], targets: list[Instances], rois: Tensor) -> dict[str, Tensor | None]:
     """Parts the RoIs into positive and negative ones and names the bank row of everything."""
     foreground = cat([s.gt_classes == 0 for s in sampled])
-    roi_rows = cat([
+    roi_instance_index = cat([
         s.gt_instance_index if s.has("gt_instance_index") else torch.zeros_like(s.gt_classes) for s in sampled
     ])  # fmt: skip
-    images = [torch.full_like(t.gt_instance_index, i) for i, t in enumerate(targets)]
+    image_index = [torch.full_like(t.gt_instance_index, i) for i, t in enumerate(targets)]
     return {
         "rois": rois[foreground],
-        "roi_rows": roi_rows[foreground],
+        "roi_instance_index": roi_instance_index[foreground],
         "backgrounds": rois[~foreground],
         "persons": None,
-        "rows": cat([t.gt_instance_index for t in targets]),
-        "images": cat(images),
+        "instance_index": cat([t.gt_instance_index for t in targets]),
+        "image_index": cat(image_index),
         "exemplars": None,
     }
 

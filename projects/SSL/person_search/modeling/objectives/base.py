@@ -250,7 +250,11 @@ class BankObjective(ReIDObjective):
     def _keep(self, batch: TrainingEmbeddings) -> Tensor | None:
         """Keeps the persons' features for the bank update; returns f^h (P, d) of their exemplars if there are any."""
         multi_scale = None if batch.exemplars is None else F.normalize(batch.exemplars.mean(dim=1), dim=1)
-        self.pending = (batch.rows, batch.persons.detach(), None if multi_scale is None else multi_scale.detach())
+        self.pending = (
+            batch.instance_index,
+            batch.persons.detach(),
+            None if multi_scale is None else multi_scale.detach(),
+        )
         return multi_scale
 
     def _remember(self, rows: Tensor, instances: Tensor, multi_scale: Tensor | None) -> None:
@@ -267,11 +271,11 @@ class BankObjective(ReIDObjective):
         common = (self.temperature, self.hard_negative_mass, self.epsilon)
         losses = {
             "loss_cluster_instance": cluster_contrastive_loss(
-                batch.rois, self.instance_bank.features, self.cluster_labels, batch.roi_rows, *common
+                batch.rois, self.instance_bank.features, self.cluster_labels, batch.roi_instance_index, *common
             )
         }
         if multi_scale is not None:
             losses["loss_cluster_multi_scale"] = cluster_contrastive_loss(
-                multi_scale, self.multi_scale_bank.features, self.cluster_labels, batch.rows, *common
+                multi_scale, self.multi_scale_bank.features, self.cluster_labels, batch.instance_index, *common
             )
         return {name: self.cluster_weight * value for name, value in losses.items()}

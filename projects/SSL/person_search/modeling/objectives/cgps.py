@@ -94,10 +94,10 @@ class CGPSObjective(BankObjective):
         }
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        self.pending = (batch.roi_rows, batch.rois.detach())
+        self.pending = (batch.roi_instance_index, batch.rois.detach())
         losses = self._cluster_losses(batch, None)
         if self.context_weight:
-            labels = self.cluster_labels[batch.roi_rows]
+            labels = self.cluster_labels[batch.roi_instance_index]
             context = detection_context_loss(batch.rois, labels, batch.backgrounds, self.margin, self.background_weight)
             losses["loss_context"] = self.context_weight * context
         return losses

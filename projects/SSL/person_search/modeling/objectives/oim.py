@@ -15,7 +15,7 @@ from .base import REID_OBJECTIVE_REGISTRY, ReIDObjective
 
 
 def online_matching_loss(features: Tensor, targets: Tensor, table: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the similarities to all identities and all queued strangers (OIM, Eq. 1-4).
+    """Cross-entropy of the similarities to all identities and all queued persons without one (OIM, Eq. 1-4).
 
     Args:
         features: (R, d) unit features.
@@ -138,7 +138,7 @@ class OIMObjective(ReIDObjective):
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64, device=device))
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        targets = self.row_identity[batch.roi_rows]
+        targets = self.row_identity[batch.roi_instance_index]
         self.pending = (targets, batch.rois.detach())
         loss = online_matching_loss(batch.rois, targets, self.lookup_table, self.queue, self.temperature)
         return {"loss_oim": self.weight * loss}

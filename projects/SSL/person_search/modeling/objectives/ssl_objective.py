@@ -98,14 +98,14 @@ class SSLObjective(BankObjective):
     def _scale_loss(self, batch: TrainingEmbeddings) -> Tensor:
         originals = batch.exemplars[:, -1] if self.has_original else None
         scales = batch.exemplars[:, :-1] if self.has_original else batch.exemplars
-        return scale_invariant_loss(batch.persons, originals, scales, batch.images, self.margin, self.gamma)
+        return scale_invariant_loss(batch.persons, originals, scales, batch.image_index, self.margin, self.gamma)
 
     def _multi_label_losses(self, batch: TrainingEmbeddings, multi_scale: Tensor | None) -> dict[str, Tensor]:
-        labels = self.predict_labels(batch.rows)
+        labels = self.predict_labels(batch.instance_index)
         # Eq. 12 sums over the persons of the whole batch, while data-parallel training averages over processes.
         weight = self.multi_label_weight * comm.get_world_size()
         if self.multi_label_reduction == "mean":
-            weight = weight / _persons_of_all_processes(batch.rows)
+            weight = weight / _persons_of_all_processes(batch.instance_index)
         pairs = {"instance": (batch.persons, self.instance_bank)}
         if multi_scale is not None:
             pairs["multi_scale"] = (multi_scale, self.multi_scale_bank)
