@@ -261,7 +261,7 @@ def _add_schedule_keys(cfg: CfgNode) -> None:
 def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Also evaluate the network before its first iteration, to compare with.
     cfg.TEST.EVAL_BEFORE_TRAINING = False
-    # Speed of inference, see docs/performance.md; figures change by rounding. Convolutions at test time in half
+    # Speed of inference, see docs/lab/inference_speed.md; figures change by rounding. Convolutions at test time in half
     # precision (float16 on a GPU, bfloat16 on a CPU), and with the channels of a pixel side by side in memory.
     cfg.TEST.HALF_PRECISION = False
     cfg.TEST.CHANNELS_LAST = False
