@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "person_search"
-BASE = {"errors", "io", "tf32", "config"}
+BASE = {"errors", "io", "progress", "tf32", "config"}
 # Folder -> what it may import beside itself. A folder imports nothing that stands below it in this table, but for
 # `data.registration`, which registers the synthetic sets too, and the evaluator, which writes the page of a report.
 FLOORS = {

@@ -16,10 +16,10 @@ from matplotlib.patches import Patch, Rectangle
 from ..data.images import frame_reader
 from ..evaluation.analysis import choose_queries, read_queries
 from ..io import replacing
+from .palette import CORRECT, QUERY, WRONG
 from .strips import ReadFrame, crop_box
 
-# Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
-CORRECT, WRONG, QUERY = "#0A7CFF", "#F0640A", "#222222"
+# Beside the colours, so that grey prints can be read.
 _SIGNS = {True: "✓", False: "✗"}
 CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
