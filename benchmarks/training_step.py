@@ -183,13 +183,13 @@ def _settled(model: SSLPersonSearch) -> Iterator[None]:
     """
     waiting = {m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)}
 
-    def settle(layer: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+    def calibrate(layer: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         if layer in waiting:
             waiting.remove(layer)
             layer.running_mean.copy_(inputs[0].detach().mean((0, 2, 3)))
             layer.running_var.copy_(inputs[0].detach().var((0, 2, 3)) + layer.eps)
 
-    handles = [layer.register_forward_pre_hook(settle) for layer in waiting]
+    handles = [layer.register_forward_pre_hook(calibrate) for layer in waiting]
     try:
         yield
     finally:

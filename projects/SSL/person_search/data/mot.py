@@ -1,4 +1,4 @@
-"""Own data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
+"""Custom data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
 
 from __future__ import annotations
 

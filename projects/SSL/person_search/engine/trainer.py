@@ -148,7 +148,7 @@ class PersonSearchTrainer(DefaultTrainer):
                 training: each would leave features of weights that are soon gone.
 
         Returns:
-            the figures, by dataset where there are several.
+            the metrics, by dataset where there are several.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)

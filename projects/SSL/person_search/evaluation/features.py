@@ -57,7 +57,7 @@ def weights_key(model: nn.Module) -> str:
 def inference_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys that may change what the model returns, fit for JSON.
 
-    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong figure.
+    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong metric.
     """
     return {
         "MODEL": {name: _plain(value) for name, value in cfg.MODEL.items() if name not in _PLACES},
@@ -263,7 +263,7 @@ class StoreWriter:
     """Collects outputs and writes a file every `FRAMES_A_FILE` frames or `SECONDS_A_FILE` seconds, and at the end.
 
     Also when the block ends with an error what came so far is written. If a file cannot be written, one message says
-    so and no more are: the figures do not need the store.
+    so and no more are: the metrics do not need the store.
     """
 
     store: FeatureStore

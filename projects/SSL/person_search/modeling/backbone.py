@@ -76,7 +76,7 @@ def build_res5(cfg: CfgNode) -> LastStage:
 
 @BACKBONE_REGISTRY.register()
 def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Stem to res4 of a ResNet of depth 10, 18 or 34 and of any width, for training from nothing.
+    """Stem to res4 of a ResNet of depth 10, 18 or 34 and of any width, for training from scratch.
 
     Detectron2's own builder fixes the width of depths 18 and 34, for ImageNet weights, and has no depth 10.
 

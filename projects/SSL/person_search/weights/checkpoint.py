@@ -101,7 +101,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             name, theirs, own = wrong[0]
             raise CheckpointError(
                 f"weights {path} are of another backbone: {name} is {tuple(theirs)}, and {tuple(own)} with this config "
-                f"({len(wrong)} such weights); give weights that fit, change MODEL.RESNETS, or start from nothing with "
+                f"({len(wrong)} such weights); give weights that fit, change MODEL.RESNETS, or start from scratch with "
                 'MODEL.WEIGHTS ""'
             )
 

@@ -15,7 +15,7 @@ from .base import REID_OBJECTIVE_REGISTRY, ReIDObjective
 
 
 def online_matching_loss(features: Tensor, targets: Tensor, table: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the similarities to all identities and all queued strangers (OIM, Eq. 1-4).
+    """Cross-entropy of the similarities to all identities and all queued distractors (OIM, Eq. 1-4).
 
     Args:
         features: (R, d) unit features.
