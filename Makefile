@@ -1,5 +1,6 @@
 # make setup   builds .venv from hash-pinned requirements, Detectron2 included
 # make demo    generates the built-in data, trains and evaluates SSL on it, leaves output/demo/
+# make lint    checks style and types (ruff, mypy)
 # make test    runs the tests
 # make lock    renews the hash-pinned requirements (needs uv)
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lock clean
+.PHONY: setup demo lint test lock clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,11 @@ $(STAMP): requirements/build.txt requirements/test.txt requirements/detectron2.t
 
 demo: setup
 	$(BIN)/python tools/demo.py
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

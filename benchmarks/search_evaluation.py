@@ -92,9 +92,9 @@ def measure(problem: SearchProblem, args: argparse.Namespace, loaded: float) -> 
     results = evaluate_galleries(problem, options, names, progress=sys.stderr.isatty())
     detection = evaluate_detection(problem, args.score_threshold) if args.detection else None
     seconds = time.perf_counter() - start
-    line: dict[str, Any] = {"gallery": main_gallery, **results[main_gallery].figures()}
+    line: dict[str, Any] = {"gallery": main_gallery, **results[main_gallery].metrics()}
     if len(results) > 1:
-        line["galleries"] = {name: result.figures() for name, result in results.items()}
+        line["galleries"] = {name: result.metrics() for name, result in results.items()}
     if detection:
         line |= asdict(detection)
     return line | {
@@ -215,7 +215,7 @@ def _simulate(
     dimension: int,
 ) -> SearchProblem:
     center = rng.standard_normal((num_persons, dimension), np.float32)
-    # All people look somewhat alike, as they do to a network: similarities of strangers are about a half.
+    # All people look somewhat alike, as they do to a network: similarities of distractors are about a half.
     center += rng.standard_normal(dimension, np.float32)
     gt_frame = np.sort(rng.integers(num_frames, size=num_boxes))
     gt_person = np.where(rng.random(num_boxes) < 0.6, rng.integers(num_persons, size=num_boxes), -1)

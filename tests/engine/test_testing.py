@@ -154,7 +154,7 @@ def test_an_interrupted_extraction_goes_on(evaluate, cfg, caplog):
             evaluate(cfg, limit=number)
     with caplog.at_level(logging.INFO):
         assert evaluate(cfg) == (expected, NUM_FRAMES - 9)
-    assert "features of 9 of 12 frames from" in caplog.text and "3 frames in 0:00:0" in caplog.text
+    assert "features of 9 of 12 frames from" in caplog.text and "3 frames in " in caplog.text
     assert evaluate(cfg) == (expected, 0)
 
 

@@ -33,7 +33,7 @@ def expected(shared):
 ])  # fmt: skip
 def test_golden_figures(golden_problem, expected, case, gallery, options):
     result = evaluate_galleries(golden_problem, options, [gallery])[gallery]
-    assert result.figures() == pytest.approx(expected[case], abs=1e-6)
+    assert result.metrics() == pytest.approx(expected[case], abs=1e-6)
 
 
 def test_golden_figures_do_not_depend_on_blocks_or_on_other_galleries(golden_problem, expected, monkeypatch):
@@ -41,7 +41,7 @@ def test_golden_figures_do_not_depend_on_blocks_or_on_other_galleries(golden_pro
     results = evaluate_galleries(golden_problem)
     assert list(results) == ["all_cameras", "cross_camera"]
     for name, result in results.items():
-        assert result.figures() == pytest.approx(expected[name], abs=1e-6)
+        assert result.metrics() == pytest.approx(expected[name], abs=1e-6)
 
 
 def test_order_of_detections_plays_no_part(golden_problem):
@@ -49,7 +49,7 @@ def test_order_of_detections_plays_no_part(golden_problem):
     names = ("det_frame", "det_box", "det_score", "det_feature")
     other = replace(golden_problem, **{name: getattr(golden_problem, name)[shuffled] for name in names})
     ours, theirs = evaluate_search(golden_problem), evaluate_search(other)
-    assert theirs.figures() == pytest.approx(ours.figures(), abs=1e-9)
+    assert theirs.metrics() == pytest.approx(ours.metrics(), abs=1e-9)
     np.testing.assert_array_equal(shuffled[theirs.best_detection], ours.best_detection)
 
 
@@ -121,7 +121,7 @@ def test_random_problems_match_the_slow_reference(slow, problem, weighted, name)
             ranks.append(rank)
     assert result.num_evaluated == len(aps)
     figures = {f"top{k}": np.mean([0 < rank <= k for rank in ranks]) if ranks else np.nan for k in (1, 5, 10)}
-    assert result.figures() == pytest.approx({"mAP": np.mean(aps) if aps else np.nan, **figures}, nan_ok=True)
+    assert result.metrics() == pytest.approx({"mAP": np.mean(aps) if aps else np.nan, **figures}, nan_ok=True)
 
 
 def make_problem(detections, gts, num_frames=3, query_feature=(1.0, 0.0)) -> SearchProblem:
@@ -199,7 +199,7 @@ def test_a_query_without_a_feature_finds_nothing():
 @pytest.mark.parametrize("detections", [[], [(0, BOX, 0.9, HIT)], [(2, BOX, 0.9, HIT)]])
 def test_without_a_detection_in_the_right_place_all_figures_are_zero(options, detections):
     result = evaluate_search(make_problem(detections, [(1, BOX, 7)]), options)
-    assert result.figures() == {"mAP": 0.0, "top1": 0.0, "top5": 0.0, "top10": 0.0}
+    assert result.metrics() == {"mAP": 0.0, "top1": 0.0, "top5": 0.0, "top10": 0.0}
 
 
 def test_detections_without_area_match_nothing():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from person_search.reproduction.runner import Active, duration, seconds_left, status, training_progress
+from person_search.progress import duration
+from person_search.reproduction.runner import Active, seconds_left, status, training_progress
 
 
 @pytest.mark.parametrize(

@@ -267,11 +267,11 @@ def _add_schedule_keys(cfg: CfgNode) -> None:
 def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Also evaluate the network before its first iteration, to compare with.
     cfg.TEST.EVAL_BEFORE_TRAINING = False
-    # Speed of inference, see docs/performance.md; figures change by rounding. Convolutions at test time in half
+    # Speed of inference, see docs/lab/inference_speed.md; metrics change by rounding. Convolutions at test time in half
     # precision (float16 on a GPU, bfloat16 on a CPU), and with the channels of a pixel side by side in memory.
     cfg.TEST.HALF_PRECISION = False
     cfg.TEST.CHANNELS_LAST = False
-    # `--eval-only` folds the backbone's batch normalisation into its convolutions: the same figures but for rounding.
+    # `--eval-only` folds the backbone's batch normalisation into its convolutions: the same metrics but for rounding.
     cfg.TEST.FOLD_BATCH_NORM = False
     cfg.TEST.PERSON_SEARCH = CfgNode()
     # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU to it
@@ -279,7 +279,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.QUERY_FEATURE = "ground_truth"
     # What is searched: the "detections", or the "ground_truth" boxes (the bound that a perfect detector would reach).
     cfg.TEST.PERSON_SEARCH.GALLERY = "detections"
-    # Own sets: also search the frames of other cameras alone. PRW is searched both ways in any case.
+    # Custom sets: also search the frames of other cameras alone. PRW is searched both ways in any case.
     cfg.TEST.PERSON_SEARCH.CROSS_CAMERA = False
     # Multiply similarities by the detection score (SeqNet's CWS).
     cfg.TEST.PERSON_SEARCH.SCORE_WEIGHTED = True
@@ -292,7 +292,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.FEATURE_STORE.FOLDER = ""
     # Also keep detections, features, boxes and queries of the evaluation, as problem.npz beside results.json.
     cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = False
-    # Write report.html, which shows the figures, what is behind them, and some queries with their best detections.
+    # Write report.html, which shows the metrics, what is behind them, and some queries with their best detections.
     cfg.TEST.PERSON_SEARCH.REPORT = True
     # Context bipartite graph matching (SeqNet; 30 and 4 are its for PRW, 10 and 3 for CUHK-SYSU).
     cfg.TEST.PERSON_SEARCH.CBGM = CfgNode()

@@ -1,4 +1,4 @@
-"""Own data in COCO's JSON format, with `person_id` on annotations and `camera_id` on images where they are known."""
+"""Custom data in COCO's JSON format, with `person_id` on annotations and `camera_id` on images where they are known."""
 
 from __future__ import annotations
 

@@ -94,9 +94,9 @@ class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):
         arrays = _gallery_arrays(self._root, file)
         if _queries(arrays) != self._queries:
             raise DatasetError(f"{file}: asks other queries than the smaller galleries; fetch the files again")
-        strangers = set(arrays["images"].tolist()) - set(pool_frames(self._root))
-        if strangers:
-            raise DatasetError(f"{file}: {len(strangers)} gallery frames are not in pool.mat, such as {min(strangers)}")
+        foreign = set(arrays["images"].tolist()) - set(pool_frames(self._root))
+        if foreign:
+            raise DatasetError(f"{file}: {len(foreign)} gallery frames are not in pool.mat, such as {min(foreign)}")
         return _galleries(arrays)
 
 

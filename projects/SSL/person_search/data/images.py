@@ -341,8 +341,8 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
         image = read_video_frame(*frame)
         return image if format == "BGR" else np.ascontiguousarray(image[:, :, ::-1])
     with _opened(file_name) as picture:
-        image = _to_rgb(file_name, picture.image)
-        pixels = np.asarray(image if picture.turn is None else image.transpose(picture.turn))
+        rgb = _to_rgb(file_name, picture.image)
+        pixels = np.asarray(rgb if picture.turn is None else rgb.transpose(picture.turn))
     # The copy makes it writable: Pillow lends its buffer read-only.
     return np.array(pixels if format == "RGB" else pixels[:, :, ::-1], order="C")
 

@@ -239,7 +239,7 @@ def build_test_loader(records: Sequence[Record], mapper: Mapper, *, num_workers:
         num_workers: worker processes; 0 loads in this process.
 
     Raises:
-        DatasetError: there are no records. While iterating: an image cannot be read (a figure over the others would be
+        DatasetError: there are no records. While iterating: an image cannot be read (a metric over the others would be
             silently wrong).
     """
     return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=False), num_workers)

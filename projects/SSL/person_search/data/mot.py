@@ -1,4 +1,4 @@
-"""Own data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
+"""Custom data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def load_mot(
     _check_frames(gt_file, persons, names, first, last)
     sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
     found = [
-        Frame(names[n], Path(names[n]).name, *(size or (None, None)), [p for _, p in persons.get(n, ())], camera_id)
-        for n, size in zip(taken, sizes, strict=True)
+        Frame(names[n], Path(names[n]).name, height, width, [p for _, p in persons.get(n, ())], camera_id)
+        for n, (height, width) in zip(taken, (known or (None, None) for known in sizes), strict=True)
     ]
     return build_records(dataset, found, strict)
 

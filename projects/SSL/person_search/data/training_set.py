@@ -142,7 +142,7 @@ def check_registered(name: str) -> None:
         theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
         ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
         raise ConfigError(
-            f"data set {name} is not registered; registered are {', '.join(ours)} (own sets: DATASETS.CUSTOM)"
+            f"data set {name} is not registered; registered are {', '.join(ours)} (custom sets: DATASETS.CUSTOM)"
         )
 
 

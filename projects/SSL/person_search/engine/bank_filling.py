@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +12,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from ..data.training_set import TrainingSet
 from ..modeling import PooledFeatures, SSLPersonSearch
 from ..modeling.layers import SyncedBatchNorm1d
+from ..progress import Progress
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def fill_banks(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> None:
+def fill_banks(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> None:
     """Extracts f_i and f^h of every annotated person and writes them into both banks of every process.
 
     Args:
@@ -54,7 +53,7 @@ def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, 
 
 
 @torch.no_grad()
-def calibrate_embedding(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> None:
+def calibrate_embedding(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> None:
     """Sets the running statistics of the embedding's batch normalisation to those of annotated persons and exemplars.
 
     First and second moments are those of all rows of all processes together, so that neither the number of persons in
@@ -96,7 +95,7 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Iterable[list[dict[str,
 
 
 @torch.no_grad()
-def extract_features(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> tuple[Tensor, Tensor | None]:
+def extract_features(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> tuple[Tensor, Tensor | None]:
     """f_i and f^h of every annotated person as the network in evaluation mode gives them; the banks stay as they are.
 
     Args:
@@ -122,22 +121,20 @@ def extract_features(model: SSLPersonSearch, batches: Iterable[list[dict[str, An
     return instances, multi_scale
 
 
-def _extract(model: SSLPersonSearch, batches: Iterable[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+def _extract(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
     parts = []
     for batch in with_progress(batches, "Features of all persons"):
         parts.append(tuple(None if t is None else t.cpu() for t in model.embed_persons(batch)))
     return parts
 
 
-def with_progress(batches: Iterable[list[dict[str, Any]]], what: str) -> Iterator[list[dict[str, Any]]]:
-    """Batches as they come; every ten seconds a line says how many are done and how long the rest will take."""
-    total = len(batches) if hasattr(batches, "__len__") else 0
-    start = time.perf_counter()
-    for done, batch in enumerate(batches, 1):
+def with_progress(batches: Collection[list[dict[str, Any]]], what: str) -> Iterator[list[dict[str, Any]]]:
+    """Batches as they come, with a line every few seconds about how many are done."""
+    progress = Progress(what, len(batches), "batches")
+    for batch in batches:
+        progress.loaded()
         yield batch
-        left = (time.perf_counter() - start) / done * max(total - done, 0)
-        message = f"{what}: {done} of {total or '?'} batches, {left:.0f} s left"
-        log_every_n_seconds(logging.INFO, message, n=10, name=__name__)
+        progress.finished(1)
 
 
 @contextmanager

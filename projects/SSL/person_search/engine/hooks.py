@@ -56,7 +56,7 @@ class SeedIterations(HookBase):
 
 
 class EvaluateUntrained(HookBase):
-    """Before training, evaluates the network as it starts; its figures are logged below "untrained/"."""
+    """Before training, evaluates the network as it starts; its metrics are logged below "untrained/"."""
 
     def __init__(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         self._evaluate = evaluate

@@ -38,7 +38,7 @@ def evaluate_dataset(
         store: features are taken from there and put there; None: without.
 
     Returns:
-        what the evaluator returns: the figures on the first process, {} on others.
+        what the evaluator returns: the metrics on the first process, {} on others.
     """
     records = registered_records(dataset_name)
     evaluator.reset()

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
-from ..data.training_set import load_training_set, registered_records
+from ..data.training_set import TrainingSet, load_training_set, registered_records
 from ..errors import CheckpointError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..io import replacing
@@ -71,14 +71,13 @@ class PersonSearchTrainer(DefaultTrainer):
         # Not DefaultTrainer's constructor: it builds the model before any data, and cannot wrap a model on CPUs.
         super(DefaultTrainer, self).__init__()
         check_config(cfg)
-        self.training_set = load_training_set(
-            cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        self.training_set = _training_set(cfg)
         self.training_set.check_images()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg = resolve_schedule(cfg, len(self.training_set.records))
         self.iterations_per_epoch = iterations_per_epoch(len(self.training_set.records), cfg.SOLVER.IMS_PER_BATCH)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.start_iter = 0
 
         seed_generators(self.seed)
         model = self.build_model(cfg)
@@ -88,10 +87,11 @@ class PersonSearchTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         wrapped = _distribute(model)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_type(wrapped, self.build_train_loader(cfg), optimizer)
+        loader = self.build_train_loader(cfg, self.training_set, seed=self.seed, start_iteration=self.start_iter)
+        self._trainer = trainer_type(wrapped, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, cfg, trainer=weakref.proxy(self))
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         logger.info(
             "%d frames with %d persons; %d iterations, %d an epoch",
@@ -105,14 +105,17 @@ class PersonSearchTrainer(DefaultTrainer):
         """Detectron2's optimizer, which can also clip the norm of all gradients together."""
         return build_optimizer(cfg, model)
 
-    def build_train_loader(self, cfg: CfgNode) -> Any:
-        """Batches from the current start of the training on."""
+    @classmethod
+    def build_train_loader(
+        cls, cfg: CfgNode, training_set: TrainingSet | None = None, *, seed: int = 0, start_iteration: int = 0
+    ) -> Any:
+        """Batches of a training set, by default that of DATASETS.TRAIN, from an iteration on."""
         loader = build_train_loader(
-            self.training_set.records,
+            (training_set or _training_set(cfg)).records,
             PersonSearchMapper(cfg, True),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            seed=self.seed,
-            start_iteration=self.start_iter,
+            seed=seed,
+            start_iteration=start_iteration,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
         return LastBatch(loader)
@@ -148,7 +151,7 @@ class PersonSearchTrainer(DefaultTrainer):
                 training: each would leave features of weights that are soon gone.
 
         Returns:
-            the figures, by dataset where there are several.
+            the metrics, by dataset where there are several.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
@@ -242,7 +245,11 @@ class PersonSearchTrainer(DefaultTrainer):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resumed:
             self.start_iter = self.iter + 1
-            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(
+                    self.cfg, self.training_set, seed=self.seed, start_iteration=self.start_iter
+                )
+            )
 
     def train(self) -> Any:
         """Trains; see `DefaultTrainer.train`.
@@ -339,6 +346,10 @@ def forget_metrics_from(path: str, iteration: int) -> None:
             kept += [line] if keep else []
     with replacing(path, error=TrainingError) as temporary:
         temporary.write_text("".join(kept))
+
+
+def _training_set(cfg: CfgNode) -> TrainingSet:
+    return load_training_set(cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
 def _distribute(model: nn.Module) -> nn.Module:

@@ -34,7 +34,7 @@ class Part:
 
 
 def figures_of(result: SearchResult, chosen: np.ndarray) -> Part:
-    """The figures of the queries where `chosen` (Q,) bool is set; those without a match to find are left out."""
+    """The metrics of the queries where `chosen` (Q,) bool is set; those without a match to find are left out."""
     counted = chosen & (result.target_count > 0)
     if not counted.any():
         return Part(0, float("nan"), float("nan"))
@@ -60,7 +60,7 @@ def by_height(
         edges: rising bounds in pixels; a bin holds its lower bound, not its upper one.
 
     Returns:
-        (lower, upper) -> figures, by rising height, for each bin with a query; the first starts at 0, the last ends at
+        (lower, upper) -> metrics, by rising height, for each bin with a query; the first starts at 0, the last ends at
         infinity.
     """
     height = problem.query_box[:, 3] - problem.query_box[:, 1]
@@ -155,7 +155,7 @@ def _counted(value: np.ndarray, bins: int) -> np.ndarray:
 
 
 def query_rows(problem: SearchProblem, result: SearchResult) -> list[dict[str, Any]]:
-    """One mapping a query, fit for JSON: the query, its figures and its best gallery results.
+    """One mapping a query, fit for JSON: the query, its metrics and its best gallery results.
 
     Returns:
         For each query `frame`, `box` (xyxy pixels), `person_id`, `AP` (fraction, None without a match to find),
@@ -296,7 +296,7 @@ def describe_protocol(
 
     Args:
         kind: of the `SearchProtocol`.
-        names: gallery -> the names of its figures.
+        names: gallery -> the names of its metrics.
         choices: "query_feature" and "gallery" as in `build_problem`.
         options: how similarities are made.
     """
@@ -305,9 +305,9 @@ def describe_protocol(
     return {
         "dataset_kind": kind,
         "galleries": {
-            figure: _GALLERIES.get(gallery, f"{gallery} frames a query, from the protocol file")
-            for gallery, figures in names.items()
-            for figure in figures
+            metric: _GALLERIES.get(gallery, f"{gallery} frames a query, from the protocol file")
+            for gallery, metrics in names.items()
+            for metric in metrics
         },
         "searched": f"detections of score >= {options.score_threshold:g}" if detections else "ground-truth boxes",
         "query_feature": _query_feature(choices["query_feature"], detections),
@@ -334,7 +334,7 @@ def _query_feature(choice: str, detections: bool) -> str:
 def describe_breakdown(
     problem: SearchProblem, results: Mapping[str, SearchResult], options: SearchOptions, detection: bool
 ) -> dict[str, Any]:
-    """What is behind the figures, as a mapping fit for JSON; figures in percent.
+    """What is behind the metrics, as a mapping fit for JSON; metrics in percent.
 
     Args:
         problem: what was searched.
@@ -343,7 +343,7 @@ def describe_breakdown(
         detection: whether detections were searched, so that they have a precision-recall curve.
 
     Returns:
-        `main_gallery`; `galleries`: for each one with figures its `queries`, `frames` (mean number searched for a
+        `main_gallery`; `galleries`: for each one with metrics its `queries`, `frames` (mean number searched for a
         query), `all_cameras`, `mAP`, `cmc` (top-1 to top-20) and the parts `cameras` and `heights`; `similarity`: see
         `SimilarityHistogram`; `detection`: points of the precision-recall curve, None without detections.
     """
@@ -383,8 +383,8 @@ def _gallery(problem: SearchProblem, name: str, result: SearchResult) -> dict[st
 
 
 def _part(part: Part) -> dict[str, Any]:
-    figures = {"mAP": 100 * part.mAP, "top1": 100 * part.top1} if part.queries else {"mAP": None, "top1": None}
-    return {"queries": part.queries, **figures}
+    metrics = {"mAP": 100 * part.mAP, "top1": 100 * part.top1} if part.queries else {"mAP": None, "top1": None}
+    return {"queries": part.queries, **metrics}
 
 
 def _thinned(curve: PrecisionRecall, points: int = 300) -> dict[str, list[float]]:

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..data.catalog import EVALUATOR_TYPE
 from ..data.records import SearchProtocol
 from ..errors import ConfigError, DatasetError, PersonSearchError
 from ..report import write_report
@@ -47,13 +48,13 @@ T = TypeVar("T")
 
 
 class PersonSearchEvaluator(DatasetEvaluator):
-    """Search and detection figures of one test set, in percent.
+    """Search and detection metrics of one test set, in percent.
 
     `evaluate` returns (Detectron2's result format) "search" with mAP, top1, top5 and top10 of the main gallery: PRW,
     all cameras; CUHK-SYSU, 100 frames, else the smallest; custom sets, every frame but the query's own. Further
     galleries are "search_cross_camera" and "search_gallery_<size>", and "detection" has AP and recall. With an output
-    folder it writes results.json (the figures, how they were made, counts), queries.json (the main gallery, query by
-    query), breakdown.json (figures by camera and height, curves) and report.html, which shows them all.
+    folder it writes results.json (the metrics, how they were made, counts), queries.json (the main gallery, query by
+    query), breakdown.json (metrics by camera and height, curves) and report.html, which shows them all.
 
     The model's inputs need "given_boxes": those of `given_boxes`. All ranks have to call `evaluate`; the first one
     gathers, evaluates and writes, the others return {}.
@@ -179,18 +180,18 @@ class PersonSearchEvaluator(DatasetEvaluator):
             ConfigError: the options do not fit the protocol.
         """
         gathered = comm.gather(self._outputs)
-        figures, failure = OrderedDict(), None
+        metrics, failure = OrderedDict(), None
         if comm.is_main_process():
             self._outputs = {name: output for part in gathered for name, output in part.items()}
             try:
-                figures = self._evaluate()
+                metrics = self._evaluate()
             except PersonSearchError as error:
                 failure = error
         # A rank that went on alone would wait for the others until the collective times out.
         failures = [error for error in comm.all_gather(failure) if error is not None]
         if failures:
             raise failures[0]
-        return figures
+        return metrics
 
     def _evaluate(self) -> OrderedDict[str, dict[str, float]]:
         threshold = self._options.score_threshold
@@ -208,19 +209,19 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 f"({main}); a person has to appear in at least two frames"
             )
         names = {name: self._result_names(name, main) for name in self.results}
-        figures: OrderedDict[str, dict[str, float]] = OrderedDict()
+        metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
         left_out = self._missing_sizes()
         for name in sorted(self.results, key=lambda name: name != main):
             if self.results[name].num_evaluated:
-                figures.update((key, self.results[name].figures(scale=100.0)) for key in names[name])
+                metrics.update((key, self.results[name].metrics(scale=100.0)) for key in names[name])
             else:
                 left_out[name] = "no query has a match in this gallery"
         if detection is not None:
-            figures["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
+            metrics["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
             if not math.isnan(detection.recall_labelled):
-                figures["detection"]["recall_labelled"] = 100 * detection.recall_labelled
-        self._report(problem, figures, names, left_out, detection)
-        return figures
+                metrics["detection"]["recall_labelled"] = 100 * detection.recall_labelled
+        self._report(problem, metrics, names, left_out, detection)
+        return metrics
 
     def _result_names(self, gallery: str, main: str) -> list[str]:
         listed = [f"search_gallery_{gallery}"] if self._protocol.galleries else []
@@ -237,7 +238,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
     def _report(
         self,
         problem: SearchProblem,
-        figures: Mapping[str, Mapping[str, float]],
+        metrics: Mapping[str, Mapping[str, float]],
         names: Mapping[str, Sequence[str]],
         left_out: Mapping[str, str],
         detection: DetectionResult | None,
@@ -246,7 +247,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         protocol = describe_protocol(self._protocol.kind, names, self._choices, self._options)
         logger.info("%s: %s", self._dataset_name, "; ".join(f"{key}: {value}" for key, value in protocol.items()))
         for name, reason in left_out.items():
-            logger.warning("%s: no figures for gallery %s: %s", self._dataset_name, name, reason)
+            logger.warning("%s: no metrics for gallery %s: %s", self._dataset_name, name, reason)
         if self._output_dir is None:
             return
         counts = {
@@ -261,7 +262,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             counts["detections_above_threshold"] = detection.num_detections
         content = {
             "dataset": self._dataset_name,
-            "figures": {key: {k: finite_or_none(v) for k, v in row.items()} for key, row in figures.items()},
+            "figures": {key: {k: finite_or_none(v) for k, v in row.items()} for key, row in metrics.items()},
             "unit": "percent",
             "protocol": protocol,
             "left_out": dict(left_out),
@@ -320,7 +321,14 @@ def _named(section: str, make: Callable[..., T], *values: Any) -> T:
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
     if dataset_name not in DatasetCatalog.list():
         raise ConfigError(f"DATASETS.TEST: {dataset_name!r} is not a registered dataset")
-    load_protocol = MetadataCatalog.get(dataset_name).get("load_protocol", None)
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type", None)
+    if kind not in (None, EVALUATOR_TYPE):
+        raise DatasetError(
+            f"{dataset_name} has no queries: its evaluator_type is {kind!r}, and DATASETS.TEST needs a dataset with a "
+            f"search protocol ({EVALUATOR_TYPE!r})"
+        )
+    load_protocol = metadata.get("load_protocol", None)
     if load_protocol is None:
         raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
     return DatasetCatalog.get(dataset_name), load_protocol()

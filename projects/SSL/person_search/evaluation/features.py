@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import logging
@@ -19,12 +18,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 
 from ..data.images import split_video_frame
 from ..errors import DatasetError, PersonSearchError, TrainingError
 from ..io import replacing
+from ..progress import Progress
 from .problem import offsets_of
 from .protocols import ImageOutput
 
@@ -58,7 +57,7 @@ def weights_key(model: nn.Module) -> str:
 def inference_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys that may change what the model returns, fit for JSON.
 
-    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong figure.
+    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong metric.
     """
     return {
         "MODEL": {name: _plain(value) for name, value in cfg.MODEL.items() if name not in _PLACES},
@@ -109,7 +108,6 @@ def _plain(value: Any) -> Any:
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_A_LINE = 5
 T = TypeVar("T")
 
 
@@ -160,7 +158,7 @@ def extract(
     Raises:
         TrainingError: an output is not finite.
     """
-    progress = Progress(name, num_frames, comm.get_world_size())
+    progress = Progress(name, num_frames, "frames", processes=comm.get_world_size())
     with inference_context(model), torch.no_grad():
         for inputs in batches:
             progress.loaded()
@@ -168,55 +166,6 @@ def extract(
             take({x["image_id"]: image_output(x["image_id"], y) for x, y in zip(inputs, outputs, strict=True)})
             progress.finished(len(inputs))
     logger.info(progress.summary())
-
-
-class Progress:
-    """Frames a second, share of the time spent waiting for images, and time left, every few seconds.
-
-    Frames are split evenly over the processes, so what all have done is what this one has, times their number.
-    """
-
-    def __init__(self, name: str, num_frames: int, processes: int) -> None:
-        """
-        Args:
-            name: of the test set.
-            num_frames: those of all processes together.
-            processes: how many share them.
-        """
-        self._name, self._num_frames, self._processes = name, num_frames, processes
-        self._own, self._waited = 0, 0.0
-        self._start = self._last = time.perf_counter()
-
-    def loaded(self) -> None:
-        """The next batch has come from the loader."""
-        self._waited += time.perf_counter() - self._last
-
-    def finished(self, frames: int) -> None:
-        """A batch has gone through the network."""
-        self._own += frames
-        self._last = time.perf_counter()
-        log_every_n_seconds(logging.INFO, self.line(), n=_SECONDS_A_LINE, name=__name__)
-
-    def line(self) -> str:
-        """The state in a line."""
-        done, seconds = self._done(), self._seconds()
-        left = (self._num_frames - done) * seconds / done if done else 0.0
-        return (
-            f"{self._name}: {done} of {self._num_frames} frames, {done / seconds:.3g} frames/s, {_clock(left)} left "
-            f"({self._waited / seconds:.0%} of the time waiting for images)"
-        )
-
-    def summary(self) -> str:
-        """A line for the end."""
-        rate, time_taken = self._done() / self._seconds(), _clock(self._seconds())
-        shared = f" on {self._processes} processes" if self._processes > 1 else ""
-        return f"{self._name}: {self._done()} frames in {time_taken}, {rate:.3g} frames/s{shared}"
-
-    def _done(self) -> int:
-        return min(self._own * self._processes, self._num_frames)
-
-    def _seconds(self) -> float:
-        return max(self._last - self._start, 1e-9)
 
 
 def from_main(compute: Callable[[], T]) -> T:
@@ -235,10 +184,6 @@ def from_main(compute: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return value
-
-
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -318,7 +263,7 @@ class StoreWriter:
     """Collects outputs and writes a file every `FRAMES_A_FILE` frames or `SECONDS_A_FILE` seconds, and at the end.
 
     Also when the block ends with an error what came so far is written. If a file cannot be written, one message says
-    so and no more are: the figures do not need the store.
+    so and no more are: the metrics do not need the store.
     """
 
     store: FeatureStore

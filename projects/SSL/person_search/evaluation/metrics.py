@@ -21,7 +21,7 @@ TOP_K = (1, 5, 10)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Search figures of one gallery, as fractions, and what each query contributes.
+    """Search metrics of one gallery, as fractions, and what each query contributes.
 
     Attributes:
         gallery: name of the gallery.
@@ -53,7 +53,7 @@ class SearchResult:
         """Queries with a match to find: those that the means are over."""
         return int(np.count_nonzero(self.target_count))
 
-    def figures(self, scale: float = 1.0) -> dict[str, float]:
+    def metrics(self, scale: float = 1.0) -> dict[str, float]:
         """mAP, top1, top5 and top10, times `scale`."""
         return {name: scale * getattr(self, name) for name in ("mAP", "top1", "top5", "top10")}
 
@@ -104,7 +104,7 @@ class SearchOptions:
 def evaluate_search(
     problem: SearchProblem, options: SearchOptions | None = None, gallery: str | None = None
 ) -> SearchResult:
-    """Search figures of one gallery of `problem` (by default its main one); see `evaluate_galleries`."""
+    """Search metrics of one gallery of `problem` (by default its main one); see `evaluate_galleries`."""
     name = problem.gallery_name(gallery)
     return evaluate_galleries(problem, options, [name])[name]
 
@@ -115,7 +115,7 @@ def evaluate_galleries(
     names: Sequence[str] | None = None,
     progress: bool = False,
 ) -> dict[str, SearchResult]:
-    """Search figures of several galleries, with the similarities computed once.
+    """Search metrics of several galleries, with the similarities computed once.
 
     Definitions (SeqNet's `eval_search_prw` and `eval_search_cuhk`; docs/evaluation.md): in each frame that shows the
     person, the most similar detection that reaches the IoU threshold is the true positive. A query's average precision
@@ -163,7 +163,7 @@ def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOpti
 
 
 class _Table:
-    """The figures of one gallery, filled block by block of queries."""
+    """The metrics of one gallery, filled block by block of queries."""
 
     def __init__(
         self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex, searchable: np.ndarray
@@ -266,7 +266,7 @@ def true_positives(matches: Matches, first: int, similarity: np.ndarray) -> tupl
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """Detection figures as fractions, NaN where there is no box to find, and the counts behind them.
+    """Detection metrics as fractions, NaN where there is no box to find, and the counts behind them.
 
     Attributes:
         recall: share of the annotated boxes that are found.
@@ -288,7 +288,7 @@ class DetectionResult:
 def evaluate_detection(
     problem: SearchProblem, score_threshold: float = 0.5, iou_threshold: float = 0.5
 ) -> DetectionResult:
-    """Detection figures as SeqNet's `eval_detection` defines them.
+    """Detection metrics as SeqNet's `eval_detection` defines them.
 
     A box is found by a detection if their IoU reaches the threshold, no other box of the frame has a higher IoU with
     the detection and no other detection a higher one with the box (of equal ones the first stored counts). Equal

@@ -195,7 +195,7 @@ class SearchProblem:
         query_feature: (Q, d), unit length; a row of zeros is a query without a feature: it finds nothing.
         frame_camera: (F,) int64; None where unknown.
         galleries: galleries by name, all of these queries.
-        main_gallery: name of the gallery whose figures stand for the problem; "": the first.
+        main_gallery: name of the gallery whose metrics stand for the problem; "": the first.
 
     Raises:
         DatasetError: an array has a wrong shape or type, an index is out of range, a number is not finite, or two

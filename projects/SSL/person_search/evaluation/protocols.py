@@ -228,7 +228,7 @@ def _check_outputs(
         if output is None:
             raise DatasetError(
                 f"frame {name} was not evaluated: the model returned something for {len(outputs)} of "
-                f"{len(given)} frames; figures over some frames would be wrong"
+                f"{len(given)} frames; metrics over some frames would be wrong"
             )
         # The annotated boxes come last, so that features of more boxes than are searched start with those that are.
         if len(output.given_feature) not in (len(boxes), len(given_and_annotated[name])):

@@ -21,7 +21,7 @@ class ContextMatching:
         k1: the frames of so many best gallery detections are looked at.
         k2: persons of the query's side: the query itself and then the first detections of its frame.
         query_nms: detections of the query's frame with an IoU above this to the query box are no context: they show the
-            query itself, and an assignment that gives its match to them leaves the query a stranger. SeqNet's model
+            query itself, and an assignment that gives its match to them leaves the query a distractor. SeqNet's model
             drops them by the NMS of its re-id head, at 0.5; 1 keeps all, as its evaluation code by itself does.
 
     Raises:

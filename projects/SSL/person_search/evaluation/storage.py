@@ -125,11 +125,17 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise DatasetError(f"{path} is not a search problem (npz without pickled objects): {error}") from error
 
 
+def _gallery_arrays(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
+    """Field of `Galleries` -> array, None where a gallery has none of the optional ones."""
+    required = [part for part in _GALLERY_FIELDS if part not in _OPTIONAL]
+    found: dict[str, Any] = {part: arrays[f"gallery.{name}.{part}"] for part in required}
+    return found | {part: arrays.get(f"gallery.{name}.{part}") for part in _OPTIONAL}
+
+
 def _read_galleries(arrays: Mapping[str, np.ndarray]) -> dict[str, Galleries]:
     return {
         name: Galleries(
-            **{part: arrays.get(f"gallery.{name}.{part}") for part in _OPTIONAL},
-            **{part: arrays[f"gallery.{name}.{part}"] for part in _GALLERY_FIELDS if part not in _OPTIONAL},
+            **_gallery_arrays(arrays, name),
             other_cameras_only=bool(arrays[f"gallery.{name}.other_cameras_only"]),
         )
         for name in arrays["galleries"].tolist()

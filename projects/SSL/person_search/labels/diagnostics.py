@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics.cluster import pair_confusion_matrix
 
 
 def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[float, float]:
     """Precision and recall of cluster labels over pairs of rows whose identity is known.
 
-    A pair is claimed where both rows share a label, and true where both share an identity. The pairs are counted from
-    group sizes, never listed.
+    A pair is claimed where both rows share a label, and true where both share an identity.
 
     Args:
         labels: (N,) int, cluster label of each row.
@@ -28,9 +28,10 @@ def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[flo
         raise ValueError(f"labels {labels.shape} and person_ids {person_ids.shape} must have one shape (N,)")
     known = person_ids >= 0
     labels, person_ids = labels[known], person_ids[known]
-    both = np.stack([labels, person_ids], axis=1)
-    correct = _pairs_within(both)
-    return _ratio(correct, _pairs_within(labels)), _ratio(correct, _pairs_within(person_ids))
+    if not len(labels):
+        return 1.0, 1.0
+    (_, claimed_only), (true_only, correct) = pair_confusion_matrix(person_ids, labels).tolist()
+    return _ratio(correct, correct + claimed_only), _ratio(correct, correct + true_only)
 
 
 def multi_label_precision_recall(
@@ -63,11 +64,6 @@ def multi_label_precision_recall(
     persons, sizes = np.unique(person_ids[person_ids >= 0], return_counts=True)
     true = int((sizes[np.searchsorted(persons, own[own >= 0])] - 1).sum())
     return _ratio(correct, len(query)), _ratio(correct, true)
-
-
-def _pairs_within(groups: NDArray) -> int:
-    sizes = np.unique(groups, axis=0, return_counts=True)[1].astype(np.int64)
-    return int((sizes * (sizes - 1) // 2).sum())
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -126,13 +126,13 @@ def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress:
 
     Where mass is needed, most work is spared by a prefix filter. Columns are ordered from the rarest to the commonest,
     and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two
-    rows, all shared columns outside both remainders lie in the remainder of the one that was cut first, so a pair whose
-    remainders share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
-    shares, are so never looked at; to the few pairs left, that remainder's share is added.
+    rows, all shared columns outside both suffixes lie in the suffix of the one that was cut first, so a pair whose
+    suffixes share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
+    shares, are so never looked at; to the few pairs left, that suffix's share is added.
     """
     codes = _rarest_columns_first(codes, workers)
     uncounted = _UNCOUNTED_SHARE * needed
-    prefix, tails = _cut_tails(codes, uncounted)
+    prefix, suffixes = _cut_suffixes(codes, uncounted)
     parts, pairs = [(codes.row[:0].int(), codes.row[:0].int(), codes.value[:0])], 0
     for part in _candidates(prefix, max(needed - uncounted - _SLACK, 0), workers, progress):
         pairs += len(part[0])
@@ -145,7 +145,7 @@ def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress:
         parts.append(part)
     first, second, mass = (torch.cat(part) for part in zip(*parts, strict=True))
     if uncounted > 0:
-        mass += _tail_masses(codes, tails, first, second, workers)
+        mass += _suffix_masses(codes, suffixes, first, second, workers)
     return first, second, mass
 
 
@@ -171,13 +171,13 @@ def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
     return SparseRows(count, codes.row, column, value)
 
 
-def _cut_tails(codes: SparseRows, mass: float) -> tuple[SparseRows, SparseRows]:
+def _cut_suffixes(codes: SparseRows, mass: float) -> tuple[SparseRows, SparseRows]:
     """Cuts from the end of each row the entries that together hold less than `mass`: what is left, and what was cut."""
     # Sums run over all rows, so they need double precision.
     before = codes.value.cumsum(0, dtype=torch.float64)
     before = torch.cat([before.new_zeros(1), before])
-    tail = before[codes.pointer[1:]].index_select(0, codes.row) - before[:-1]
-    halves = ((tail >= mass).nonzero()[:, 0], (tail < mass).nonzero()[:, 0])
+    suffix = before[codes.pointer[1:]].index_select(0, codes.row) - before[:-1]
+    halves = ((suffix >= mass).nonzero()[:, 0], (suffix < mass).nonzero()[:, 0])
     parts = (codes.row, codes.column, codes.value)
     kept, cut = (SparseRows(codes.count, *(part.index_select(0, half) for part in parts)) for half in halves)
     return kept, cut
@@ -256,19 +256,19 @@ def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[in
         start = stop
 
 
-def _tail_masses(codes: SparseRows, tails: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
-    """What each pair shares beyond the prefixes of both rows, (P,) float32: the tail of the one that was cut first
+def _suffix_masses(codes: SparseRows, suffixes: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
+    """What each pair shares beyond the prefixes of both rows, (P,) float32: the suffix of the one that was cut first
     against the whole other row."""
-    start = tails.pointer
+    start = suffixes.pointer
     cut = torch.full((codes.count,), codes.count, device=codes.row.device)
-    has_tail = start.diff() > 0
-    cut[has_tail] = tails.column[start[:-1][has_tail]]
+    has_suffix = start.diff() > 0
+    cut[has_suffix] = suffixes.column[start[:-1][has_suffix]]
     cut_first = cut.index_select(0, first) <= cut.index_select(0, second)
     whole = torch.where(cut_first, second, first)
     order = whole.argsort(stable=True)
     masses = torch.empty(len(first), device=codes.row.device)
     whole, cut_rows = whole[order], torch.where(cut_first, first, second)[order]
-    masses[order] = _masses_of_pairs(codes, whole, tails, cut_rows, workers)
+    masses[order] = _masses_of_pairs(codes, whole, suffixes, cut_rows, workers)
     return masses
 
 

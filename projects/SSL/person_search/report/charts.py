@@ -164,7 +164,7 @@ def charts(results: Mapping[str, Any], breakdown: Mapping[str, Any]) -> list[dic
 
 
 def shown_galleries(breakdown: Mapping[str, Any]) -> list[str]:
-    """The main gallery and, where there are figures, that of other cameras."""
+    """The main gallery and, where there are metrics, that of other cameras."""
     others = [name for name, row in breakdown["galleries"].items() if not row["all_cameras"]]
     return [breakdown["main_gallery"], *others[:1]]
 
@@ -210,7 +210,7 @@ def _size_chart(breakdown: Mapping[str, Any]) -> dict[str, Any] | None:
             Axis.around("mAP, %", [*values, max(values) + 2], percent=True),
             f"mAP by the number of frames that are searched: {words}.",
         ),
-        "note": "Frames: the mean number that is searched for a query. The more frames, the more strangers.",
+        "note": "Frames: the mean number that is searched for a query. The more frames, the more distractors.",
     }
 
 

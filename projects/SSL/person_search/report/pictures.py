@@ -16,10 +16,10 @@ from matplotlib.patches import Patch, Rectangle
 from ..data.images import frame_reader
 from ..evaluation.analysis import choose_queries, read_queries
 from ..io import replacing
+from .palette import CORRECT, QUERY, WRONG
 from .strips import ReadFrame, crop_box
 
-# Blue and orange differ for colour-blind eyes too; each is also marked by a sign, so that grey prints can be read.
-CORRECT, WRONG, QUERY = "#0A7CFF", "#F0640A", "#222222"
+# Beside the colours, so that grey prints can be read.
 _SIGNS = {True: "✓", False: "✗"}
 CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
@@ -48,7 +48,7 @@ def results_sheet(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, rank
             if not number:
                 axes.set_title("query" if not column else f"rank {column}", fontsize=10)
         middle = (bottom + CELL[1] / 2) / height
-        figure.text(0.12 / width, middle, _figures(row, "\n"), fontsize=10, va="center", linespacing=1.6)
+        figure.text(0.12 / width, middle, _metrics(row, "\n"), fontsize=10, va="center", linespacing=1.6)
     figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=11, va="top")
     figure.legend(
         handles=legend_handles(), loc="upper right", ncols=3, fontsize=10, frameon=False, bbox_to_anchor=(1, 1)
@@ -78,7 +78,7 @@ def results_scenes(row: Mapping[str, Any], read_frame: ReadFrame, ranks: int = 5
         _show(axes, frames[number], np.asarray(entry["box"], float), _color(entry))
         title = f"{_caption(entry, number)}   {_shortened(entry['frame'], 34)}"
         axes.set_title(title, fontsize=10, color=_color(entry), loc="left")
-    figure.suptitle(_figures(row, " "), fontsize=11, x=0.005, ha="left")
+    figure.suptitle(_metrics(row, " "), fontsize=11, x=0.005, ha="left")
     figure.legend(handles=legend_handles(), loc="outside upper right", ncols=3, fontsize=10, frameon=False)
     return figure
 
@@ -171,7 +171,7 @@ def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def _figures(row: Mapping[str, Any], gap: str) -> str:
+def _metrics(row: Mapping[str, Any], gap: str) -> str:
     if row["AP"] is None:
         return f"no match{gap}to find"
     return f"AP {100 * row['AP']:.1f} %,{gap}{row['matches_found']} of {row['matches']}{gap}matches found"

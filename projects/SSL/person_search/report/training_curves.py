@@ -16,12 +16,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import DatasetError
 from ..io import replacing
+from .palette import BLUE, GREY, VERMILION
 
 Series = tuple[np.ndarray, np.ndarray]
 """Iterations (n,) int64, rising, and the values (n,) float64 logged at them."""
 
-# Blue and vermilion of Okabe and Ito: they differ for colour-blind eyes too.
-_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#666666"
 _LOSS_TITLES = {
     "loss_rpn_cls": "RPN objectness",
     "loss_rpn_loc": "RPN boxes",
@@ -173,7 +172,7 @@ def loss_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figur
         _plot(axes, metrics[name], _color(name), epoch, drawstyle="steps-pre" if name == "lr" else "default")
         _title(axes, {"total_loss": "sum of all losses", "lr": "learning rate", **_LOSS_TITLES}.get(name, ""), name)
         for step in steps:
-            axes.axvline(step / (epoch or 1), color=_GREY, linestyle=":", linewidth=1)
+            axes.axvline(step / (epoch or 1), color=GREY, linestyle=":", linewidth=1)
         _scale(axes, metrics[name][1])
     _share_x(figure, epoch)
     _loss_legend(figure, names, bool(steps))
@@ -249,13 +248,13 @@ def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: 
 def _title(axes: Axes, title: str, note: str) -> None:
     axes.set_title(title or note, fontsize=10, loc="left", pad=16 if title else 6)
     if title:
-        axes.annotate(note, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.5, color=_GREY)
+        axes.annotate(note, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.5, color=GREY)
 
 
 def _color(name: str) -> str:
     if name in ("total_loss", "lr"):
         return "black"
-    return _BLUE if name in _DETECTION_LOSSES else _VERMILION
+    return BLUE if name in _DETECTION_LOSSES else VERMILION
 
 
 def _scale(axes: Axes, values: np.ndarray) -> None:
@@ -276,7 +275,7 @@ def _share_x(figure: Figure, epoch: float | None) -> None:
 
 
 def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: float | None) -> None:
-    for name, color, dashes in zip(panel.names, (_BLUE, _VERMILION), ("-", "--"), strict=False):
+    for name, color, dashes in zip(panel.names, (BLUE, VERMILION), ("-", "--"), strict=False):
         iterations, values = metrics.get(f"pseudo_labels/{name}", (np.zeros(0), np.zeros(0)))
         # The threshold holds for a whole epoch.
         style = {"linestyle": dashes, "drawstyle": "steps-pre" if name == "threshold" else "default"}
@@ -294,9 +293,9 @@ def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: fl
 
 
 def _loss_legend(figure: Figure, names: Sequence[str], steps: bool) -> None:
-    handles = [Line2D([], [], color=_BLUE, label="detection")] if any(n in _DETECTION_LOSSES for n in names) else []
+    handles = [Line2D([], [], color=BLUE, label="detection")] if any(n in _DETECTION_LOSSES for n in names) else []
     if any(n not in _DETECTION_LOSSES for n in names):
-        handles.append(Line2D([], [], color=_VERMILION, label="re-identification"))
+        handles.append(Line2D([], [], color=VERMILION, label="re-identification"))
     if steps:
-        handles.append(Line2D([], [], color=_GREY, linestyle=":", label="learning-rate step"))
+        handles.append(Line2D([], [], color=GREY, linestyle=":", label="learning-rate step"))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)

@@ -12,9 +12,10 @@ from ..data.training_set import load_training_set, registered_records
 from ..engine.checks import check_config
 from ..errors import ConfigError
 from ..io import probe_folder
+from ..progress import duration
 from .configs import differing_keys
 from .rows import PUBLISHED, TABLES, Published, Row, sweep_points
-from .runner import Runner, duration, own_cores, share, visible_gpus
+from .runner import Runner, own_cores, share, visible_gpus
 from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
 from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables

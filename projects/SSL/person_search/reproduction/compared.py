@@ -14,11 +14,10 @@ from ..engine.run_folder import config_of_run
 from ..errors import ConfigError, DatasetError
 from ..evaluation import SearchOptions, SearchProblem, load_problem
 from ..io import replacing
+from ..report.palette import BLUE, GREEN, PURPLE, VERMILION
 from .rows import SSL, TABLES
 from .runs import RESULT
 
-# Of Okabe and Ito's palette: they differ for colour-blind eyes too.
-BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#B8529B", "#666666"
 # Colour, dashes and marker of each run, so that grey prints can be read.
 STYLES = (
     (BLUE, "-", "o"),

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..errors import DatasetError
-from .compared import BLUE, GREY, VERMILION, save_both, tidy
+from ..report.palette import BLUE, GREY, VERMILION
+from .compared import save_both, tidy
 
 SMALL, LARGE = 3600, 45300
 """Pixels of a box's area: below the first a person counts as small, above the second as large (paper, t-SNE figure)."""

@@ -19,14 +19,13 @@ from ..errors import DatasetError
 from ..evaluation import SearchProblem
 from ..evaluation.detections import box_iou
 from ..evaluation.problem import pairs
+from ..report.palette import CATEGORIES
 from .compared import save_both
 from .fig1_scales import LARGE, SMALL
 
 IDENTITIES = 10
 _MOST_BOXES = 60  # of an identity; more would hide each other
 _LEAST_IOU = 0.5
-# Ten colours that differ in lightness as well as in hue; numbers in the picture tell them apart without colour.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D00", "#000000", "#7F3C8D", "#E68310", "#5F5F5F")
 _SIZES = {"small, below 3,600 pixels": "o", "medium": "x", "large, above 45,300 pixels": "s"}
 
 
@@ -131,7 +130,7 @@ def draw_tsne(runs: Mapping[str, LabelledFeatures], folder: Path) -> list[Path]:
 
 def _draw(axes: Axes, place: np.ndarray, person: np.ndarray, area: np.ndarray, chosen: list[int]) -> None:
     size = np.digitize(area, (SMALL, np.nextafter(LARGE, np.inf)))
-    for number, (identity, color) in enumerate(zip(chosen, _COLORS * 2, strict=False), 1):
+    for number, (identity, color) in enumerate(zip(chosen, CATEGORIES * 2, strict=False), 1):
         own = person == identity
         for which, marker in enumerate(_SIZES.values()):
             x, y = place[own & (size == which)].T

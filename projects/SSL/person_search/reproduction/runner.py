@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from ..errors import DatasetError, PersonSearchError
+from ..progress import duration
 from ..report.training_curves import read_metrics
 from .runs import EFFECTIVE_CONFIG, OUTPUT_LOG, Run, lock, prepare, read_result, write_result
 
@@ -63,14 +64,6 @@ def seconds_left(done: Sequence[float], active: Sequence[Active], pending: int, 
     lanes = max(1, min(jobs, len(rest) + pending))
     # No shorter than the longest under way, even where the others are nearly done.
     return max([(sum(rest) + pending * mean) / lanes, *rest])
-
-
-def duration(seconds: float) -> str:
-    """A length of time in words, such as "45 s", "12 min" or "3 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def status(done: int, total: int, active: Sequence[Active], left: float | None) -> str:

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .compared import BLUE, GREY, VERMILION, save_both, tidy
+from ..report.palette import BLUE, GREY, VERMILION
+from .compared import save_both, tidy
 from .rows import Parameter
 from .tables import Spread
 

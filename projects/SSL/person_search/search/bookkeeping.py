@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 from .store import SourceState, clean_state, source_key
 
@@ -66,5 +67,5 @@ def _source_note(source: str, camera: str) -> str:
 
 def _state(values: dict[str, object]) -> SourceState:
     start = values["start"]
-    known = {name: values[name] for name in SourceState.__dataclass_fields__ if name in values}
+    known: dict[str, Any] = {name: values[name] for name in SourceState.__dataclass_fields__ if name in values}
     return SourceState(**known | {"start": datetime.fromisoformat(str(start)) if start else None})

@@ -89,7 +89,7 @@ def _coco_detector(weights: str | None, device: str | None) -> BoxFinder:
     from detectron2.data import transforms as T
     from detectron2.modeling import build_model
 
-    from ..engine.checkpoint import PersonSearchCheckpointer
+    from ..weights.checkpoint import PersonSearchCheckpointer
 
     cfg = coco_detector_config(weights, device)
     model = build_model(cfg).eval()

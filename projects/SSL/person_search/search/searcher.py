@@ -258,7 +258,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _inference_config(config: CfgNode | str | Path | None, weights: str, device: str | None) -> CfgNode:
-    """A frozen configuration with its device settled."""
+    """A frozen configuration with its device chosen."""
     import torch
     from detectron2.config import CfgNode, get_cfg
 

@@ -73,7 +73,7 @@ class Camera:
         rgb = cv2.transform(rgb, np.asarray(self.mix, np.float32) * exposure)
         levels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
         curve = 255 * (np.arange(256) / 255) ** self.gamma
-        levels = cv2.LUT(levels, np.rint(curve).astype(np.uint8))
+        levels = np.asarray(cv2.LUT(levels, np.rint(curve).astype(np.uint8)), np.uint8)
         if self.noise == 0:
             return levels
         noise = rng.standard_normal(levels.shape, dtype=np.float32) * np.asarray(self.noise, np.float32)

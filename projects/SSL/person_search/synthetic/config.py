@@ -157,7 +157,7 @@ def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.ran
 
 PRESETS = MappingProxyType(
     {
-        # Gentle enough for a network that starts from nothing and has minutes: no two identities share their colours.
+        # Gentle enough for a network that starts from scratch and has minutes: no two identities share their colours.
         "demo": SyntheticConfig(name="demo", colours=10, family_size=1, camera_shift=0.5, noise=3.0),
         "tiny": SyntheticConfig(
             name="tiny",

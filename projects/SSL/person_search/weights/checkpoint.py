@@ -199,7 +199,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         if not self._pretrained:  # one message has said it
             super()._log_incompatible_keys(incompatible)
 
-    def _check_training_state(self, state: dict[str, Any]) -> None:
+    def _check_training_state(self, state: Mapping[str, Any]) -> None:
         own = self.model.state_dict()
         for key, value in state.items():
             if key.startswith(_TRAINING_STATE) and key in own and value.shape != own[key].shape:

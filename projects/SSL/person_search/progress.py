@@ -1,0 +1,68 @@
+"""Progress of long work: how much is done, how fast it goes, and how long the rest will take."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from detectron2.utils.logger import log_every_n_seconds
+
+_SECONDS_A_LINE = 5
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words, such as "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class Progress:
+    """Rate, time left, and the share of time spent waiting for input, logged every few seconds.
+
+    The work is split evenly over the processes, so what all have done is what this one has, times their number.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, *, processes: int = 1) -> None:
+        """
+        Args:
+            name: of the work.
+            total: units of all processes together.
+            unit: in the plural, such as "frames".
+            processes: how many share them.
+        """
+        self._name, self._total, self._unit, self._processes = name, total, unit, processes
+        self._own, self._waited = 0, 0.0
+        self._start = self._last = time.perf_counter()
+
+    def loaded(self) -> None:
+        """Marks that the next input has come."""
+        self._waited += time.perf_counter() - self._last
+
+    def finished(self, units: int) -> None:
+        """Marks that so many more are done."""
+        self._own += units
+        self._last = time.perf_counter()
+        log_every_n_seconds(logging.INFO, self.line(), n=_SECONDS_A_LINE, name=__name__)
+
+    def line(self) -> str:
+        """The state in a line."""
+        done, seconds = self._done(), self._seconds()
+        left = (self._total - done) * seconds / done if done else 0.0
+        return (
+            f"{self._name}: {done} of {self._total} {self._unit}, {done / seconds:.3g} {self._unit}/s, "
+            f"{duration(left)} left ({self._waited / seconds:.0%} of the time waiting for input)"
+        )
+
+    def summary(self) -> str:
+        """A line for the end."""
+        rate, taken = self._done() / self._seconds(), duration(self._seconds())
+        shared = f" on {self._processes} processes" if self._processes > 1 else ""
+        return f"{self._name}: {self._done()} {self._unit} in {taken}, {rate:.3g} {self._unit}/s{shared}"
+
+    def _done(self) -> int:
+        return min(self._own * self._processes, self._total)
+
+    def _seconds(self) -> float:
+        return max(self._last - self._start, 1e-9)
