@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -61,10 +64,19 @@ def test_which_addresses_are_this_machine() -> None:
 
 
 def test_server_from_start_to_end(footage_folder: Path, tmp_path: Path) -> None:
-    """Open to others: a token is made up, printed once, and asked for."""
-    errors = tmp_path / "errors"
+    """Open to others: a token is made up, printed once, and asked for; over TLS where openssl makes a certificate."""
+    errors, certificate, key = tmp_path / "errors", tmp_path / "certificate.pem", tmp_path / "key.pem"
+    secure = shutil.which("openssl") is not None
     code = "import sys; from person_search.search.cli import main; sys.exit(main(sys.argv[1:]))"
     options = ["--store", str(footage_folder / "yard.store"), "--host", "0.0.0.0", "--port", "0"]
+    if secure:
+        name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        files = ["-out", str(certificate), "-keyout", str(key)]
+        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *name, *files]
+        subprocess.run(make, check=True, capture_output=True)
+        options += ["--certificate", str(certificate), "--certificate-key", str(key)]
+    context = ssl.create_default_context(cafile=certificate) if secure else None
+    scheme = "https" if secure else "http"
     environment = {name: value for name, value in os.environ.items() if name != "PERSON_SEARCH_TOKEN"}
     with errors.open("w") as stream:
         server = subprocess.Popen([sys.executable, "-c", code, "serve", *options], stderr=stream, env=environment)
@@ -72,16 +84,23 @@ def test_server_from_start_to_end(footage_folder: Path, tmp_path: Path) -> None:
             end, found = time.monotonic() + 200, None
             while not found and server.poll() is None and time.monotonic() < end:
                 time.sleep(0.1)
-                found = re.search(r"http://[^:]+:(\d+)/login#([\w-]{32})", errors.read_text())
+                found = re.search(rf"{scheme}://[^:]+:(\d+)/login#([\w-]{{32}})", errors.read_text())
             assert found, errors.read_text()
-            address = f"http://127.0.0.1:{found[1]}/api/store"
+            address = f"{scheme}://localhost:{found[1]}/api/store"
             with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(address)
+                urllib.request.urlopen(address, context=context)
             assert caught.value.code == 401
             asked = urllib.request.Request(address, headers={"Authorization": f"Bearer {found[2]}"})
-            with urllib.request.urlopen(asked) as answer:
+            with urllib.request.urlopen(asked, context=context) as answer:
                 assert b'"yard.store"' in answer.read()
                 assert answer.headers.get("server") is None
+            signing = urllib.request.Request(
+                address.replace("api/store", "login"),
+                json.dumps({"token": found[2]}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(signing, context=context) as answer:
+                assert ("; Secure" in answer.headers["set-cookie"]) == secure
         finally:
             server.send_signal(signal.SIGINT)
             status = server.wait(60)
