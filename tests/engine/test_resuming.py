@@ -33,11 +33,11 @@ def test_rates_and_decays_of_the_config_count(begun, caplog):
     trainer = run(begun, resume=True, train=False)
     assert trainer.start_iter == 2
     groups = trainer._trainer.optimizer.param_groups
-    assert {g["lr"] for g in groups} == {g["initial_lr"] for g in groups} == {1e-4}
+    assert {g["initial_lr"] for g in groups} == {1e-4}
+    # Halfway along the cosine.
+    assert [g["lr"] for g in groups] == pytest.approx([0.5e-4] * len(groups))
     assert {g["momentum"] for g in groups} == {0.5} and 0.02 in {g["weight_decay"] for g in groups}
     assert "SOLVER.BASE_LR 0.02 -> 0.0001" in caplog.text and "SOLVER.WEIGHT_DECAY 0.01 -> 0.02" in caplog.text
-    trainer.train()
-    assert {g["lr"] for g in groups} == {1e-4}
 
 
 def test_a_model_of_another_shape_is_refused(begun):
@@ -74,7 +74,7 @@ def test_what_is_applied_is_said_and_what_changes_nothing_is_not(cfg, caplog):
     check_resumed_config(cfg, "{no: [yaml")
     assert not caplog.records
     check_resumed_config(changed(cfg, "SSL.SCALE_LOSS.WEIGHT", 0.5, "SOLVER.STEPS", (5, 7)), cfg.dump())
-    assert "SSL.SCALE_LOSS.WEIGHT 1.0 -> 0.5" in caplog.text and "SOLVER.STEPS [] -> [5, 7]" in caplog.text
+    assert "SSL.SCALE_LOSS.WEIGHT 0.1 -> 0.5" in caplog.text and "SOLVER.STEPS [] -> [5, 7]" in caplog.text
     check_resumed_config(changed(cfg, "MODEL.WEIGHTS", "other.pth"), cfg.dump())
     assert "MODEL.WEIGHTS is not read" in caplog.text
 

@@ -337,6 +337,7 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     with pytest.raises(ConfigError, match="'absent' is not a registered dataset"):
         PersonSearchEvaluator.from_config(cfg, "absent")
     MetadataCatalog.remove(registered)
+    MetadataCatalog.get(registered).set(registered_entry={"format": "own, without queries"})
     with pytest.raises(DatasetError, match="golden_prw_registered has no queries"):
         PersonSearchEvaluator.given_boxes(cfg, registered)
     MetadataCatalog.get(registered).set(load_protocol=lambda: protocol)

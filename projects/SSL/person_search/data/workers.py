@@ -53,9 +53,17 @@ def _lacks_memory(error: BaseException) -> bool:
     return is_disk_full(error) or "No space left on device" in str(error) or "shared memory" in str(error)
 
 
+def _told(error: BaseException) -> list[str]:
+    """Texts of an error and of those that it was raised from, the last one first."""
+    texts = [str(error)]
+    while (error := error.__cause__ or error.__context__) is not None:
+        texts.append(str(error))
+    return [text for text in texts if text]
+
+
 def failure_of_workers(error: Exception, loader: DataLoader[Any]) -> str | None:
     """What an error that a loader has raised says about its workers, and what to do; None: it is not about them."""
-    text = str(error)
+    text = " ".join(_told(error))
     workers = f"the {loader.num_workers} worker processes that read images"
     if not loader.num_workers:
         return None
@@ -69,7 +77,7 @@ def failure_of_workers(error: Exception, loader: DataLoader[Any]) -> str | None:
     if _lacks_memory(error) or f"exit code {errno.ENOSPC}" in text or "Bus error" in text:
         return f"{workers} have run out of shared memory in {SHARED_MEMORY}: {_ADVICE}"
     if "DataLoader worker (pid" in text:
-        reason = text.splitlines()[0].split(". ")[0]
+        reason = _told(error)[-1].splitlines()[0].split(". ")[0]  # the first that was raised knows most
         return (
             f"one of {workers} has died ({reason}): most often the system has no memory left (dmesg tells); lower "
             "DATALOADER.NUM_WORKERS, 0 reads images in the main process"
