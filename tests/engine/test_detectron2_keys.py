@@ -23,11 +23,11 @@ def set_keys(cfg, *options):
     ("key", "value", "message"),
     [
         ("TEST.AUG.ENABLED", True, "each frame is searched at one size"),
-        ("TEST.PRECISE_BN.ENABLED", True, "SSL.MEMORY.INIT_BN_BATCHES"),
+        ("TEST.PRECISE_BN.ENABLED", True, "SSL.MEMORY.CALIBRATION_FRAMES"),
         ("MODEL.MASK_ON", True, "the one class is the person"),
         ("MODEL.KEYPOINT_ON", True, "the one class is the person"),
         ("MODEL.LOAD_PROPOSALS", True, "proposals come from the RPN"),
-        ("MODEL.ROI_BOX_HEAD.NUM_FC", 2, "the heads are MODEL.FIRST_HEAD and MODEL.SECOND_HEAD"),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", 2, "the heads are MODEL.BOX_HEAD and MODEL.REID_HEAD"),
         ("MODEL.RETINANET.NUM_CLASSES", 1, "the heads are"),
         ("DATALOADER.REPEAT_THRESHOLD", 0.1, "each epoch draws every frame once"),
         ("INPUT.MASK_FORMAT", "bitmask", "whatever form"),

@@ -41,7 +41,7 @@ def test_rates_and_decays_of_the_config_count(begun, caplog):
 
 
 def test_a_model_of_another_shape_is_refused(begun):
-    begun.MODEL.SECOND_HEAD.EMBEDDING_DIM = 32
+    begun.MODEL.REID_HEAD.EMBEDDING_DIM = 32
     with pytest.raises(CheckpointError, match="resume with the config that it was trained with|training set"):
         run(begun, resume=True)
 
@@ -60,7 +60,7 @@ def changed(cfg, *options):
 
 @pytest.mark.parametrize(
     "options",
-    [("SOLVER.IMS_PER_BATCH", 7), ("SOLVER.OPTIMIZER", "AdamW"), ("SEED", 9), ("SSL.MEMORY.INIT_BN_BATCHES", 9)],
+    [("SOLVER.IMS_PER_BATCH", 7), ("SOLVER.OPTIMIZER", "AdamW"), ("SEED", 9), ("SSL.MEMORY.CALIBRATION_FRAMES", 9)],
 )
 def test_what_cannot_be_applied_is_refused(cfg, options):
     with pytest.raises(CheckpointError, match=f"{options[0]} is {options[1]!r}, but the training began with"):

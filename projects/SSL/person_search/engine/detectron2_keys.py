@@ -13,7 +13,7 @@ from ..config import add_ssl_config
 from ..errors import ConfigError
 from .resuming import flatten
 
-_HEADS = "the heads are MODEL.FIRST_HEAD and MODEL.SECOND_HEAD"
+_HEADS = "the heads are MODEL.BOX_HEAD and MODEL.REID_HEAD"
 _PERSONS = "the one class is the person, found as a box"
 _UNREAD: Mapping[str, str] = {
     "DATALOADER.REPEAT_": "each epoch draws every frame once",
@@ -28,7 +28,7 @@ _UNREAD: Mapping[str, str] = {
     "MODEL.PANOPTIC_FPN": _PERSONS,
     "MODEL.RETINANET": _HEADS,
     "MODEL.ROI_BOX_CASCADE_HEAD": _HEADS,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "it is BOX_LOSS_WEIGHT of MODEL.FIRST_HEAD and of MODEL.SECOND_HEAD",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "it is BOX_LOSS_WEIGHT of MODEL.BOX_HEAD and of MODEL.REID_HEAD",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": _PERSONS,
     "MODEL.ROI_BOX_HEAD.CONV_DIM": _HEADS,
     "MODEL.ROI_BOX_HEAD.FC_DIM": _HEADS,
@@ -43,7 +43,7 @@ _UNREAD: Mapping[str, str] = {
     "MODEL.SEM_SEG_HEAD": _PERSONS,
     "TEST.AUG": "each frame is searched at one size",
     "TEST.KEYPOINT_OKS_SIGMAS": _PERSONS,
-    "TEST.PRECISE_BN": "the statistics of the embedding are counted before training, SSL.MEMORY.INIT_BN_BATCHES",
+    "TEST.PRECISE_BN": "the statistics of the embedding are counted before training, SSL.MEMORY.CALIBRATION_FRAMES",
 }
 
 

@@ -24,7 +24,7 @@ _REFUSED: Mapping[str, str] = {
     "MODEL.OBJECTIVE.NAME": "what it remembers belongs to it",
     "MODEL.BACKBONE.FREEZE_AT": "the optimizer's state belongs to the weights that were trained",
     "SSL.CLUSTERING.INDEPENDENCE_QUANTILE": "the threshold is frozen since the first clustering",
-    "SSL.MEMORY.INIT_BN_BATCHES": _START,
+    "SSL.MEMORY.CALIBRATION_FRAMES": _START,
 }
 # Where a run writes and reads, and how fast: of no effect on what is learnt.
 _UNMENTIONED = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "VERSION", "DATALOADER.")
