@@ -8,6 +8,7 @@ python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1 --e
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -19,14 +20,16 @@ except ImportError as error:
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.training_set import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.checks import check_inference
-from person_search.engine.logging import quiet_expected_errors, report, setup_logging
-from person_search.errors import ConfigError, PersonSearchError
+from person_search.engine.logging import ending_in_one_line, quiet_expected_errors, setup_logging
+from person_search.engine.testing import check_expected_results, verify_expected_results
+from person_search.errors import ConfigError
 from person_search.io import probe_folder
 from person_search.modeling.layers import fold_batch_norms
 
@@ -54,7 +57,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Any:
     """Runs one process of a training or an evaluation."""
     quiet_expected_errors()
-    try:
+    if args.num_gpus > 1:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher leaves Ctrl-C to its processes
+    how_to_go_on = "the same command goes on where it was" if args.eval_only else "--resume goes on from there"
+    with ending_in_one_line(how_to_go_on):
         cfg = setup(args)
         check_test_sets(cfg)
         if args.eval_only:
@@ -62,9 +68,6 @@ def main(args: argparse.Namespace) -> Any:
         trainer = PersonSearchTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    except PersonSearchError as error:
-        report(error)
-        sys.exit(2)
 
 
 def check_machine(cfg: CfgNode) -> None:
@@ -107,21 +110,28 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     Raises:
         ConfigError: DATASETS.TEST is empty, or a value cannot work.
         CheckpointError: see `PersonSearchCheckpointer.load_for_inference`.
+        ExpectationError: a metric is not what TEST.EXPECTED_RESULTS says.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name a registered data set to evaluate on")
     check_inference(cfg)
+    check_expected_results(cfg)
     model = PersonSearchTrainer.build_model(cfg)
     checkpointer = PersonSearchCheckpointer(model, cfg.OUTPUT_DIR)
     last = checkpointer.get_checkpoint_file() if resume else ""
     checkpointer.load_for_inference(last or cfg.MODEL.WEIGHTS)
     if cfg.TEST.FOLD_BATCH_NORM:
         fold_batch_norms(model)
-    return PersonSearchTrainer.test(cfg, model, keep_features=True)
+    results = PersonSearchTrainer.test(cfg, model, keep_features=True)
+    if comm.is_main_process():
+        verify_expected_results(cfg, results)
+    return results
 
 
 if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
+    if arguments.num_gpus > 1:  # they finish their iteration; this process waits for them
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         launch(
             main,

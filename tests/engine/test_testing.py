@@ -14,7 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
-from person_search.errors import DatasetError
+from person_search.engine.testing import check_expected_results, verify_expected_results
+from person_search.errors import ConfigError, DatasetError, ExpectationError
 
 NUM_FRAMES = 12
 
@@ -197,3 +198,41 @@ def test_two_processes_share_the_frames_and_resume_what_one_began(evaluate, cfg,
         file.unlink()
     figures, frames = evaluate(cfg)  # and one goes on with what two began
     assert figures == expected and 0 < frames < NUM_FRAMES
+
+
+def expecting(cfg, *entries):
+    cfg.TEST.EXPECTED_RESULTS = list(entries)
+    return cfg
+
+
+FIGURES = {"search": {"mAP": 41.23, "top1": 60.0}, "detection": {"AP": float("nan")}}
+
+
+def test_results_are_compared_with_what_is_expected(cfg):
+    verify_expected_results(expecting(cfg), FIGURES)
+    verify_expected_results(expecting(cfg, ["search", "mAP", 41.2, 0.1], ["search", "top1", 60.0, 0.0]), FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["search", "mAP", 40.0, 0.5], "search/mAP is 41.2300, expected 40 within 0.5"),
+        (["detection", "AP", 40.0, 99.0], "detection/AP is nan, expected 40"),
+        (["bbox", "AP", 40.0, 0.5], "bbox/AP does not exist .there are search/mAP, search/top1, detection/AP"),
+    ],
+)
+def test_results_that_are_not_as_expected_are_named(cfg, entry, message):
+    with pytest.raises(ExpectationError, match=f"TEST.EXPECTED_RESULTS: {message}"):
+        verify_expected_results(expecting(cfg, entry), FIGURES)
+
+
+@pytest.mark.parametrize("entry", [["search", "mAP", 40.0], ["search", "mAP", "40", 1.0], "search", [1, 2, 3, 4]])
+def test_malformed_expectations_are_refused_at_the_start(cfg, entry):
+    with pytest.raises(ConfigError, match=r"TEST.EXPECTED_RESULTS holds .*expected \[task, metric, value, tolerance\]"):
+        check_expected_results(expecting(cfg, entry))
+
+
+def test_expectations_need_one_test_set(cfg):
+    expecting(cfg, ["search", "mAP", 40.0, 1.0]).DATASETS.TEST = ()
+    with pytest.raises(ConfigError, match="DATASETS.TEST names 0"):
+        check_expected_results(cfg)

@@ -337,6 +337,7 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     with pytest.raises(ConfigError, match="'absent' is not a registered dataset"):
         PersonSearchEvaluator.from_config(cfg, "absent")
     MetadataCatalog.remove(registered)
+    MetadataCatalog.get(registered).set(registered_entry={"format": "own, without queries"})
     with pytest.raises(DatasetError, match="golden_prw_registered has no queries"):
         PersonSearchEvaluator.given_boxes(cfg, registered)
     MetadataCatalog.get(registered).set(load_protocol=lambda: protocol)
@@ -365,11 +366,3 @@ def test_own_sets_are_searched_across_cameras_when_asked(golden_problem, records
         for name in names:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-
-
-def test_a_set_of_another_evaluator_type_is_refused(registered):
-    cfg = get_cfg()
-    add_ssl_config(cfg)
-    MetadataCatalog.get(registered).set(evaluator_type="coco")
-    with pytest.raises(DatasetError, match="golden_prw_registered has no queries: its evaluator_type is 'coco'"):
-        PersonSearchEvaluator.from_config(cfg, registered)

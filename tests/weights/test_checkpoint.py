@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -36,6 +37,25 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint(model, tmp_path, mo
         checkpointer.save("model_0")
     assert (tmp_path / "model_0.pth").read_bytes() == before
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0.pth")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc]")]
+)
+def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint(model, tmp_path, monkeypatch, error):
+    checkpointer = PersonSearchCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0")
+    before = (tmp_path / "model_0.pth").read_bytes()
+
+    def full(data, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*model_0.pth: (No space|.enforce fail).*--resume"):
+        checkpointer.save("model_0")
+    assert (tmp_path / "model_0.pth").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0.pth"]
 
 
 def test_the_tag_follows_a_complete_file(model, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ answers at once.
 from importlib.util import find_spec
 from typing import Any
 
+from . import user  # noqa: F401  (before PyTorch asks for the user's name)
+
 if find_spec("detectron2") is None:  # pragma: no cover
     raise ImportError(
         "person_search needs Detectron2, which is not installed. Run `make setup` for an environment that has it, or "

@@ -63,6 +63,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SIZE_DIVISIBILITY = 0
     # Grouping by aspect ratio makes a batch depend on those before it, so that a run could not resume exactly.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    # Seconds to wait for a batch of the worker processes before the run ends with what may be wrong; 0: for ever.
+    cfg.DATALOADER.TIMEOUT = 300.0
 
 
 def _add_detector_keys(cfg: CfgNode) -> None:

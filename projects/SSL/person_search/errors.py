@@ -17,5 +17,17 @@ class CheckpointError(PersonSearchError):
     """Weights are missing, damaged or do not fit the model or the dataset; the message names the file."""
 
 
+class LoaderError(PersonSearchError):
+    """The processes that read images have failed; the message says what they lack."""
+
+
+class ExpectationError(PersonSearchError):
+    """A metric of an evaluation is not what TEST.EXPECTED_RESULTS says."""
+
+
+class Interrupted(PersonSearchError):
+    """Somebody asked the program to stop; the message says how to go on. Its exit status is 130."""
+
+
 class TrainingError(PersonSearchError):
     """Training cannot go on (for example a loss became NaN); the message names iteration and images."""

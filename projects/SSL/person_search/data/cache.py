@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def _describe(source: Path) -> list[str]:
 
 def _folders(root: Path) -> list[Path]:
     """Where a cache file may lie, best first."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = os.path.expanduser("~")  # stays "~" where nobody knows one
+    user = Path(os.environ.get("XDG_CACHE_HOME") or (tempfile.gettempdir() if home == "~" else f"{home}/.cache"))
     # Two datasets may share a name: in the user's folder the digest of the root tells them apart.
     place = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()[:16]
     below_root = [root / CACHE_FOLDER] if root.is_dir() else []

@@ -32,6 +32,11 @@ def resolve_path(path: str | Path, root: Path | None = None) -> Path:
     return here if here.exists() and not below_root.exists() else below_root
 
 
+def is_own(name: str) -> bool:
+    """Whether a data set was registered by `register_dataset`, and not by other code."""
+    return hasattr(MetadataCatalog.get(name), _ENTRY)
+
+
 def check_at_least(name: str, key: str, value: Any, least: int) -> None:
     """Raises ConfigError unless `value`, given as `key` for the dataset `name`, is a whole number >= `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

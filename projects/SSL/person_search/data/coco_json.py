@@ -29,7 +29,7 @@ from .records import (
     spread_queries,
 )
 
-_PERSON_NAMES = ("person", "pedestrian")
+PERSON_NAMES = ("person", "pedestrian")
 _LARGEST = 2**63 - 1  # what arrays of whole numbers hold
 _UNKNOWN = -1  # the width and height that VIA writes where it knows none
 
@@ -256,7 +256,7 @@ def _categories(data: dict[str, Any], json_file: Path) -> dict[int, bool] | None
         names[_field(category, "id", int, where)] = _field(category, "name", str, where)
     if not names:
         return None
-    persons = {number: len(names) == 1 or name.lower() in _PERSON_NAMES for number, name in names.items()}
+    persons = {number: len(names) == 1 or name.lower() in PERSON_NAMES for number, name in names.items()}
     if not any(persons.values()):
         raise DatasetError(f"{json_file}: no category is named person; there are {', '.join(names.values())}")
     return persons

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.sampler import Sampler
 
-from ..errors import ConfigError, DatasetError, PersonSearchError
+from ..errors import ConfigError, DatasetError, LoaderError, PersonSearchError
 from .mapper import UnreadableImageError
+from .workers import WORKER_TIMEOUT, failure_of_workers, worker_arguments
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -130,10 +132,24 @@ class _SampleLoader:
         self.skipped: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for samples in self._loader:
+        for samples in self._samples():
             batch = [data for sample in samples if (data := self._unpack(sample)) is not None]
             if batch:
                 yield batch
+
+    def _samples(self) -> Iterator[list[_Sample]]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                samples = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError) as error:
+                reason = failure_of_workers(error, self._loader)
+                if reason is None:
+                    raise
+                raise LoaderError(reason) from error
+            yield samples
 
     def _unpack(self, sample: _Sample) -> dict[str, Any] | None:
         for file, why in sample.skipped:
@@ -193,6 +209,7 @@ def build_train_loader(
     seed: int,
     start_iteration: int = 0,
     num_workers: int = 0,
+    timeout: float = WORKER_TIMEOUT,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
@@ -209,6 +226,7 @@ def build_train_loader(
         seed: base of the order of the images and of all augmentations, 0 <= seed < 2**32.
         start_iteration: the iteration of the first batch, counted from 0 over all epochs.
         num_workers: worker processes; 0 loads in this process.
+        timeout: seconds to wait for a batch of the workers; 0: for ever.
         rank, world_size: which part of each batch is loaded; by default Detectron2's.
 
     Raises:
@@ -223,29 +241,34 @@ def build_train_loader(
         _DrawDataset(records, mapper, seed),
         batch_size=batch_size // sampler.world_size,
         sampler=sampler,
-        num_workers=num_workers,
         collate_fn=trivial_batch_collator,
         generator=torch.Generator(),  # of its own: making an iterator would draw from the model's
+        **worker_arguments(num_workers, timeout),
     )
     return TrainLoader(loader, sampler)
 
 
-def build_test_loader(records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0) -> SequentialLoader:
+def build_test_loader(
+    records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
+) -> SequentialLoader:
     """Builds the loader for evaluation: Detectron2's, one image a batch, split over the ranks in order.
 
     Args:
         records: dataset records.
         mapper: maps a record to the model's input.
         num_workers: worker processes; 0 loads in this process.
+        timeout: seconds to wait for an image of the workers; 0: for ever.
 
     Raises:
         DatasetError: there are no records. While iterating: an image cannot be read (a metric over the others would be
             silently wrong).
     """
-    return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=False), num_workers)
+    return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=False), num_workers, timeout)
 
 
-def build_bank_loader(records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0) -> SequentialLoader:
+def build_bank_loader(
+    records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
+) -> SequentialLoader:
     """Builds the loader that goes once over the training images to fill the memory banks.
 
     As `build_test_loader`, but an image that cannot be read is skipped with one warning: training skips it as well.
@@ -254,11 +277,12 @@ def build_bank_loader(records: Sequence[Record], mapper: Mapper, *, num_workers:
         records: dataset records.
         mapper: maps a record to the model's input, with ground truth and without random augmentation.
         num_workers: worker processes; 0 loads in this process.
+        timeout: seconds to wait for an image of the workers; 0: for ever.
 
     Raises:
         DatasetError: there are no records. While iterating, at the end: no image of this rank's share can be read.
     """
-    return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=True), num_workers)
+    return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=True), num_workers, timeout)
 
 
 @contextlib.contextmanager
@@ -319,9 +343,18 @@ class _Guarded:
             return _Sample(error=error)
 
 
-def _build_sequential_loader(records: Sequence[Record], mapper: _Guarded, num_workers: int) -> SequentialLoader:
+def _build_sequential_loader(
+    records: Sequence[Record], mapper: _Guarded, num_workers: int, timeout: float
+) -> SequentialLoader:
     _check_not_empty(records)
-    return SequentialLoader(build_detection_test_loader(list(records), mapper=mapper, num_workers=num_workers))
+    loader = DataLoader(
+        MapDataset(DatasetFromList(list(records), copy=False), mapper),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        collate_fn=trivial_batch_collator,
+        **worker_arguments(num_workers, timeout),
+    )
+    return SequentialLoader(loader)
 
 
 def _check_not_empty(records: Sequence[Mapping[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 
 from ..errors import ConfigError, DatasetError
+from .foreign import read_records
 from .images import split_video_frame
 from .masks import attach_masks
 
@@ -151,6 +152,7 @@ def registered_records(name: str) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: the name is not registered; those that are get listed.
+        DatasetError: see `read_records`.
     """
     check_registered(name)
-    return DatasetCatalog.get(name)
+    return read_records(name)

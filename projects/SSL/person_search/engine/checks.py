@@ -12,12 +12,15 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.utils import comm
 from torch import Tensor
 
 from ..data.training_set import TrainingSet
+from ..data.workers import check_shared_memory
 from ..errors import ConfigError, DatasetError
 from ..labels import SelfPacedDBSCAN
 from ..modeling.objectives.base import objective_class
+from .detectron2_keys import check_image_keys, check_schedule_keys, check_unread_keys
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,6 @@ def training_identities(cfg: CfgNode, training_set: TrainingSet) -> Tensor | Non
     return identities
 
 
-_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 # Keys that name a registered class or function, beside META_ARCHITECTURE, and where such are registered.
 _REGISTRIES = {
     "BACKBONE": BACKBONE_REGISTRY,
@@ -242,20 +244,13 @@ def check_config(cfg: CfgNode) -> None:
             "each epoch draws every frame once"
         )
     check_mixed_precision(cfg)
-    if not len(cfg.INPUT.MIN_SIZE_TRAIN) or min(cfg.INPUT.MIN_SIZE_TRAIN) < 1:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}, expected one or more lengths of the shorter side in "
-            "pixels, such as (900,)"
-        )
+    check_image_keys(cfg, True)
+    check_schedule_keys(cfg)
     if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
         raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
     reduction = cfg.SSL.MULTI_LABEL_LOSS.REDUCTION
     if reduction not in ("sum", "mean"):
         raise ConfigError(f"SSL.MULTI_LABEL_LOSS.REDUCTION is {reduction!r}, expected 'sum' or 'mean'")
-    if cfg.SOLVER.LR_SCHEDULER_NAME not in _SCHEDULERS:
-        raise ConfigError(
-            f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}, expected one of {', '.join(_SCHEDULERS)}"
-        )
     check_ranges(cfg)
     _check_exemplars(cfg)
     check_objective(cfg)
@@ -293,12 +288,38 @@ def check_inference(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"MODEL.{section}.NAME is {cfg.MODEL[section].NAME!r}, which is not registered; registered are {known}"
             )
+    check_unread_keys(cfg)
+    check_image_keys(cfg, False)
+    if not cfg.DATALOADER.TIMEOUT >= 0:
+        raise ConfigError(f"DATALOADER.TIMEOUT is {cfg.DATALOADER.TIMEOUT}, expected seconds; 0: wait for ever")
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise ConfigError(
             f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 "
             "(images are read by the main process) or "
             "more"
         )
+
+
+def check_workers(cfg: CfgNode, is_train: bool, persons: float = 0.0) -> None:
+    """Refuses worker processes whose images do not fit into shared memory.
+
+    Args:
+        cfg: a configuration with the project's keys.
+        is_train: whether batches of training are meant, or single frames of evaluation.
+        persons: mean number of persons in a frame; each may have a mask.
+
+    Raises:
+        ConfigError: naming DATALOADER.NUM_WORKERS, what is needed and what there is.
+    """
+    inputs, processes = cfg.INPUT, comm.get_world_size()
+    shorter = max(inputs.MIN_SIZE_TRAIN) if is_train else inputs.MIN_SIZE_TEST
+    longer = min((inputs.MAX_SIZE_TRAIN if is_train else inputs.MAX_SIZE_TEST), 2 * shorter)
+    exemplar = cfg.SSL.EXEMPLAR
+    masks = persons if is_train and exemplar.ENABLED and exemplar.MASK_BACKGROUND else 0
+    channels = 3 * (4 if inputs.RESIZE == "torchvision" else 1)
+    images = cfg.SOLVER.IMS_PER_BATCH // processes if is_train else 1
+    batch_bytes = int(images * shorter * longer * (channels + masks))
+    check_shared_memory(cfg.DATALOADER.NUM_WORKERS, batch_bytes, comm.get_local_size())
 
 
 def _check_exemplars(cfg: CfgNode) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data.training_set import registered_records
+from ..errors import ConfigError, ExpectationError
 from ..evaluation import PersonSearchEvaluator
 from ..evaluation.features import FeatureStore, extract, frame_keys, from_main, network_key
 from ..evaluation.protocols import ImageOutput
@@ -77,3 +79,47 @@ def feature_store(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FeatureS
         return None
     folder = Path(keys.FOLDER or Path(cfg.OUTPUT_DIR) / "inference" / "features")
     return FeatureStore.of(folder, dataset_name, network_key(model, cfg))
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Refuses a TEST.EXPECTED_RESULTS that cannot be compared with anything, before the work is done.
+
+    Raises:
+        ConfigError: an entry is malformed, or there is not one test set.
+    """
+    expected = cfg.TEST.EXPECTED_RESULTS
+    for entry in expected:
+        well_formed = isinstance(entry, list | tuple) and len(entry) == 4 and all(isinstance(x, str) for x in entry[:2])
+        if not well_formed or not all(type(x) in (int, float) and math.isfinite(x) for x in entry[2:]):
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS holds {entry!r}, expected [task, metric, value, tolerance] such as "
+                "['search', 'mAP', 40.0, 0.5]"
+            )
+    if len(expected) and len(cfg.DATASETS.TEST) != 1:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS is compared with one test set, and DATASETS.TEST names {len(cfg.DATASETS.TEST)}"
+        )
+
+
+def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Compares the figures of the test set with TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: its entries are [task, metric, value, tolerance].
+        results: task -> metric -> value.
+
+    Raises:
+        ExpectationError: a metric is missing or further from its value than the tolerance.
+    """
+    wrong = []
+    for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        found = results.get(task, {}).get(metric)
+        if found is None:
+            known = ", ".join(f"{t}/{m}" for t, metrics in results.items() for m in metrics)
+            wrong.append(f"{task}/{metric} does not exist (there are {known})")
+        elif not abs(found - value) <= tolerance:
+            wrong.append(f"{task}/{metric} is {found:.4f}, expected {value:g} within {tolerance:g}")
+    if wrong:
+        raise ExpectationError(f"TEST.EXPECTED_RESULTS: {'; '.join(wrong)}")
+    if cfg.TEST.EXPECTED_RESULTS:
+        logger.info("All %d metrics of TEST.EXPECTED_RESULTS are as expected", len(cfg.TEST.EXPECTED_RESULTS))

@@ -25,14 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
 from ..data.training_set import TrainingSet, load_training_set, registered_records
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
-from ..io import replacing
+from ..io import is_disk_full, replacing
 from ..labels import DynamicThreshold
 from ..modeling import BankObjective
 from ..weights import PersonSearchCheckpointer
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
-from .checks import build_clusterer, check_config, cluster_cameras, training_identities
+from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -45,8 +45,10 @@ from .hooks import (
     UpdateBanks,
     seed_generators,
 )
+from .interruption import FinishOnSignal
+from .resuming import OptimizerSettings, check_resumed_config
 from .solver import build_optimizer, iterations_per_epoch, resolve_schedule
-from .testing import evaluate_dataset, feature_store
+from .testing import check_expected_results, evaluate_dataset, feature_store, verify_expected_results
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +73,11 @@ class PersonSearchTrainer(DefaultTrainer):
         # Not DefaultTrainer's constructor: it builds the model before any data, and cannot wrap a model on CPUs.
         super(DefaultTrainer, self).__init__()
         check_config(cfg)
+        check_expected_results(cfg)
         self.training_set = _training_set(cfg)
         self.training_set.check_images()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        check_workers(cfg, True, len(self.training_set) / len(self.training_set.records))
         self.cfg = cfg = resolve_schedule(cfg, len(self.training_set.records))
         self.iterations_per_epoch = iterations_per_epoch(len(self.training_set.records), cfg.SOLVER.IMS_PER_BATCH)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -85,12 +89,19 @@ class PersonSearchTrainer(DefaultTrainer):
         model.objective.allocate(torch.from_numpy(self.training_set.row_image), identities)
         self.person_search_model = model
         optimizer = self.build_optimizer(cfg, model)
+        self._optimizer_settings = OptimizerSettings(optimizer)
         wrapped = _distribute(model)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         loader = self.build_train_loader(cfg, self.training_set, seed=self.seed, start_iteration=self.start_iter)
         self._trainer = trainer_type(wrapped, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = PersonSearchCheckpointer(wrapped, cfg.OUTPUT_DIR, cfg, trainer=weakref.proxy(self))
+        self.checkpointer = PersonSearchCheckpointer(
+            wrapped,
+            cfg.OUTPUT_DIR,
+            cfg,
+            functools.partial(check_resumed_config, cfg),
+            trainer=weakref.proxy(self),
+        )
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         logger.info(
@@ -117,6 +128,7 @@ class PersonSearchTrainer(DefaultTrainer):
             seed=seed,
             start_iteration=start_iteration,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            timeout=cfg.DATALOADER.TIMEOUT,
         )
         return LastBatch(loader)
 
@@ -125,7 +137,9 @@ class PersonSearchTrainer(DefaultTrainer):
         """The frames of a test set (or those of `records`), with the boxes whose embedding the evaluation wants."""
         mapper = PersonSearchMapper(cfg, False, given_boxes=PersonSearchEvaluator.given_boxes(cfg, dataset_name))
         records = registered_records(dataset_name) if records is None else records
-        return build_test_loader(records, mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        check_workers(cfg, False)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return build_test_loader(records, mapper, num_workers=workers, timeout=cfg.DATALOADER.TIMEOUT)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> PersonSearchEvaluator:
@@ -220,8 +234,9 @@ class PersonSearchTrainer(DefaultTrainer):
 
     def _build_bank_loader(self, records: list[dict[str, Any]] | None = None) -> Iterable[list[dict[str, Any]]]:
         mapper = PersonSearchMapper(self.cfg, False, with_instances=True)
+        keys = self.cfg.DATALOADER
         records = self.training_set.records if records is None else records
-        return build_bank_loader(records, mapper, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+        return build_bank_loader(records, mapper, num_workers=keys.NUM_WORKERS, timeout=keys.TIMEOUT)
 
     def _fill_banks(self) -> None:
         frames = calibration_frames(self.training_set, self.cfg.SSL.MEMORY.CALIBRATION_FRAMES)
@@ -245,6 +260,11 @@ class PersonSearchTrainer(DefaultTrainer):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resumed:
             self.start_iter = self.iter + 1
+            if self.start_iter > self.max_iter:
+                raise ConfigError(
+                    f"the training to resume has done {self.start_iter} iterations, and with this config it ends after "
+                    f"{self.max_iter}: raise SOLVER.MAX_ITER or SOLVER.MAX_EPOCH"
+                )
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(
                     self.cfg, self.training_set, seed=self.seed, start_iteration=self.start_iter
@@ -252,16 +272,32 @@ class PersonSearchTrainer(DefaultTrainer):
             )
 
     def train(self) -> Any:
-        """Trains; see `DefaultTrainer.train`.
+        """Trains, and evaluates at the end; returns the figures of that evaluation, None where there is no test set.
 
         Raises:
-            TrainingError: a loss became NaN or infinite.
+            TrainingError: a loss became NaN or infinite, or a file cannot be written.
+            ExpectationError: a metric is not what TEST.EXPECTED_RESULTS says.
+            Interrupted: Ctrl-C or SIGTERM ended it; there is a checkpoint to resume from.
         """
         if comm.is_main_process():
             forget_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
             solver = self.cfg.SOLVER
             self.register_hooks([MetricsWriter(self.build_writers(), solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)])
-        return super().train()
+        self.register_hooks([FinishOnSignal()])
+        try:
+            # Not DefaultTrainer's: it compares with TEST.EXPECTED_RESULTS by an assertion and an exit.
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): free space, then go on "
+                "with --resume"
+            ) from error
+        results = getattr(self, "_last_eval_results", None)
+        if results is not None and comm.is_main_process():
+            verify_expected_results(self.cfg, results)
+        return results
 
     def run_step(self) -> None:
         """One iteration; a loss that is not finite stops the training with the names of the frames."""
@@ -303,6 +339,7 @@ class PersonSearchTrainer(DefaultTrainer):
             )
         self.seed = state_dict["seed"]
         super().load_state_dict(state_dict)
+        self._optimizer_settings.apply(self._trainer.optimizer, self.scheduler)
         for hook in self._hooks:
             if isinstance(hook, SeedIterations):
                 hook.seed = self.seed

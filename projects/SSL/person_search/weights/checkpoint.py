@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
 from ..errors import CheckpointError
-from ..io import replacing
+from ..io import is_disk_full, replacing
 from .files import (
     EXPECTED,
     PACKAGE_PREFIX,
@@ -40,17 +40,25 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
     atomically."""
 
     def __init__(
-        self, model: torch.nn.Module, save_dir: str = "", config: CfgNode | None = None, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        config: CfgNode | None = None,
+        check_resumed: Callable[[str | None], None] | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             model: the model, maybe wrapped for distributed training.
             save_dir: folder of the checkpoints.
             config: configuration of the model, which every checkpoint carries as text, so that it can be used alone.
+            check_resumed: called with the configuration that a checkpoint carries, before a training is resumed from
+                it; raises where that cannot be.
             kwargs: see `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **kwargs)
         self._config = {} if config is None else {CONFIG_KEY: config.dump()}
+        self._check_resumed = check_resumed
         self._resuming = False
         self._incompatible: Any = None
         self._path, self._file = "", WeightFile({})
@@ -183,6 +191,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             self.logger.info(start.message)
             checkpoint["model"] = start.state
         elif self._resuming:
+            if self._check_resumed is not None:
+                self._check_resumed(checkpoint.get(CONFIG_KEY))
             self._check_training_state(checkpoint["model"])
         else:
             weights = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
@@ -193,11 +203,24 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         if not self._resuming:  # left out on purpose: no reason to warn
             missing = self._incompatible.missing_keys
             missing[:] = [k for k in missing if not k.startswith(_TRAINING_STATE)]
+        if self._resuming:
+            self._check_complete()
         return self._incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         if not self._pretrained:  # one message has said it
             super()._log_incompatible_keys(incompatible)
+
+    def _check_complete(self) -> None:
+        """Refuses to resume with weights that the checkpoint does not hold: they would be random."""
+        missing = [f"{k} is missing" for k in self._incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+        wrong = [f"{k} is {tuple(a)}, expected {tuple(b)}" for k, a, b in self._incompatible.incorrect_shapes]
+        unfit = wrong + missing
+        if unfit:
+            raise CheckpointError(
+                f"the checkpoint is of another model than this config's ({unfit[0]}; {len(unfit)} "
+                "such weights): resume with the config that it was trained with, or start anew in another OUTPUT_DIR"
+            )
 
     def _check_training_state(self, state: Mapping[str, Any]) -> None:
         own = self.model.state_dict()
@@ -211,6 +234,17 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
 
 
 def _write_whole(path: str, write: Any) -> None:
-    """Writes a file so that neither a kill nor a power failure leaves half of it."""
-    with replacing(path, error=CheckpointError, durable=True) as temporary, temporary.open("wb") as f:
-        write(f)
+    """Writes a file so that neither a kill nor a power failure leaves half of it.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there before is whole.
+    """
+    whole = "checkpoints before it are whole, and --resume goes on from the last"
+    try:
+        with replacing(path, error=CheckpointError, durable=True) as temporary, temporary.open("wb") as f:
+            write(f)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {whole}") from error
+    except RuntimeError as error:  # PyTorch's writer hides what the system has said
+        reason = "disk full" if is_disk_full(error) else str(error).splitlines()[0][:120]
+        raise CheckpointError(f"cannot write {path}: {reason}; check free space; {whole}") from error
