@@ -53,7 +53,7 @@ _ADVICE = {
     "CredentialsNotLoaded": "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "NoSuchBucket": "the bucket does not exist: make it first, the store is made within it",
     "Failed to resolve region": "the bucket's region is unknown: check its name, set AWS_REGION",
-    r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|\b40[13]\b": "the credentials of AWS are refused here",
+    r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|40[13] (Forbidden|Unauth)": "the credentials are refused",
     "ConnectError|RetryError|timed? ?out": "the server does not answer: check AWS_ENDPOINT_URL and the network",
 }
 
@@ -197,7 +197,7 @@ class LanceStore(Bookkeeping):
             try:
                 return write()
             except (RuntimeError, OSError, ValueError) as error:
-                if trial == _RETRIES - 1 or not re.search("conflict|concurrent|retry", str(error), re.IGNORECASE):
+                if trial == _RETRIES - 1 or not re.search("conflict|concurrent", str(error), re.IGNORECASE):
                     raise
                 time.sleep(random.uniform(0.5, 1) * min(0.05 * 2**trial, 2))
         raise AssertionError("the last trial returns or raises")
