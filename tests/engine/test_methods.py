@@ -281,7 +281,6 @@ def test_a_short_training_lowers_the_losses(method, tmp_path, monkeypatch, name)
         ("oim", ("SSL.EXEMPLAR.ENABLED", True), "OIMObjective makes nothing of exemplars: .*ENABLED False"),
         ("cgps", ("INPUT.IDENTITIES", True), "CGPSObjective is weakly supervised and must not read identities"),
         ("rsiamnet", ("SSL.EXEMPLAR.ENABLED", False), "RSiamNetObjective is made of exemplars: .*ENABLED True"),
-        ("rsiamnet", ("MODEL.REID_HEAD.GLOBAL_POOLING", "average"), "exemplars are pooled by their maximum"),
         ("rsiamnet", ("RSIAMNET.SIMILARITY_TEMPERATURE", 0.0), "RSIAMNET.SIMILARITY_TEMPERATURE is 0.0"),
         ("oim", ("OIM.TEMPERATURE", 0.0), "OIM.TEMPERATURE is 0.0"),
         ("oim", ("OIM.QUEUE_SIZE", -1), "OIM.QUEUE_SIZE is -1"),

@@ -16,8 +16,10 @@ from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from person_search.data import training_set
 from person_search.engine import PersonSearchTrainer
+from person_search.engine.hooks import ClusterLabels
 from person_search.engine.trainer import forget_metrics_from
 from person_search.errors import CheckpointError, ConfigError, TrainingError
+from person_search.modeling import SSLObjective
 
 State = dict[str, torch.Tensor]
 
@@ -207,6 +209,7 @@ def test_frames_without_persons_train(cfg, tmp_path, monkeypatch):
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0),
         ("SSL.MEMORY.LAMBDA", 1.8),
         ("SSL.THRESHOLD.INITIAL", 7.0),
+        ("SSL.THRESHOLD.CALIBRATION", "images"),
         ("SSL.CLUSTER_LOSS.TEMPERATURE", 0.0),
     ],
 )
@@ -216,6 +219,30 @@ def test_settings_that_cannot_be_honoured_are_refused(cfg, key, value):
     cfg.merge_from_list([key, value])
     with pytest.raises(ConfigError, match=key):
         PersonSearchTrainer(cfg)
+
+
+def test_a_calibrated_threshold_is_a_quantile(cfg):
+    cfg.merge_from_list(["SSL.THRESHOLD.CALIBRATION", "same_image", "SSL.THRESHOLD.INITIAL", 0.95])
+    with pytest.raises(ConfigError, match="expected 0 <= INITIAL <= INITIAL \\+ ALPHA <= 1"):
+        PersonSearchTrainer(cfg)
+
+
+def test_a_calibrated_threshold_is_set_once_an_epoch_before_the_labels_are_judged(cfg, tmp_path, monkeypatch):
+    cfg.merge_from_list(["SSL.THRESHOLD.CALIBRATION", "same_image", "SOLVER.MAX_ITER", 8, "SOLVER.LOG_PERIOD", 1])
+    judged = []
+    predict = SSLObjective.predict_labels
+    monkeypatch.setattr(ClusterLabels, "_judge", lambda self: judged.append(self._objective.threshold))
+    seen = []
+    monkeypatch.setattr(
+        SSLObjective, "predict_labels", lambda self, rows: (seen.append(self.threshold), predict(self, rows))[1]
+    )
+    trainer = run(cfg, tmp_path / "calibrated")
+    epoch = trainer.iterations_per_epoch
+    assert judged == [seen[i] for i in range(0, 8, epoch)]
+    assert all(seen[i] == judged[i // epoch] for i in range(8))
+    assert len(set(judged)) == len(judged)
+    hooks = trainer.state_dict()["hooks"]
+    assert hooks["ThresholdSchedule"] == {"threshold": seen[-1]}
 
 
 def test_metrics_of_lost_iterations_are_forgotten(tmp_path):
@@ -233,6 +260,7 @@ VARIANTS = [
     ("SSL.CLUSTER_LOSS.WEIGHT", 0.0, "MODEL.ROI_BOX_HEAD.POOLING", "deformable"),
     ("SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO", 0.1, "SSL.THRESHOLD.ALPHA", 0.0),
     ("MODEL.REID_HEAD.BOX_HEAD_SCORE", False, "MODEL.REID_HEAD.BN_NECK", False),
+    ("SSL.THRESHOLD.CALIBRATION", "same_image", "MODEL.REID_HEAD.STRIPES", 4),
 ]
 
 

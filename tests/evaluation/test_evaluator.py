@@ -348,7 +348,7 @@ def test_own_sets_are_searched_across_cameras_when_asked(golden_problem, records
     names = {"golden_own": records, "golden_unknown": [{**r, "camera_id": None} for r in records]}
     cfg = get_cfg()
     add_ssl_config(cfg)
-    cfg.merge_from_list(["TEST.PERSON_SEARCH.SCORE_WEIGHTED", False])
+    cfg.merge_from_list(["TEST.PERSON_SEARCH.SCORE_WEIGHTED", False, "TEST.PERSON_SEARCH.CONTROLS", False])
     try:
         for name, these in names.items():
             DatasetCatalog.register(name, lambda these=these: these)

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from person_search.modeling.backbone import build_res5
+from person_search.modeling.embedding import GlobalPooling
 from person_search.modeling.exemplars import ExemplarBranch, pool_crops
 from person_search.modeling.layers import running_statistics
 from torch import nn
@@ -50,8 +51,9 @@ def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scal
     with running_statistics(backbone), running_statistics(res5):
         found = getattr(branch, way)(crops, backbone, res5)
         for person, size in enumerate(crops.sizes):
-            expected += [pool_crops(crops.resized(scale)[[person]], backbone, res5) for scale in scales]
-            expected += [pool_crops(crops.cut([person], size), backbone, res5)] if original else []
+            alone = [crops.resized(scale)[[person]] for scale in scales]
+            alone += [crops.cut([person], size)] if original else []
+            expected += [pool_crops(crop, backbone, res5, GlobalPooling()) for crop in alone]
     for name in ("res4", "res5"):
         wanted = torch.cat([getattr(e, name) for e in expected])
         torch.testing.assert_close(getattr(found, name), wanted, rtol=1e-3, atol=1e-3)
@@ -67,6 +69,20 @@ def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg
         scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5
     )
     assert len(passes) == {"cuda": 1, "cpu": 6}[device]
+
+
+@pytest.mark.parametrize(("kind", "stripes"), [("max", 3), ("average", 1), ("average", 4)])
+def test_exemplars_are_pooled_as_regions_are(narrow_cfg, scenes, device, kind, stripes):
+    torch.manual_seed(0)
+    backbone, res5 = (module.to(device).eval() for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
+    pooling = GlobalPooling(kind, stripes)
+    branch = ExemplarBranch(scales=[(96, 48)], original=False, mask_background=False, pooling=pooling)
+    images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
+    boxes = [t.gt_boxes.tensor for t in scenes[1]]
+    found = branch(images, targets, boxes, backbone, res5)
+    features = backbone(branch._crops(images, targets, boxes).resized((96, 48)))["res4"]
+    torch.testing.assert_close(found.res4, pooling(features))
+    torch.testing.assert_close(found.res5, pooling(res5(features)))
 
 
 def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):

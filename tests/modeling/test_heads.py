@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from person_search.errors import ConfigError
 from person_search.modeling import FusedLinearEmbedding, LinearEmbedding, OneHeadROIHeads, PooledFeatures
+from person_search.modeling.embedding import BNNeckEmbedding, GlobalPooling
 from torchvision.ops import nms
 
 KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average"), "cgps": ("fused_linear", "max")}
@@ -107,6 +108,56 @@ def test_training_and_inference_look_at_the_rpns_boxes(narrow_cfg, kind):
     torch.testing.assert_close(found[0].scores, logits.sigmoid()[keep])
     torch.testing.assert_close(found[0].embeddings, vectors[keep])
     torch.testing.assert_close(given[0], vectors[:1])
+
+
+def test_stripes_keep_the_vertical_order():
+    features = torch.randn(2, 3, 8, 5, generator=torch.Generator().manual_seed(0))
+    for kind, pool in (("max", torch.amax), ("average", torch.mean)):
+        found = GlobalPooling(kind, 4)(features).reshape(2, 3, 4)
+        for stripe in range(4):
+            torch.testing.assert_close(found[..., stripe], pool(features[:, :, 2 * stripe : 2 * stripe + 2], (2, 3)))
+        torch.testing.assert_close(GlobalPooling(kind)(features), pool(features, (2, 3)))
+        # Turned upside down a person is somebody else, which one global pooling cannot see.
+        torch.testing.assert_close(GlobalPooling(kind, 4)(features.flip(2)).reshape(2, 3, 4), found.flip(2))
+    assert GlobalPooling("average", 4)(torch.ones(1, 3, 2, 2)).shape == (1, 12)
+
+
+def test_bn_neck_starts_from_the_pooled_features():
+    torch.manual_seed(0)
+    embedding = BNNeckEmbedding(3, 8)
+    pooled = PooledFeatures(torch.randn(6, 3) + 5, 4 * torch.randn(6, 8))
+    vectors, logits = embedding(pooled)
+    joined = torch.cat([pooled.res4, pooled.res5], dim=1)
+    normalised = (joined - joined.mean(dim=0)) / (joined.var(dim=0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(vectors, F.normalize(normalised, dim=1))
+    torch.testing.assert_close(logits, embedding.classifier(pooled.res5)[:, 0])
+    none = embedding(PooledFeatures(torch.zeros(0, 3), torch.zeros(0, 8)))
+    assert none[0].shape == (0, 11) and none[1].shape == (0,)
+
+
+def test_stripes_and_bn_neck_detect_and_embed(narrow_cfg):
+    options = ["MODEL.REID_HEAD.STRIPES", 4, "MODEL.REID_HEAD.EMBEDDING", "bn_neck"]
+    narrow_cfg.merge_from_list(options)
+    with pytest.raises(ConfigError, match=r"EMBEDDING_DIM is \d+, .*: set it to (\d+)") as refused:
+        build_model(narrow_cfg)
+    dim = int(str(refused.value).rsplit(" ", 1)[1])
+    narrow_cfg.merge_from_list(["MODEL.REID_HEAD.EMBEDDING_DIM", dim])
+    model = build_model(narrow_cfg)
+    with EventStorage():
+        sum(model([scene(), scene()]).values()).backward()
+    # Without banks no loss reads the direction of the embedding.
+    learns = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert set(learns) == {"roi_heads.reid_head.embedding.norm.weight", "roi_heads.reid_head.embedding.norm.bias"}
+    model.eval()
+    with torch.inference_mode():
+        (output,) = model([{**scene(), "given_boxes": scene()["instances"].gt_boxes.tensor}])
+    assert output["given_embeddings"].shape == (2, dim)
+
+
+def test_no_stripe_is_refused(narrow_cfg):
+    narrow_cfg.merge_from_list(["MODEL.REID_HEAD.STRIPES", 0])
+    with pytest.raises(ConfigError, match="MODEL.REID_HEAD.STRIPES is 0, expected 1 or more"):
+        build_model(narrow_cfg)
 
 
 @pytest.mark.parametrize("key", ["EMBEDDING", "GLOBAL_POOLING"])

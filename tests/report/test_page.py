@@ -167,6 +167,20 @@ def test_figures_protocol_and_parts_are_shown(tmp_path, records):
     assert "mAP against gallery size" not in text
 
 
+def test_controls_stand_beside_the_network_and_mark_what_they_beat(tmp_path, records):
+    evaluation(tmp_path, make_problem())
+    results = json.loads((tmp_path / "results.json").read_text())
+    own = results["figures"]["search"]
+    results["controls"] = {"random": "random vectors", "color_histogram": "color histogram"}
+    results["figures"]["control_random"] = {**own, "mAP": own["mAP"] - 1}
+    for lead, marked in ((-1, False), (1, True)):
+        results["figures"]["control_color_histogram"] = {**own, "mAP": own["mAP"] + lead}
+        write_json(tmp_path / "results.json", results)
+        page = Page.read(write_report(tmp_path, records))
+        assert "random vectors" in page.text and "color histogram" in page.text and "this network" in page.text
+        assert ("below the color histogram" in page.text) == marked
+
+
 def test_strips_show_the_query_and_its_ten_best(tmp_path, records):
     evaluation(tmp_path, make_problem())
     page = Page.read(write_report(tmp_path, records, hardest=3, spread=2))

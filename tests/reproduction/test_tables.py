@@ -41,6 +41,26 @@ def test_markdown():
     assert "- SECOND: `SSL.EXEMPLAR.ENABLED False`" in text and "- FIRST: nothing" in text
 
 
+def test_controls_stand_beside_each_row_and_mark_what_they_beat():
+    def with_controls(name: str, own: float, histogram: float) -> TableRow:
+        figures = {
+            "search/mAP": own, "control_color_histogram/mAP": histogram, "control_color_histogram/top1": 90.0,
+            "control_random/mAP": 14.0, "control_random/top1": 15.0,
+        }  # fmt: skip
+        return TableRow(name, name.upper(), {0: figures, 1: figures}, {}, {})
+
+    rows = [with_controls("good", 80.0, 70.0), with_controls("poor", 30.0, 65.0), row("alone", {0: 9.0})]
+    text = markdown_table(rows, "T", [], seeds=2)
+    assert cells(text, "")[-2:] == [
+        "same detections by random vectors, mAP / top-1", "same detections by color histogram, mAP / top-1"
+    ]  # fmt: skip
+    assert cells(text, "GOOD")[-2:] == ["14.0 ± 0.0 / 15.0 ± 0.0", "70.0 ± 0.0 / 90.0 ± 0.0"]
+    assert cells(text, "POOR (**below the color histogram**)")[-1] == "65.0 ± 0.0 / 90.0 ± 0.0"
+    assert cells(text, "ALONE")[-2:] == ["- / -", "- / -"]
+    lines = list(csv.DictReader(io.StringIO(csv_table(rows))))
+    assert [line["control_color_histogram/mAP mean"] for line in lines] == ["70.0000", "65.0000", ""]
+
+
 def test_without_published_figures_there_is_no_column_for_them():
     text = markdown_table([SECOND], "T", [], seeds=3)
     assert "paper" not in text

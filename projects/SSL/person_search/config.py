@@ -104,12 +104,15 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # where there is no box head.
     cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE = True
     # "norm_aware" (NAE): from res4 and res5, the norm tells persons from background; with a classifier of its own
-    # "linear" (OIM): from res5, and "fused_linear" (CGPS): from res4 and res5.
+    # "linear" (OIM): from res5, "fused_linear" (CGPS): from res4 and res5, and "bn_neck": both normalised, without a
+    # projection, which suits pretrained backbones and short trainings (EMBEDDING_DIM is then all of their channels).
     cfg.MODEL.REID_HEAD.EMBEDDING = "norm_aware"
     # Dimension of the re-id feature; of a norm-aware one half comes from res4 and half from res5.
     cfg.MODEL.REID_HEAD.EMBEDDING_DIM = 256
     # How RoI features become vectors: "max" (NAE, SeqNet, CGPS) or "average" (OIM).
     cfg.MODEL.REID_HEAD.GLOBAL_POOLING = "max"
+    # Horizontal stripes that are pooled apart, so that the vector keeps what is above and what below; 1: none (paper).
+    cfg.MODEL.REID_HEAD.STRIPES = 1
     # Batch normalisation after the box regressor (SeqNet's BN neck).
     cfg.MODEL.REID_HEAD.BN_NECK = True
 
@@ -183,6 +186,10 @@ def _add_label_keys(cfg: CfgNode) -> None:
 
     # Dynamic multi-label threshold t(e) = INITIAL + ALPHA * exp(BETA * e) (Eq. 9); ALPHA 0 keeps it fixed.
     cfg.SSL.THRESHOLD = CfgNode()
+    # "none": t(e) is the similarity itself (paper). "same_image": t(e) is a quantile, and the threshold is what that
+    # share of the similarities of persons of one image, who are different people for certain, does not exceed. What a
+    # similarity means differs from network to network; a share of known negatives means the same everywhere.
+    cfg.SSL.THRESHOLD.CALIBRATION = "none"
     cfg.SSL.THRESHOLD.INITIAL = 0.6
     cfg.SSL.THRESHOLD.ALPHA = 0.1
     cfg.SSL.THRESHOLD.BETA = -0.1
@@ -283,6 +290,14 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.PERSON_SEARCH.GALLERY = "detections"
     # Custom sets: also search the frames of other cameras alone. PRW is searched both ways in any case.
     cfg.TEST.PERSON_SEARCH.CROSS_CAMERA = False
+    # Own sets from video (MOT): also search without the frames of the query's camera that are nearer than so many
+    # frames, which are near-copies of its own; 0: do not.
+    cfg.TEST.PERSON_SEARCH.MIN_FRAME_GAP = 0
+    # Controls: also search the same boxes by random vectors and by a colour histogram, beside which the figures stand.
+    cfg.TEST.PERSON_SEARCH.CONTROLS = True
+    # A further control: the backbone with these weights (any that MODEL.WEIGHTS takes), without re-id training. "": no
+    # such control.
+    cfg.TEST.PERSON_SEARCH.CONTROL_WEIGHTS = ""
     # Multiply similarities by the detection score (SeqNet's CWS).
     cfg.TEST.PERSON_SEARCH.SCORE_WEIGHTED = True
     # Detections below this score are not searched.

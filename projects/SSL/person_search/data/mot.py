@@ -102,7 +102,7 @@ def load_mot(
     _check_frames(gt_file, persons, names, first, last)
     sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
     found = [
-        Frame(names[n], Path(names[n]).name, height, width, [p for _, p in persons.get(n, ())], camera_id)
+        Frame(names[n], Path(names[n]).name, height, width, [p for _, p in persons.get(n, ())], camera_id, n)
         for n, (height, width) in zip(taken, (known or (None, None) for known in sizes), strict=True)
     ]
     return build_records(dataset, found, strict)

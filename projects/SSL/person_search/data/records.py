@@ -95,6 +95,7 @@ class Frame:
         height, width: in pixels; both None where the image cannot be read and nothing else tells them.
         persons: those annotated in it.
         camera_id: where it is known.
+        number: place in its video, in frames, where it is one of a video.
     """
 
     file_name: str
@@ -103,6 +104,7 @@ class Frame:
     width: int | None
     persons: Sequence[Person] = ()
     camera_id: int | None = None
+    number: int | None = None
 
 
 @dataclass
@@ -170,9 +172,9 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         strict: a box that would be dropped is an error.
 
     Returns:
-        One record for each frame: file_name, image_id, height, width, camera_id (where known) and annotations, each
-        with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled), instance_index (0..N-1 in
-        record order) and, where given, segmentation.
+        One record for each frame: file_name, image_id, height, width, camera_id and frame_number (where known) and
+        annotations, each with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled),
+        instance_index (0..N-1 in record order) and, where given, segmentation.
 
     Raises:
         DatasetError: no frame at all, two frames of one name, a frame without a size, boxes that do not fit their
@@ -208,6 +210,8 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
         }
         if frame.camera_id is not None:
             record["camera_id"] = frame.camera_id
+        if frame.number is not None:
+            record["frame_number"] = frame.number
         records.append(record)
     if not records:
         raise DatasetError(f"{dataset}: has no frame")

@@ -196,11 +196,6 @@ def check_objective(cfg: CfgNode) -> None:
         raise ConfigError(
             f"MODEL.OBJECTIVE.NAME {name} {needs} exemplars: set SSL.EXEMPLAR.ENABLED {not exemplar.ENABLED}"
         )
-    if exemplar.ENABLED and cfg.MODEL.REID_HEAD.GLOBAL_POOLING != "max":
-        raise ConfigError(
-            f"MODEL.REID_HEAD.GLOBAL_POOLING is {cfg.MODEL.REID_HEAD.GLOBAL_POOLING!r}, but exemplars are pooled "
-            "by their maximum: set it to 'max', or SSL.EXEMPLAR.ENABLED False"
-        )
 
 
 def training_identities(cfg: CfgNode, training_set: TrainingSet) -> Tensor | None:
@@ -253,6 +248,7 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(f"SSL.MULTI_LABEL_LOSS.REDUCTION is {reduction!r}, expected 'sum' or 'mean'")
     check_ranges(cfg)
     _check_exemplars(cfg)
+    _check_threshold(cfg)
     check_objective(cfg)
     check_clustering(cfg)
 
@@ -320,6 +316,17 @@ def check_workers(cfg: CfgNode, is_train: bool, persons: float = 0.0) -> None:
     images = cfg.SOLVER.IMS_PER_BATCH // processes if is_train else 1
     batch_bytes = int(images * shorter * longer * (channels + masks))
     check_shared_memory(cfg.DATALOADER.NUM_WORKERS, batch_bytes, comm.get_local_size())
+
+
+def _check_threshold(cfg: CfgNode) -> None:
+    threshold = cfg.SSL.THRESHOLD
+    if threshold.CALIBRATION not in ("none", "same_image"):
+        raise ConfigError(f"SSL.THRESHOLD.CALIBRATION is {threshold.CALIBRATION!r}, expected 'none' or 'same_image'")
+    if threshold.CALIBRATION == "same_image" and not 0 <= threshold.INITIAL <= threshold.INITIAL + threshold.ALPHA <= 1:
+        raise ConfigError(
+            f"SSL.THRESHOLD.CALIBRATION is 'same_image', so that t(e) is a quantile, and SSL.THRESHOLD has INITIAL "
+            f"{threshold.INITIAL} and ALPHA {threshold.ALPHA}: expected 0 <= INITIAL <= INITIAL + ALPHA <= 1"
+        )
 
 
 def _check_exemplars(cfg: CfgNode) -> None:

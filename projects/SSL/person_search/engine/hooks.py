@@ -23,6 +23,7 @@ from ..errors import TrainingError
 from ..labels import (
     DynamicThreshold,
     SelfPacedDBSCAN,
+    calibrated_threshold,
     invalid_rows,
     multi_label_precision_recall,
     pair_precision_recall,
@@ -85,25 +86,59 @@ class FillBanks(HookBase):
 class ThresholdSchedule(HookBase):
     """Before each iteration, gives the objective the multi-label threshold of its epoch (Eq. 9).
 
-    It stands before `ClusterLabels`, which judges the multi-labels at the threshold that the epoch trains with.
+    The value of Eq. 9 is the threshold, or the quantile of the similarities of persons of one image that is taken as
+    the threshold from the banks as they are when the epoch starts. The hook stands before `ClusterLabels`, which judges
+    the multi-labels at the threshold that the epoch trains with.
     """
 
-    def __init__(self, objective: SSLObjective, threshold: DynamicThreshold, *, iterations_per_epoch: int) -> None:
+    def __init__(
+        self,
+        objective: SSLObjective,
+        threshold: DynamicThreshold,
+        *,
+        iterations_per_epoch: int,
+        calibrated: bool = False,
+    ) -> None:
         """
         Args:
-            objective: receives the thresholds.
+            objective: receives the thresholds, and has the banks.
             threshold: that of each epoch.
             iterations_per_epoch: iterations from one epoch to the next.
+            calibrated: whether `threshold` gives a quantile.
         """
         self._objective, self._threshold = objective, threshold
         self._iterations_per_epoch = iterations_per_epoch
+        self._calibrated = calibrated
+        self._current: float | None = None
 
     def before_step(self) -> None:
         epoch, iteration = divmod(self.trainer.iter, self._iterations_per_epoch)
-        threshold = self._threshold.at(epoch)
-        self._objective.set_threshold(threshold)
+        if not self._calibrated:
+            self._current = self._threshold.at(epoch)
+        elif iteration == 0 or self._current is None:
+            self._current = self._calibrate(epoch)
+        self._objective.set_threshold(self._current)
         if iteration == 0:
-            self.trainer.storage.put_scalar("pseudo_labels/threshold", threshold, smoothing_hint=False)
+            self.trainer.storage.put_scalar("pseudo_labels/threshold", self._current, smoothing_hint=False)
+
+    def _calibrate(self, epoch: int) -> float:
+        quantile = self._threshold.at(epoch)
+        threshold = calibrated_threshold(self._objective.label_features(), self._objective.image_ids, quantile)
+        if threshold is None:
+            raise TrainingError(
+                "SSL.THRESHOLD.CALIBRATION 'same_image' needs images with two persons or more, and the training set "
+                "has none: set it to 'none'"
+            )
+        logger.info("Threshold of the multi-labels: %.3f, quantile %.3f of persons of one image", threshold, quantile)
+        return threshold
+
+    def state_dict(self) -> dict[str, Any]:
+        """The threshold, which a run that is resumed within an epoch could not take from the banks again."""
+        return {"threshold": self._current}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the threshold."""
+        self._current = state_dict["threshold"]
 
 
 class ClusterLabels(HookBase):

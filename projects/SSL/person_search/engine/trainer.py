@@ -31,6 +31,7 @@ from ..io import is_disk_full, replacing
 from ..labels import DynamicThreshold
 from ..modeling import BankObjective
 from ..weights import PersonSearchCheckpointer
+from .backbone_control import backbone_features
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
 from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities
 from .hooks import (
@@ -145,7 +146,10 @@ class PersonSearchTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> PersonSearchEvaluator:
         """Evaluator of one test set; its files go to OUTPUT_DIR/inference/<name>."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return PersonSearchEvaluator.from_config(cfg, dataset_name, folder)
+        control = None
+        if cfg.TEST.PERSON_SEARCH.CONTROL_WEIGHTS:
+            control = functools.partial(backbone_features, cfg, dataset_name)
+        return PersonSearchEvaluator.from_config(cfg, dataset_name, folder, control)
 
     @classmethod
     def test(
@@ -220,7 +224,14 @@ class PersonSearchTrainer(DefaultTrainer):
         if objective.predicts_multi_labels:
             keys = cfg.SSL.THRESHOLD
             threshold = DynamicThreshold(initial=keys.INITIAL, alpha=keys.ALPHA, beta=keys.BETA)
-            built.append(ThresholdSchedule(objective, threshold, iterations_per_epoch=self.iterations_per_epoch))
+            built.append(
+                ThresholdSchedule(
+                    objective,
+                    threshold,
+                    iterations_per_epoch=self.iterations_per_epoch,
+                    calibrated=keys.CALIBRATION == "same_image",
+                )
+            )
         return [*built, cluster]
 
     def build_writers(self) -> list[EventWriter]:

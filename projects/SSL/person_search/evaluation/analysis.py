@@ -304,11 +304,7 @@ def describe_protocol(
     matching, reranking = options.context_matching, options.reranking
     return {
         "dataset_kind": kind,
-        "galleries": {
-            metric: _GALLERIES.get(gallery, f"{gallery} frames a query, from the protocol file")
-            for gallery, metrics in names.items()
-            for metric in metrics
-        },
+        "galleries": {metric: _describe_gallery(gallery) for gallery, metrics in names.items() for metric in metrics},
         "searched": f"detections of score >= {options.score_threshold:g}" if detections else "ground-truth boxes",
         "query_feature": _query_feature(choices["query_feature"], detections),
         # The score of every ground-truth box is 1.
@@ -325,6 +321,13 @@ def describe_protocol(
         "true_positive": "in each frame the most similar with IoU >= min(0.5, wh / ((w + 10)(h + 10)))",
         "average_precision": "mean precision at the true positives x recall; queries without a match left out",
     }
+
+
+def _describe_gallery(gallery: str) -> str:
+    gap = gallery.removeprefix("frame_gap_")
+    if gap != gallery:
+        return f"every test frame but those of the query's camera nearer than {gap} frames"
+    return _GALLERIES.get(gallery, f"{gallery} frames a query, from the protocol file")
 
 
 def _query_feature(choice: str, detections: bool) -> str:

@@ -6,6 +6,8 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +18,22 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.foreign import protocol_reader, read_records
+from ..data.images import frame_reader
 from ..data.records import SearchProtocol
 from ..errors import ConfigError, DatasetError, PersonSearchError
 from ..report import write_report
 from .analysis import describe_breakdown, describe_protocol, query_rows
+from .controls import (
+    BACKBONE,
+    HISTOGRAM,
+    RANDOM,
+    TITLES,
+    BoxFeatures,
+    below_histogram,
+    evaluate_controls,
+    histogram_features,
+    random_features,
+)
 from .features import image_output
 from .metrics import (
     DetectionResult,
@@ -37,6 +51,7 @@ from .protocols import (
     ImageOutput,
     build_problem,
     check_choice,
+    check_frame_gap,
     given_boxes_by_image,
 )
 from .rescoring import ContextMatching, Reranking
@@ -76,6 +91,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
         score_weighted: bool = True,
         score_threshold: float = 0.5,
         cross_camera: bool | None = None,
+        min_frame_gap: int = 0,
+        controls: bool = False,
+        backbone_features: Callable[[SearchProblem], BoxFeatures] | None = None,
         cbgm: ContextMatching | None = None,
         reranking: Reranking | None = None,
         save: bool = False,
@@ -83,7 +101,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
     ) -> None:
         """See `build_problem` and `SearchOptions` for the options.
 
-        `save` writes the problem (problem.npz) as well, `report` the page (report.html).
+        `save` writes the problem (problem.npz) as well, `report` the page (report.html). `controls` also searches by
+        random vectors and colour histograms, and by what `backbone_features` gives, if it is there: figures
+        "control_<name>".
 
         Raises:
             DatasetError: the protocol has no query, or one in a frame that is not among the records.
@@ -98,18 +118,28 @@ class PersonSearchEvaluator(DatasetEvaluator):
         self.results: dict[str, SearchResult] = {}
         self._dataset_name, self._records, self._protocol = dataset_name, records, protocol
         self._output_dir = None if output_dir is None else Path(output_dir)
+        check_frame_gap(min_frame_gap, records, protocol)
         self._choices: dict[str, Any] = {
             "query_feature": query_feature,
             "gallery": gallery,
             "cross_camera": cross_camera,
+            "min_frame_gap": min_frame_gap,
         }
+        self._has_controls, self._backbone_features = controls, backbone_features
+        self.controls: dict[str, dict[str, SearchResult]] = {}
         self._options = SearchOptions(score_threshold, score_weighted, cbgm, reranking)
         self._save, self._writes_report = save, report
         self._outputs: dict[str, ImageOutput] = {}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> PersonSearchEvaluator:
-        """The evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset.
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        output_dir: str | None = None,
+        backbone_features: Callable[[SearchProblem], BoxFeatures] | None = None,
+    ) -> PersonSearchEvaluator:
+        """The evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset; see the class.
 
         Raises:
             ConfigError: a key has a value that cannot work.
@@ -127,6 +157,9 @@ class PersonSearchEvaluator(DatasetEvaluator):
             query_feature=keys.QUERY_FEATURE,
             gallery=keys.GALLERY,
             cross_camera=True if keys.CROSS_CAMERA else None,
+            min_frame_gap=keys.MIN_FRAME_GAP,
+            controls=keys.CONTROLS,
+            backbone_features=backbone_features,
             score_weighted=keys.SCORE_WEIGHTED,
             score_threshold=keys.SCORE_THRESHOLD,
             cbgm=context_matching,
@@ -152,7 +185,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets what was collected."""
         self._outputs = {}
-        self.problem, self.results = None, {}
+        self.problem, self.results, self.controls = None, {}, {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Collects the outputs of some frames.
@@ -220,8 +253,32 @@ class PersonSearchEvaluator(DatasetEvaluator):
             metrics["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
             if not math.isnan(detection.recall_labelled):
                 metrics["detection"]["recall_labelled"] = 100 * detection.recall_labelled
-        self._report(problem, metrics, names, left_out, detection)
+        of_controls, why_not = self._evaluate_controls(problem, names)
+        metrics.update(of_controls)
+        self._report(problem, metrics, names, left_out | why_not, detection)
         return metrics
+
+    def _evaluate_controls(
+        self, problem: SearchProblem, names: Mapping[str, Sequence[str]]
+    ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+        """Figures of the controls, "control_<name>" beside "search", and why some have none."""
+        makers: dict[str, Callable[[], BoxFeatures]] = {}
+        if self._has_controls:
+            makers[RANDOM] = partial(random_features, problem)
+            makers[HISTOGRAM] = partial(histogram_features, problem, frame_reader(self._records))
+        if self._backbone_features is not None:
+            makers[BACKBONE] = partial(self._backbone_features, problem)
+        # Context and re-ranking would improve a control as they do the network: it stays the plain comparison.
+        options = replace(self._options, context_matching=None, reranking=None)
+        self.controls, left_out = evaluate_controls(problem, options, makers)
+        figures = {
+            key.replace("search", f"control_{control}", 1): results[gallery].metrics(scale=100.0)
+            for control, results in self.controls.items()
+            for gallery, keys in names.items()
+            for key in keys
+            if results[gallery].num_evaluated
+        }
+        return figures, {f"control: {TITLES[name]}": reason for name, reason in left_out.items()}
 
     def _result_names(self, gallery: str, main: str) -> list[str]:
         listed = [f"search_gallery_{gallery}"] if self._protocol.galleries else []
@@ -246,6 +303,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
         result = self.results[problem.gallery_name()]
         protocol = describe_protocol(self._protocol.kind, names, self._choices, self._options)
         logger.info("%s: %s", self._dataset_name, "; ".join(f"{key}: {value}" for key, value in protocol.items()))
+        if below := below_histogram(metrics):
+            logger.warning("%s: mAP is below that of a color histogram: %s", self._dataset_name, "; ".join(below))
         for name, reason in left_out.items():
             logger.warning("%s: no metrics for gallery %s: %s", self._dataset_name, name, reason)
         if self._output_dir is None:
@@ -266,6 +325,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             "unit": "percent",
             "protocol": protocol,
             "left_out": dict(left_out),
+            "controls": {name: TITLES[name] for name in self.controls},
             "counts": counts,
         }
         if self._save:

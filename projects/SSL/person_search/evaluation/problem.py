@@ -287,6 +287,34 @@ def own_frame_galleries(problem: SearchProblem, cross_camera: bool) -> Galleries
     )
 
 
+def frame_gap_galleries(problem: SearchProblem, frame_number: np.ndarray, least: int) -> Galleries:
+    """Galleries without a query's neighbours in its video, which are near-copies of its own frame.
+
+    Args:
+        problem: its own galleries are not looked at.
+        frame_number: (F,) int64, place of each frame in the video of its camera.
+        least: frames of the query's camera whose numbers differ by less from that of the query's frame are left out.
+    """
+    own = own_frame_galleries(problem, cross_camera=False)
+    camera = np.zeros(len(frame_number), np.int64) if problem.frame_camera is None else problem.frame_camera
+    frames, kept = [], []
+    for query, frame in enumerate(problem.query_frame):
+        near = (np.abs(frame_number - frame_number[frame]) < least) & (camera == camera[frame])
+        near[frame] = True
+        frames.append(np.flatnonzero(~near).astype(np.int32))
+        kept.append(~near[own.target_frame[own.target_offset[query] : own.target_offset[query + 1]]])
+    keep = np.concatenate([np.zeros(0, bool), *kept])
+    count = np.array([int(part.sum()) for part in kept], np.int64)
+    return Galleries(
+        target_offset=offsets_of(count),
+        target_frame=own.target_frame[keep],
+        target_box=own.target_box[keep],
+        target_count=count,
+        frame_offset=offsets_of([len(part) for part in frames]),
+        frame=np.concatenate([np.zeros(0, np.int32), *frames]),
+    )
+
+
 def with_galleries(problem: SearchProblem, galleries: Mapping[str, Galleries], main: str = "") -> SearchProblem:
     """The same problem with other galleries.
 

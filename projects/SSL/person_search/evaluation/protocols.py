@@ -12,7 +12,15 @@ import numpy as np
 from ..data.records import Gallery, SearchProtocol
 from ..errors import ConfigError, DatasetError
 from .detections import box_iou
-from .problem import Galleries, SearchProblem, full_set, offsets_of, own_frame_galleries, with_galleries
+from .problem import (
+    Galleries,
+    SearchProblem,
+    frame_gap_galleries,
+    full_set,
+    offsets_of,
+    own_frame_galleries,
+    with_galleries,
+)
 
 QUERY_FEATURES = ("ground_truth", "detection")
 GALLERY_KINDS = ("detections", "ground_truth")
@@ -94,12 +102,14 @@ def build_problem(
     query_feature: str = "ground_truth",
     gallery: str = "detections",
     cross_camera: bool | None = None,
+    min_frame_gap: int = 0,
     score_threshold: float = 0.5,
 ) -> SearchProblem:
     """The search problem of a test set.
 
     Its galleries are, by `protocol.kind`: "prw": "all_cameras" and "cross_camera"; "cuhk_sysu": those of the protocol,
-    by rising size, and "full"; "custom": "all_frames", or those of the protocol if it has some.
+    by rising size, and "full"; "custom": "all_frames" and, with a least gap of N frames, "frame_gap_<N>", or those of
+    the protocol if it has some.
 
     Args:
         records: dataset records of all test frames.
@@ -109,14 +119,16 @@ def build_problem(
             the highest IoU to it (CGPS, PSTR). A query that no detection overlaps then has no feature: zeros.
         gallery: search the "detections", or the "ground_truth" boxes with score 1.
         cross_camera: also search other cameras alone; None: for PRW.
+        min_frame_gap: also search without the frames of the query's camera that are nearer than so many; 0: do not.
         score_threshold: detections below it give no query feature.
 
     Raises:
         DatasetError: a frame of a query or a gallery is not among the records, a record has no output, an output does
             not fit the given boxes, or cameras are asked for and not known.
-        ConfigError: query_feature or gallery is something else.
+        ConfigError: query_feature or gallery is something else, or frames lack the number that a gap needs.
     """
     check_choice("query_feature", query_feature, QUERY_FEATURES)
+    check_frame_gap(min_frame_gap, records, protocol)
     given = given_boxes_by_image(records, protocol, gallery)
     _check_outputs(given, given_boxes_by_image(records, protocol, "ground_truth"), outputs)
     ground_truth: dict[str, Any] = _ground_truth(records)
@@ -141,7 +153,31 @@ def build_problem(
     )
     if query_feature == "detection":
         problem = replace(problem, query_feature=_feature_of_best_detection(problem, score_threshold))
-    return _add_galleries(problem, protocol, frame_of, cross_camera)
+    problem = _add_galleries(problem, protocol, frame_of, cross_camera)
+    if not min_frame_gap:
+        return problem
+    numbers = np.array([record["frame_number"] for record in records], np.int64)
+    far = {f"frame_gap_{min_frame_gap}": frame_gap_galleries(problem, numbers, min_frame_gap)}
+    return with_galleries(problem, {**problem.galleries, **far}, problem.main_gallery)
+
+
+def check_frame_gap(least: int, records: Sequence[Mapping[str, Any]], protocol: SearchProtocol) -> None:
+    """Refuses a least gap between the frames of query and gallery that cannot be kept.
+
+    Raises:
+        ConfigError: it is negative, the set lists its galleries, or frames have no number.
+    """
+    key = f"TEST.PERSON_SEARCH.MIN_FRAME_GAP is {least}"
+    if least < 0:
+        raise ConfigError(f"{key}, expected 0 (none) or a number of frames")
+    if least and protocol.kind != "custom" or least and protocol.galleries:
+        raise ConfigError(f"{key}, but the galleries of {protocol.kind} are fixed by its protocol: set it to 0")
+    unnumbered = next((record for record in records if "frame_number" not in record), None) if least else None
+    if unnumbered is not None:
+        raise ConfigError(
+            f"{key}, but frame {unnumbered['image_id']} has no number in a video, as frames of MOT sequences have: set "
+            "it to 0"
+        )
 
 
 def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], source: str) -> Galleries:

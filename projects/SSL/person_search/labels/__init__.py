@@ -5,15 +5,22 @@ May import the modules beside the folders alone. `modeling`, `engine` and `repro
 
 from .diagnostics import multi_label_precision_recall, pair_precision_recall
 from .jaccard import jaccard_distance
-from .multi_label import DynamicThreshold, predict_multi_labels
+from .multi_label import (
+    DynamicThreshold,
+    calibrated_threshold,
+    predict_multi_labels,
+    same_image_similarities,
+)
 from .self_paced import SelfPacedDBSCAN, invalid_rows
 
 __all__ = [
     "DynamicThreshold",
     "SelfPacedDBSCAN",
+    "calibrated_threshold",
     "invalid_rows",
     "jaccard_distance",
     "multi_label_precision_recall",
     "pair_precision_recall",
     "predict_multi_labels",
+    "same_image_similarities",
 ]

@@ -29,6 +29,56 @@ class DynamicThreshold:
 
 
 @torch.no_grad()
+def same_image_similarities(features: Tensor, image_ids: Tensor, most: int = 200_000) -> Tensor:
+    """Similarities of persons of one image, who are different people for certain: negatives known without identities.
+
+    Args:
+        features: (N, d) unit rows; persons whose row is zero, as they were never seen, are left out.
+        image_ids: (N,) int64, the image of each row.
+        most: pairs that are looked at; of more, as many are taken evenly spread over all.
+
+    Returns:
+        (pairs,) float, each pair once; none where no image shows two persons. Memory grows with the pairs and rows that
+        are looked at, never with N x N.
+    """
+    seen = features.any(dim=1).nonzero()[:, 0]
+    order = seen[torch.argsort(image_ids.to(features.device)[seen], stable=True)]
+    image = image_ids.to(features.device)[order]
+    place = torch.arange(len(order), device=features.device)
+    counts = torch.unique_consecutive(image, return_counts=True)[1]
+    # Each row pairs with the rows behind it in its image.
+    behind = torch.repeat_interleave(counts.cumsum(0), counts) - place - 1
+    ends = behind.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    pair = torch.arange(total, device=features.device)
+    if total > most:
+        pair = (torch.arange(most, device=features.device, dtype=torch.float64) * (total / most)).long()
+    first = torch.searchsorted(ends, pair, right=True)
+    second = first + 1 + pair - (ends[first] - behind[first])
+    parts = [
+        (features[order[a]] * features[order[b]]).sum(dim=1)
+        for a, b in zip(first.split(4096), second.split(4096), strict=True)
+    ]
+    return torch.cat(parts) if parts else features.new_zeros(0)
+
+
+def calibrated_threshold(features: Tensor, image_ids: Tensor, quantile: float) -> float | None:
+    """Similarity that a share `quantile` of the persons of one image do not exceed (see `same_image_similarities`).
+
+    A similarity means something else in every network, and again at each stage of its training. The share of known
+    negatives above it does not.
+
+    Returns:
+        The threshold, a cosine similarity; None where no image shows two persons.
+    """
+    similarities = same_image_similarities(features, image_ids)
+    if not len(similarities):
+        return None
+    rank = min(int(quantile * len(similarities)), len(similarities) - 1)
+    return float(similarities.sort().values[rank])
+
+
+@torch.no_grad()
 def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, threshold: float) -> Tensor:
     """Predicts the positives of bank rows (section 2, "Dynamic multi-label learning").
 

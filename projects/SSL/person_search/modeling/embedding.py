@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ class PooledFeatures(NamedTuple):
     """What the embedding reads of each RoI or crop.
 
     Attributes:
-        res4: (R, C4), global maximum of the res4 features.
-        res5: (R, C5), global maximum of the res5 features.
+        res4: (R, C4), globally pooled res4 features; with S stripes (R, S * C4).
+        res5: (R, C5), globally pooled res5 features; with S stripes (R, S * C5).
     """
 
     res4: Tensor
@@ -27,6 +27,38 @@ class PooledFeatures(NamedTuple):
     def cat(parts: list[PooledFeatures]) -> PooledFeatures:
         """Joins features along their rows."""
         return PooledFeatures(torch.cat([p.res4 for p in parts]), torch.cat([p.res5 for p in parts]))
+
+
+class GlobalPooling(nn.Module):
+    """Pooling of feature maps into vectors, (R, C, h, w) -> (R, C), or over S horizontal stripes into (R, C * S).
+
+    Stripes keep the vertical order: head, trunk and legs of an upright person are pooled apart. Of a map with fewer
+    rows than stripes, neighbouring stripes share rows.
+    """
+
+    _KINDS: ClassVar = {"max": F.adaptive_max_pool2d, "average": F.adaptive_avg_pool2d}
+
+    def __init__(self, kind: str = "max", stripes: int = 1) -> None:
+        """
+        Args:
+            kind: "max" or "average".
+            stripes: S.
+
+        Raises:
+            ConfigError: another kind, or no stripe.
+        """
+        super().__init__()
+        if kind not in self._KINDS:
+            raise ConfigError(f"MODEL.REID_HEAD.GLOBAL_POOLING is {kind!r}, expected one of {', '.join(self._KINDS)}")
+        if stripes < 1:
+            raise ConfigError(f"MODEL.REID_HEAD.STRIPES is {stripes}, expected 1 or more")
+        self.kind, self.stripes = kind, stripes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, C, h, w) -> (R, C * S)."""
+        if self.stripes > 1:
+            return self._KINDS[self.kind](features, (self.stripes, 1)).flatten(1)
+        return features.amax(dim=(2, 3)) if self.kind == "max" else features.mean(dim=(2, 3))
 
 
 class NormAwareEmbedding(nn.Module):
@@ -130,17 +162,46 @@ class FusedLinearEmbedding(nn.Module):
             return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
 
 
+class BNNeckEmbedding(nn.Module):
+    """Pooled res4 and res5 features as they are, each channel normalised over the batch ("BN neck"); no projection.
+
+    It starts from what a pretrained backbone tells of a person, where a projection starts at random. A classifier of
+    its own tells persons from background.
+    """
+
+    def __init__(self, res4_channels: int, res5_channels: int) -> None:
+        """
+        Args:
+            res4_channels, res5_channels: C4 and C5 (times the number of stripes); their sum is the size d of the
+                embedding.
+        """
+        super().__init__()
+        self.dim = res4_channels + res5_channels
+        self.norm = SyncedBatchNorm1d(self.dim)
+        self.classifier = nn.Linear(res5_channels, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings and person logits; see `NormAwareEmbedding.forward`."""
+        parts = [pooled] if others is None else [pooled, others]
+        with torch.autocast(pooled.res5.device.type, enabled=False):
+            features = torch.cat([torch.cat([part.res4, part.res5], dim=1).float() for part in parts])
+            vectors = self.norm(features, counted=len(pooled.res4))
+            return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
+
+
 def build_embedding(
     kind: str, res4_channels: int, res5_channels: int, dim: int
-) -> NormAwareEmbedding | LinearEmbedding | FusedLinearEmbedding:
+) -> NormAwareEmbedding | LinearEmbedding | FusedLinearEmbedding | BNNeckEmbedding:
     """An embedding by the name that MODEL.REID_HEAD.EMBEDDING gives it.
 
     Args:
-        kind: "norm_aware", "linear" or "fused_linear".
+        kind: "norm_aware", "linear", "fused_linear" or "bn_neck".
         res4_channels, res5_channels, dim: see the classes.
 
     Raises:
-        ConfigError: there is no such embedding.
+        ConfigError: there is no such embedding, or it cannot have that size.
     """
     if kind == "norm_aware":
         return NormAwareEmbedding(res4_channels, res5_channels, dim)
@@ -148,7 +209,16 @@ def build_embedding(
         return LinearEmbedding(res5_channels, dim)
     if kind == "fused_linear":
         return FusedLinearEmbedding(res4_channels, res5_channels, dim)
-    raise ConfigError(f"MODEL.REID_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear' or 'fused_linear'")
+    if kind == "bn_neck":
+        if dim != res4_channels + res5_channels:
+            raise ConfigError(
+                f"MODEL.REID_HEAD.EMBEDDING_DIM is {dim}, but the embedding 'bn_neck' has all of the pooled "
+                f"channels: set it to {res4_channels + res5_channels}"
+            )
+        return BNNeckEmbedding(res4_channels, res5_channels)
+    raise ConfigError(
+        f"MODEL.REID_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear', 'fused_linear' or 'bn_neck'"
+    )
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:

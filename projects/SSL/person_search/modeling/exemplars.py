@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
-from .embedding import PooledFeatures
+from .embedding import GlobalPooling, PooledFeatures
 from .layers import running_statistics
 
 
@@ -299,6 +299,7 @@ class ExemplarBranch(nn.Module):
         original: bool,
         mask_background: bool,
         background: Sequence[float] | None = None,
+        pooling: GlobalPooling | None = None,
         separate: nn.ModuleDict | None = None,
     ) -> None:
         """
@@ -308,6 +309,7 @@ class ExemplarBranch(nn.Module):
             mask_background: whether crops are multiplied by `gt_masks` where the instances have them.
             background: colour that the background takes, one value a channel of the normalised images; None: 0, their
                 mean colour.
+            pooling: how crops become vectors, that of the second head; None: their maximum.
             separate: an exemplar backbone of its own, with modules "backbone" and "res5".
         """
         super().__init__()
@@ -316,6 +318,7 @@ class ExemplarBranch(nn.Module):
         self.mask_background = mask_background
         colour = None if background is None else torch.tensor(background, dtype=torch.float32)
         self.register_buffer("background", colour, persistent=False)
+        self.pooling = pooling or GlobalPooling()
         self.separate = separate
 
     @property
@@ -349,7 +352,8 @@ class ExemplarBranch(nn.Module):
             crops = self._crops(images, targets, boxes)
             if not len(crops):
                 return self._without_persons(images, backbone, res5)
-            if images.is_cuda and fits_a_mosaic(backbone, res5):
+            global_maximum = self.pooling.kind == "max" and self.pooling.stripes == 1
+            if images.is_cuda and global_maximum and fits_a_mosaic(backbone, res5):
                 return self._in_one_pass(crops, backbone, res5)
             return self._size_by_size(crops, backbone, res5)
 
@@ -369,9 +373,11 @@ class ExemplarBranch(nn.Module):
 
     def _size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """On a CPU the pixels alone count, and these are the fewest."""
-        by_scale = [pool_crops(crops.resized(size), backbone, res5) for size in self.scales]
+        by_scale = [pool_crops(crops.resized(size), backbone, res5, self.pooling) for size in self.scales]
         if self.original:
-            alone = [pool_crops(crops.cut([i], size), backbone, res5) for i, size in enumerate(crops.sizes)]
+            alone = [
+                pool_crops(crops.cut([i], size), backbone, res5, self.pooling) for i, size in enumerate(crops.sizes)
+            ]
             by_scale.append(PooledFeatures.cat(alone))
         return PooledFeatures(
             *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
@@ -389,11 +395,11 @@ class ExemplarBranch(nn.Module):
 
     def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """No rows, but joined to the graph: with several processes each must use every parameter in each iteration."""
-        dummy = pool_crops(images[:1, :, :32, :32], backbone, res5)
+        dummy = pool_crops(images[:1, :, :32, :32], backbone, res5, self.pooling)
         return PooledFeatures(dummy.res4[:0], dummy.res5[:0])
 
 
-def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module, pooling: GlobalPooling) -> PooledFeatures:
     """Features of crops (P, C, h, w) of one size."""
     features = backbone(crops)["res4"]
-    return PooledFeatures(features.amax(dim=(2, 3)), res5(features).amax(dim=(2, 3)))
+    return PooledFeatures(pooling(features), pooling(res5(features)))

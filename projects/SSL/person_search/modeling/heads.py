@@ -18,15 +18,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from .backbone import build_res5, res5_channels
-from .embedding import PooledFeatures, build_embedding
+from .embedding import GlobalPooling, PooledFeatures, build_embedding
 from .layers import DeformableRoIPooler, SyncedBatchNorm1d, running_statistics
-
-GLOBAL_POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda features: features.amax(dim=(2, 3)),
-    "average": lambda features: features.mean(dim=(2, 3)),
-}
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class ReIDHead(nn.Module):
         res5: nn.Module,
         regressor: BoxRegressor,
         embedding: nn.Module,
-        global_pooling: str,
+        global_pooling: GlobalPooling,
         transform: Box2BoxTransform,
         smooth_l1_beta: float,
         box_loss_weight: float,
@@ -90,13 +84,13 @@ class ReIDHead(nn.Module):
         Args:
             res5, regressor: res5 of the head and its box regressor.
             embedding: gives embedding and person logit, see `build_embedding`.
-            global_pooling: how RoI features become vectors, a key of GLOBAL_POOLINGS.
+            global_pooling: how RoI features become vectors.
             transform, smooth_l1_beta: box coding and loss.
             box_loss_weight, cls_loss_weight: loss weights.
         """
         super().__init__()
         self.res5, self.regressor, self.embedding = res5, regressor, embedding
-        self.global_pooling = GLOBAL_POOLINGS[global_pooling]
+        self.global_pooling = global_pooling
         self.transform, self.smooth_l1_beta = transform, smooth_l1_beta
         self.box_loss_weight, self.cls_loss_weight = box_loss_weight, cls_loss_weight
 
@@ -108,16 +102,14 @@ class ReIDHead(nn.Module):
             ConfigError: the kind of pooling or embedding does not exist.
         """
         keys, box_keys = cfg.MODEL.REID_HEAD, cfg.MODEL.ROI_BOX_HEAD
-        if keys.GLOBAL_POOLING not in GLOBAL_POOLINGS:
-            raise ConfigError(
-                f"MODEL.REID_HEAD.GLOBAL_POOLING is {keys.GLOBAL_POOLING!r}, "
-                f"expected one of {', '.join(GLOBAL_POOLINGS)}"
-            )
+        pooling = GlobalPooling(keys.GLOBAL_POOLING, keys.STRIPES)
+        # Channels of what the embedding and the regressor read.
+        res4_channels, pooled_channels = (keys.STRIPES * count for count in (channels, res5_channels(cfg)))
         return cls(
             res5=build_res5(cfg),
-            regressor=BoxRegressor(res5_channels(cfg), keys.BN_NECK),
-            embedding=build_embedding(keys.EMBEDDING, channels, res5_channels(cfg), keys.EMBEDDING_DIM),
-            global_pooling=keys.GLOBAL_POOLING,
+            regressor=BoxRegressor(pooled_channels, keys.BN_NECK),
+            embedding=build_embedding(keys.EMBEDDING, res4_channels, pooled_channels, keys.EMBEDDING_DIM),
+            global_pooling=pooling,
             transform=Box2BoxTransform(weights=box_keys.BBOX_REG_WEIGHTS),
             smooth_l1_beta=box_keys.SMOOTH_L1_BETA,
             box_loss_weight=keys.BOX_LOSS_WEIGHT,

@@ -213,5 +213,6 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
         original=exemplar.ORIGINAL,
         mask_background=exemplar.MASK_BACKGROUND,
         background=background,
+        pooling=roi_heads.reid_head.global_pooling,
         separate=separate,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.controls import HISTOGRAM, TITLES
 from ..io import replacing
 from .rows import Published
 
@@ -21,6 +22,7 @@ FIGURES = {
     "detection/recall": "detection recall",
 }
 _MAIN = "search/mAP"
+_HISTOGRAM = f"control_{HISTOGRAM}/mAP"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class TableRow:
         """Spread of a figure over the seeds that have it."""
         return spread([figures[figure] for figures in self.by_seed.values() if figure in figures])
 
+    @property
+    def below_histogram(self) -> bool:
+        """Whether a colour histogram, on the detections of this row, finds people better than this row."""
+        return self.spread(_MAIN).mean < self.spread(_HISTOGRAM).mean  # False where either is missing (NaN)
+
     def gain(self, other: TableRow) -> Spread:
         """mAP minus that of another row, seed by seed, so that what a seed does to both falls out."""
         common = [seed for seed in self.by_seed if seed in other.by_seed]
@@ -91,14 +98,20 @@ def markdown_table(rows: Sequence[TableRow], heading: str, about: Sequence[str],
     """
     papers = list(dict.fromkeys(name for row in rows for name in row.published))
     header = ["", *FIGURES.values(), f"mAP gained over {rows[0].title!r}", "seeds"]
+    controls = [name for name in TITLES if any(row.spread(f"control_{name}/mAP").count for row in rows)]
+    header += [f"same detections by {TITLES[name]}, mAP / top-1" for name in controls]
     header += [f"paper's own: {name}, mAP / top-1" for name in papers]
     lines = [f"# {heading}", "", *about, "", _line(header), "|---|" + "---:|" * (len(header) - 1)]
     for row in rows:
-        cells = [row.title, *(str(row.spread(figure)) for figure in FIGURES)]
+        title = f"{row.title} (**below the color histogram**)" if row.below_histogram else row.title
+        cells = [title, *(str(row.spread(figure)) for figure in FIGURES)]
         cells += ["" if row is rows[0] else _signed(row.gain(rows[0])), f"{len(row.by_seed)} of {seeds}"]
+        cells += [f"{row.spread(f'control_{name}/mAP')} / {row.spread(f'control_{name}/top1')}" for name in controls]
         cells += [f"{row.published[p].mAP} / {row.published[p].top1}" if p in row.published else "-" for p in papers]
         lines.append(_line(cells))
     lines += ["", "Percent; mean ± sample standard deviation over the seeds. Gains are taken seed by seed."]
+    if controls:
+        lines.append("Controls search the same boxes without re-id training.")
     if papers:
         lines.append('Columns with "paper\'s own" quote publications; they are no measurements of this project.')
     lines += ["", "What each row sets on top of the dataset's config:", ""]
@@ -114,6 +127,9 @@ def csv_table(rows: Sequence[TableRow]) -> str:
     header = ["row", "title", "seeds"]
     header += [f"{figure} {part}" for figure in FIGURES for part in ("mean", "deviation", "of each seed")]
     header += ["mAP gain mean", "mAP gain deviation"]
+    controls = [f"control_{name}/{figure}" for name in TITLES for figure in ("mAP", "top1")]
+    controls = [name for name in controls if any(row.spread(name).count for row in rows)]
+    header += [f"{name} mean" for name in controls]
     header += [f"paper: {name}, {figure}" for name in papers for figure in ("mAP", "top-1")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -126,6 +142,7 @@ def csv_table(rows: Sequence[TableRow]) -> str:
             cells += [_number(spread_.mean), _number(spread_.deviation), " ".join(_number(v) for v in values)]
         gain = row.gain(rows[0])
         cells += [_number(gain.mean), _number(gain.deviation)]
+        cells += [_number(row.spread(name).mean) for name in controls]
         for name in papers:
             cells += row.published.get(name, ("", ""))
         writer.writerow(cells)

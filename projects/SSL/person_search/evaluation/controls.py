@@ -1,0 +1,160 @@
+"""Controls: searches without re-id learning on the same detections, beside which a trained network's figures stand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from ..errors import DatasetError
+from .metrics import SearchOptions, SearchResult, evaluate_galleries
+from .problem import SearchProblem
+
+logger = logging.getLogger(__name__)
+
+RANDOM, HISTOGRAM, BACKBONE = "random", "color_histogram", "backbone"
+TITLES = {
+    RANDOM: "random vectors",
+    HISTOGRAM: "color histogram",
+    BACKBONE: "backbone as it starts",
+}
+"""Controls by name, in the order in which they are shown."""
+_RANDOM_DIM = 256
+_CROP = (48, 96)  # width and height in pixels that every box is resized to
+_STRIPES, _BINS = 6, (12, 4, 4)
+_RANGES = [0, 180, 0, 256, 0, 256]  # hue, saturation and value of 8-bit OpenCV
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class BoxFeatures:
+    """Features of the boxes of a search problem, in the place of the network's.
+
+    Attributes:
+        detections: (D, d) float32, rows of unit length.
+        queries: (Q, d) float32, those of the query boxes themselves.
+    """
+
+    detections: np.ndarray
+    queries: np.ndarray
+
+
+def random_features(problem: SearchProblem, seed: int = 0) -> BoxFeatures:
+    """Random directions: what is found by chance alone."""
+    generator = np.random.default_rng(seed)
+    sizes = (len(problem.det_frame), len(problem.query_frame))
+    return BoxFeatures(*(_unit(generator.standard_normal((n, _RANDOM_DIM)).astype(np.float32)) for n in sizes))
+
+
+def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.ndarray]) -> BoxFeatures:
+    """Colour histograms of the boxes; see `color_histograms`.
+
+    Args:
+        problem: its boxes.
+        read_frame: name of a frame -> RGB uint8 (H, W, 3).
+
+    Raises:
+        DatasetError: a frame cannot be read.
+    """
+    detections = np.zeros((len(problem.det_frame), _dimension()), np.float32)
+    queries = np.zeros((len(problem.query_frame), _dimension()), np.float32)
+    by_frame = {}
+    for boxes, rows in ((problem.det_frame, 0), (problem.query_frame, 1)):
+        order = np.argsort(boxes, kind="stable")
+        frames, first = np.unique(boxes[order], return_index=True)
+        for frame, members in zip(frames.tolist(), np.split(order, first[1:]), strict=True):
+            by_frame.setdefault(frame, [np.zeros(0, np.int64)] * 2)[rows] = members
+
+    def fill(frame: int) -> None:
+        found, asked = by_frame[frame]
+        boxes = np.concatenate([problem.det_box[found], problem.query_box[asked]])
+        vectors = color_histograms(read_frame(problem.frame_name[frame]), boxes)
+        detections[found], queries[asked] = vectors[: len(found)], vectors[len(found) :]
+
+    _over_frames(fill, sorted(by_frame))
+    return BoxFeatures(detections, queries)
+
+
+def color_histograms(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """HSV histograms of horizontal stripes of each box: a person's colours from top to bottom.
+
+    A crop of whole pixels is resized to 48 x 96 and cut into six stripes of 12 x 4 x 4 bins each; the square roots of a
+    stripe's shares, all stripes in one vector of unit length.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (n, 4) xyxy in pixels; may reach out of the image.
+
+    Returns:
+        (n, 1152) float32.
+    """
+    height, width = image.shape[:2]
+    first = np.clip(np.round(boxes[:, :2]).astype(np.int64), 0, [width - 1, height - 1])
+    end = np.clip(np.round(boxes[:, 2:]).astype(np.int64), first + 1, [width, height])
+    vectors = np.empty((len(boxes), _dimension()), np.float32)
+    for row, ((left, top), (right, bottom)) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+        crop = cv2.resize(image[top:bottom, left:right], _CROP, interpolation=cv2.INTER_LINEAR)
+        stripes = np.split(cv2.cvtColor(crop, cv2.COLOR_RGB2HSV), _STRIPES)
+        counts = [cv2.calcHist([stripe], [0, 1, 2], None, _BINS, _RANGES).ravel() for stripe in stripes]
+        vectors[row] = np.concatenate([np.sqrt(count / count.sum()) for count in counts])
+    return _unit(vectors)
+
+
+def evaluate_controls(
+    problem: SearchProblem,
+    options: SearchOptions,
+    features: Mapping[str, Callable[[], BoxFeatures]],
+) -> tuple[dict[str, dict[str, SearchResult]], dict[str, str]]:
+    """Searches the detections of a problem by other features than the network's, with the same options.
+
+    Args:
+        problem: its detections, queries and galleries.
+        options: how similarities are made of features.
+        features: name of a control -> what makes its features.
+
+    Returns:
+        control -> gallery -> result, and control -> why it has none.
+    """
+    results, left_out = {}, {}
+    for name, make in features.items():
+        try:
+            own = make()
+        except DatasetError as error:
+            left_out[name] = str(error)
+            continue
+        searched = replace(problem, det_feature=own.detections, query_feature=own.queries)
+        results[name] = evaluate_galleries(searched, options)
+    return results, left_out
+
+
+def below_histogram(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The searches of results.json whose mAP is below that of the colour histogram, as "<name> <mAP> < <mAP>"."""
+    below = []
+    for name, own in figures.items():
+        control = figures.get(name.replace("search", f"control_{HISTOGRAM}", 1)) if name.startswith("search") else None
+        if control is not None and own["mAP"] < control["mAP"]:
+            below.append(f"{name} {own['mAP']:.1f} < {control['mAP']:.1f}")
+    return below
+
+
+def _over_frames(work: Callable[[int], None], frames: list[int]) -> None:
+    start = shown = time.monotonic()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for done, _ in enumerate(pool.map(work, frames), 1):
+            if time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                left = (shown - start) / done * (len(frames) - done)
+                logger.info("Color histograms: %d of %d frames, %.0f s left", done, len(frames), left)
+
+
+def _dimension() -> int:
+    return _STRIPES * int(np.prod(_BINS))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
