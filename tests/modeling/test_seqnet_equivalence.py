@@ -166,7 +166,7 @@ def test_another_setting_gives_other_detections(narrow, options):
 
 def _swap_heads(state: dict[str, Tensor], _: dict[str, Tensor]) -> None:
     for name in [n for n in state if n.startswith("roi_heads.box_head.res5.")]:
-        other = name.replace("first", "second")
+        other = name.replace("box_head", "reid_head")
         state[name], state[other] = state[other], state[name]
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, batched_nms, cat
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from .backbone import build_res5, res5_channels
 from .embedding import GlobalPooling, PooledFeatures, build_embedding
-from .layers import DeformableRoIPooler, SyncedBatchNorm1d, running_statistics
+from .layers import BoxRegressor, build_pooler, running_statistics
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,6 @@ class TrainingEmbeddings:
     instance_index: Tensor
     image_index: Tensor
     exemplars: Tensor | None
-
-
-class BoxRegressor(nn.Module):
-    """Class-agnostic box regression, optionally with batch normalisation behind it (SeqNet's BN neck)."""
-
-    def __init__(self, channels: int, bn_neck: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(channels, 4)
-        self.norm = SyncedBatchNorm1d(4) if bn_neck else nn.Identity()
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
-        if bn_neck:
-            nn.init.normal_(self.norm.weight, std=0.01)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(R, C) -> (R, 4) box deltas, float32."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.norm(self.linear(features.float()))
 
 
 class ReIDHead(nn.Module):
@@ -267,7 +248,7 @@ class PersonSearchROIHeads(ROIHeads):
         return {
             **super().from_config(cfg),
             "in_feature": in_feature,
-            "pooler": _build_pooler(cfg, shape),
+            "pooler": build_pooler(cfg, shape),
             "reid_head": ReIDHead.from_config(cfg, shape.channels),
             "box_head": cls._build_box_head(cfg),
             "box_head_score": cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE,
@@ -425,19 +406,6 @@ class OneHeadROIHeads(PersonSearchROIHeads):
     @classmethod
     def _build_box_head(cls, cfg: CfgNode) -> None:
         return None
-
-
-def _build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
-    head = cfg.MODEL.ROI_BOX_HEAD
-    arguments = {
-        "output_size": head.POOLER_RESOLUTION,
-        "scales": (1.0 / shape.stride,),
-        "sampling_ratio": head.POOLER_SAMPLING_RATIO,
-        "pooler_type": head.POOLER_TYPE,
-    }
-    if head.POOLING == "deformable":
-        return DeformableRoIPooler(ROIPooler(**arguments), shape.channels, head.POOLER_RESOLUTION, 1.0 / shape.stride)
-    return ROIPooler(**arguments)
 
 
 def _without_masks(target: Instances) -> Instances:

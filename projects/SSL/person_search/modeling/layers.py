@@ -1,4 +1,4 @@
-"""Layers: normalisation in one operation or over all processes, deformable RoI pooling, whole-pixel anchors."""
+"""Layers: normalisation in one operation or over all processes, box regression, RoI pooling, whole-pixel anchors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
@@ -179,6 +180,24 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
             layer.train()
 
 
+class BoxRegressor(nn.Module):
+    """Class-agnostic box regression, optionally with batch normalisation behind it (SeqNet's BN neck)."""
+
+    def __init__(self, channels: int, bn_neck: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, 4)
+        self.norm = SyncedBatchNorm1d(4) if bn_neck else nn.Identity()
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        if bn_neck:
+            nn.init.normal_(self.norm.weight, std=0.01)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, C) -> (R, 4) box deltas, float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.norm(self.linear(features.float()))
+
+
 def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
     """The batch normalisations of a module whose running statistics each process collects on its own."""
     synced = (SyncedBatchNorm1d, NaiveSyncBatchNorm, nn.SyncBatchNorm)
@@ -262,3 +281,17 @@ class DeformableRoIPooler(nn.Module):
         samples = F.grid_sample(feature, grid, padding_mode="border", align_corners=False)
         samples = samples.view(feature.shape[1], len(boxes), 2 * side, 2 * side).transpose(0, 1)
         return F.avg_pool2d(samples, 2)
+
+
+def build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
+    """The pooling of RoIs that MODEL.ROI_BOX_HEAD describes, of a backbone feature of a shape."""
+    head = cfg.MODEL.ROI_BOX_HEAD
+    arguments = {
+        "output_size": head.POOLER_RESOLUTION,
+        "scales": (1.0 / shape.stride,),
+        "sampling_ratio": head.POOLER_SAMPLING_RATIO,
+        "pooler_type": head.POOLER_TYPE,
+    }
+    if head.POOLING == "deformable":
+        return DeformableRoIPooler(ROIPooler(**arguments), shape.channels, head.POOLER_RESOLUTION, 1.0 / shape.stride)
+    return ROIPooler(**arguments)
