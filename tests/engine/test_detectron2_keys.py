@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from person_search import add_ssl_config
 from person_search.engine.checks import check_config, check_inference
-from person_search.engine.detectron2_keys import _UNREAD, check_schedule_keys, check_unread_keys
+from person_search.engine.detectron2_keys import _UNREAD, check_image_keys, check_schedule_keys, check_unread_keys
 from person_search.engine.resuming import flatten
 from person_search.engine.solver import build_optimizer
 from person_search.errors import ConfigError
@@ -47,6 +47,18 @@ def test_there_is_one_class(narrow_cfg, classes):
 def test_every_reason_belongs_to_keys_that_exist():
     keys = flatten(get_cfg())
     assert [start for start in _UNREAD if not any(key.startswith(start) for key in keys)] == []
+
+
+def test_no_config_of_the_project_sets_a_key_without_effect(repository):
+    files = sorted((repository / "projects" / "SSL" / "configs").rglob("*.yaml"))
+    assert len(files) > 5
+    for file in files:
+        cfg = get_cfg()
+        add_ssl_config(cfg)
+        cfg.merge_from_file(str(file))
+        check_unread_keys(cfg)
+        check_image_keys(cfg, True)
+        check_schedule_keys(cfg)
 
 
 def test_heads_of_the_users_own_may_read_anything(narrow_cfg):

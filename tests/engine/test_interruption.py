@@ -36,14 +36,11 @@ def start(cfg, *hooks, resume=False):
 
 @pytest.fixture
 def short(cfg):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    """Five iterations, in a process that heeds Ctrl-C (the tests may run in the background, where it is ignored)."""
+    cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 100])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield cfg
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(autouse=True)
-def five_iterations(cfg):
-    cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 100])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
