@@ -366,3 +366,11 @@ def test_own_sets_are_searched_across_cameras_when_asked(golden_problem, records
         for name in names:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+
+def test_a_set_of_another_evaluator_type_is_refused(registered):
+    cfg = get_cfg()
+    add_ssl_config(cfg)
+    MetadataCatalog.get(registered).set(evaluator_type="lvis")
+    with pytest.raises(DatasetError, match="golden_prw_registered has no queries: its evaluator_type is 'lvis'"):
+        PersonSearchEvaluator.from_config(cfg, registered)

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..data.catalog import EVALUATOR_TYPE
 from ..data.foreign import protocol_reader, read_records
 from ..data.images import frame_reader
 from ..data.records import SearchProtocol
@@ -381,6 +382,12 @@ def _named(section: str, make: Callable[..., T], *values: Any) -> T:
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
     if dataset_name not in DatasetCatalog.list():
         raise ConfigError(f"DATASETS.TEST: {dataset_name!r} is not a registered dataset")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in (None, EVALUATOR_TYPE, "coco"):
+        raise DatasetError(
+            f"{dataset_name} has no queries: its evaluator_type is {kind!r}, and DATASETS.TEST needs a dataset with a "
+            f"search protocol ({EVALUATOR_TYPE!r})"
+        )
     load_protocol = protocol_reader(dataset_name)
     if load_protocol is None:
         raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
