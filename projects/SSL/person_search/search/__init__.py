@@ -1,5 +1,5 @@
 """Person search in one's own footage: searcher, sources, indexing, vector store, queries, command line and page.
 
-May import the rest of `person_search` but `synthetic` and `reproduction`; nothing outside this folder imports it.
+May import `data`, `modeling`, `evaluation`, `report` and `weights`, and `adapt` the engine; nothing outside imports it.
 Importing a module here stays cheap: torch, lancedb, pymilvus, av, fastapi and trackers are loaded by what needs them.
 """

@@ -154,7 +154,7 @@ def _mot_detections(path: Path) -> BoxFinder:
             files[source.name] = _read_mot(file)
         return files[source.name]
 
-    if path.is_file():
+    if not path.is_dir():
         _read_mot(path)  # says at once what is wrong with it
 
     def find(source: Source, frame: Frame) -> tuple[np.ndarray, np.ndarray]:

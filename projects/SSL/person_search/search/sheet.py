@@ -34,7 +34,7 @@ def write_sheet(answer: SearchAnswer, store: Store, path: str | os.PathLike[str]
     """
     from markupsafe import Markup
 
-    from ..evaluation.storage import replacing
+    from ..io import replacing
     from ..report.page import environment
     from ..report.strips import CELL_HEIGHT, CELL_WIDTH, build_strips
 
