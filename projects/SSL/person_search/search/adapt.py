@@ -238,6 +238,7 @@ def _train(cfg: CfgNode) -> None:
     except OSError as error:
         raise ConfigError(f"{cfg.OUTPUT_DIR} cannot be written ({error}): choose another --out") from error
     register_custom(cfg.DATASETS.CUSTOM)
+    logging.getLogger("person_search").handlers.clear()  # the training's own take over, or each line would come twice
     setup_logging(cfg.OUTPUT_DIR)
     quiet_expected_errors()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
