@@ -90,8 +90,10 @@ def _frame(name: str, record: Mapping[str, Any]) -> Frame:
             mask = mask_of_annotation(annotation.get("segmentation"), height, width, where)
         except EmptyMaskError:
             mask = None
-        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        persons.append(Person(tuple(map(float, box)), int(annotation.get("person_id", UNLABELLED)), mask))
+        x0, y0, x1, y1 = map(
+            float, BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        )
+        persons.append(Person((x0, y0, x1, y1), int(annotation.get("person_id", UNLABELLED)), mask))
     image_id = str(record.get("image_id", record["file_name"]))
     return Frame(str(record["file_name"]), image_id, height, width, persons, record.get("camera_id"))
 

@@ -41,7 +41,7 @@ def _start(_number: int) -> None:
     handed over ends the worker: Python's queues would print a traceback and drop it, and the main process would wait.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(_give_up))  # noqa: B010  (untyped)
 
 
 def _give_up(error: BaseException, _object: Any) -> None:
@@ -55,9 +55,11 @@ def _lacks_memory(error: BaseException) -> bool:
 
 def _told(error: BaseException) -> list[str]:
     """Texts of an error and of those that it was raised from, the last one first."""
-    texts = [str(error)]
-    while (error := error.__cause__ or error.__context__) is not None:
-        texts.append(str(error))
+    texts: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        texts.append(str(link))
+        link = link.__cause__ or link.__context__
     return [text for text in texts if text]
 
 

@@ -63,7 +63,7 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
     """
     detections = np.zeros((len(problem.det_frame), _dimension()), np.float32)
     queries = np.zeros((len(problem.query_frame), _dimension()), np.float32)
-    by_frame = {}
+    by_frame: dict[int, list[np.ndarray]] = {}
     for boxes, rows in ((problem.det_frame, 0), (problem.query_frame, 1)):
         order = np.argsort(boxes, kind="stable")
         frames, first = np.unique(boxes[order], return_index=True)

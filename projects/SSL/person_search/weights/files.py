@@ -299,5 +299,5 @@ def timm_pixels(network: Any) -> Pixels:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(network)
-    mean, std = (tuple(round(255 * float(value), 3) for value in config[key]) for key in ("mean", "std"))
-    return Pixels(mean, std)
+    mean, std = ([round(255 * float(value), 3) for value in config[key]] for key in ("mean", "std"))
+    return Pixels((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
