@@ -99,7 +99,7 @@ def evaluation(folder: Path, problem: SearchProblem, detection: bool = True) -> 
     results = evaluate_galleries(problem, options)
     found = evaluate_detection(problem)
     names = {"all_cameras": ["search"], "cross_camera": ["search_cross_camera"]}
-    figures = {names[name][0]: result.figures(100) for name, result in results.items()}
+    figures = {names[name][0]: result.metrics(100) for name, result in results.items()}
     if detection:
         figures["detection"] = {"AP": 100 * found.AP, "recall": 100 * found.recall}
     choices = {"query_feature": "ground_truth", "gallery": "detections" if detection else "ground_truth"}
