@@ -146,3 +146,14 @@ def test_searches_below_the_histogram_are_named():
         "search_frame_gap_40": {"mAP": 30.0}, "control_color_histogram_frame_gap_40": {"mAP": 35.5},
     }  # fmt: skip
     assert below_histogram(figures) == ["search_frame_gap_40 30.0 < 35.5"]
+
+
+def test_a_network_that_detects_nothing_has_controls_that_find_nothing():
+    problem = problem_of(records_of_a_video())
+    nothing = {name: getattr(problem, name)[:0] for name in ("det_frame", "det_box", "det_score", "det_feature")}
+    empty = SearchProblem(**{**vars(problem), **nothing})
+    image = stripes((200, 20, 20), (20, 20, 200))
+    found = histogram_features(empty, lambda name: image)
+    assert found.detections.shape == (0, 1152) and len(found.queries) == len(problem.query_frame)
+    results, _ = evaluate_controls(empty, SearchOptions(), {HISTOGRAM: lambda: found})
+    assert results[HISTOGRAM]["all_frames"].mAP == 0

@@ -66,8 +66,9 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
     by_frame: dict[int, list[np.ndarray]] = {}
     for boxes, rows in ((problem.det_frame, 0), (problem.query_frame, 1)):
         order = np.argsort(boxes, kind="stable")
-        frames, first = np.unique(boxes[order], return_index=True)
-        for frame, members in zip(frames.tolist(), np.split(order, first[1:]), strict=True):
+        frames, count = np.unique(boxes, return_counts=True)
+        # Without any box, as of a network that detects nothing yet, there is no part either.
+        for frame, members in zip(frames.tolist(), np.split(order, count.cumsum())[:-1], strict=True):
             by_frame.setdefault(frame, [np.zeros(0, np.int64)] * 2)[rows] = members
 
     def fill(frame: int) -> None:
