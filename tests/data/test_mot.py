@@ -223,7 +223,7 @@ def test_images_from_zero_beside_lines_from_one_are_unclear(sequence):
     folder, truth = sequence("1,7,3,4,20,30", "3,8,3,4,20,30")
     for file in sorted(folder.iterdir()):
         file.rename(folder / f"{int(file.stem) - 1:06}.png")
-    with pytest.raises(DatasetError, match=r"000000.png is frame 0, but .*gt.txt has no line of a frame 0.*FRAMES \[0, 4"):
+    with pytest.raises(DatasetError, match=r"000000.png is frame 0, but .* has no line of a frame 0.*FRAMES \[0, 4"):
         load_mot("d", folder, truth)
     records = load_mot("d", folder, truth, frames=(0, 4))
     assert [len(r["annotations"]) for r in records] == [0, 1, 0, 1, 0]
