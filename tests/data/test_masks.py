@@ -149,7 +149,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DatasetError, match="cannot write .*masks.json: disk full"):
         MaskStore("new").save(path)
     assert MaskStore.load(path).dataset == "old"
     assert os.listdir(tmp_path) == ["masks.json"]

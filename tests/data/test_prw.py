@@ -149,9 +149,10 @@ def test_the_latest_variable_wins(small):
 value = st.integers(-40, 2200)
 
 
-@given(st.lists(st.tuples(st.sampled_from([-2, 1, 478, 932]), value, value, value, value), max_size=5))
+@given(st.lists(st.tuples(st.sampled_from([-2, 1, 478, 932]), value, value, value, value), max_size=1))
 @settings(max_examples=40, deadline=None)
 def test_rows_survive_the_way_through_a_file(tmp_path_factory, rows):
+    # One row a frame: of several that reach far out the reader would say that they belong to other frames.
     root = tmp_path_factory.mktemp("PRW")
     (root / "annotations").mkdir()
     names = np.empty((2, 1), object)
@@ -234,6 +235,7 @@ def test_annotations_need_no_pixels(small, caplog):
 
 def test_a_header_goes_before_the_known_size(small):
     name = load_prw(small, "train")[0]["image_id"]
+    rewrite(small, name, [[77, 600, 20, 60, 40]])  # reaches out of the smaller frame, as annotators' slips do
     Image.new("RGB", (640, 360)).save(small / "frames" / name)
     record = load_prw(small, "train")[0]
     assert (record["width"], record["height"]) == (640, 360)
@@ -247,7 +249,7 @@ def test_the_cache_notices_changes(small, change):
     if change == "annotation":
         rewrite(small, name, [[77, 10, 20, 30, 40]])
     elif change == "image":
-        Image.new("RGB", (640, 360)).save(small / "frames" / name)
+        Image.new("RGB", (1921, 1081)).save(small / "frames" / name)
     else:
         names = loadmat(small / "frame_train.mat")["img_index_train"]
         savemat(small / "frame_train.mat", {"img_index_train": names[1:]})

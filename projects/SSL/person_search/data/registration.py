@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..synthetic import register_builtin_synthetic
+from ..synthetic.datasets import register_builtin_synthetic
 from .catalog import dataset_root, register_dataset, resolve_path
 from .coco_json import register_coco_json
 from .cuhk_sysu import load_cuhk_sysu, load_cuhk_sysu_protocol

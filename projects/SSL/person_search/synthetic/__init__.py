@@ -6,6 +6,7 @@ substitute for real data, and metrics measured on it say nothing about any real 
 May import `data` and the modules beside the folders. `data.registration` and the programs import it.
 """
 
+from .. import data  # noqa: F401  (first: it imports this package while it registers the built-in sets)
 from .config import PRESETS, SyntheticConfig
 from .datasets import load_synthetic, load_synthetic_protocol, register_builtin_synthetic, register_synthetic
 from .storage import generate, read_config

@@ -123,7 +123,15 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             raise CheckpointError(
                 "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in MODEL.WEIGHTS model.pth"
             )
-        self.load(path, checkpointables=[])
+        try:
+            self.load(path, checkpointables=[])
+        except CheckpointError as error:
+            if not self._pretrained:
+                raise
+            raise CheckpointError(
+                f"{path} does not hold a trained person search model of this config, but a network to start from or a "
+                "part of one. Evaluate a checkpoint written by training with this config"
+            ) from error
         missing = [
             k for k in self._incompatible.missing_keys
             if not k.startswith("exemplar_branch.") and not k.endswith("num_batches_tracked")
