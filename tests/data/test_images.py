@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import detection_utils
-from person_search.data.images import image_size, image_sizes, read_image, video_frame_name
+from person_search.data.images import image_size, image_sizes, read_image
+from person_search.data.video import video_frame_name
 from person_search.errors import ConfigError, DatasetError
 from PIL import Image
 

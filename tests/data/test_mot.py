@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.data.images import read_image
 from person_search.data.mot import load_mot, read_ground_truth, register_mot
@@ -129,6 +129,7 @@ row = st.tuples(
 
 
 @given(st.lists(row, max_size=12), st.sampled_from(["\n", "\r\n"]), st.integers(0, 3))
+@settings(deadline=None)
 def test_lines_survive(tmp_path_factory, rows, end, blank):
     file = tmp_path_factory.mktemp("gt") / "gt.txt"
     file.write_bytes(end.join([*(",".join(map(repr, row)) for row in rows), *[""] * blank]).encode())

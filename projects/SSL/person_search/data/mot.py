@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
 from .catalog import check_at_least, register_dataset
-from .images import check_numbering, image_sizes, video_frame_name, video_shape
+from .images import image_sizes
 from .records import (
     UNLABELLED,
     Frame,
@@ -22,6 +22,7 @@ from .records import (
     require_file,
     spread_queries,
 )
+from .video import check_numbering, video_frame_name, video_shape
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
 _PEDESTRIAN = 1  # MOT16's class of walking persons

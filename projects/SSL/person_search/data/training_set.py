@@ -14,8 +14,8 @@ from detectron2.data import DatasetCatalog
 
 from ..errors import ConfigError, DatasetError
 from .foreign import read_records
-from .images import split_video_frame
 from .masks import attach_masks
+from .video import split_video_frame
 
 
 @dataclass(frozen=True)

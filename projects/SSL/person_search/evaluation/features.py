@@ -20,7 +20,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.images import split_video_frame
+from ..data.video import split_video_frame
 from ..errors import DatasetError, PersonSearchError, TrainingError
 from ..io import replacing
 from ..progress import Progress

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from person_search.data import images as video
-from person_search.data.images import read_video_frame, split_video_frame, video_frame_name, video_shape
+from person_search.data import video
+from person_search.data.video import read_video_frame, split_video_frame, video_frame_name, video_shape
 from person_search.errors import DatasetError
 
 ORDER = [0, 1, 2, 300, 299, 298, 299, 794, 0, 70, 5, 133, 134, 134, 700, 12]
