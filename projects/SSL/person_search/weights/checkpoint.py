@@ -129,8 +129,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             if not self._pretrained:
                 raise
             raise CheckpointError(
-                f"{path} does not hold a trained person search model of this config, but a network to start from or a "
-                "part of one. Evaluate a checkpoint written by training with this config"
+                f"{path} does not hold a trained person search model of this config ({error}). Evaluate a checkpoint "
+                "written by training with this config"
             ) from error
         missing = [
             k for k in self._incompatible.missing_keys
