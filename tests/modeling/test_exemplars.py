@@ -118,3 +118,25 @@ def test_nothing_waits_for_a_gpu(narrow_cfg, scenes, gpu):
         branch(images, targets, [t.gt_boxes.tensor for t in scenes[1]], backbone, res5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("way", ["_in_one_pass", "_size_by_size"])
+def test_random_erasing_paints_exemplars_in_training_alone(narrow_cfg, scenes, original, way):
+    torch.manual_seed(0)
+    backbone, res5 = build_backbone(narrow_cfg), build_res5(narrow_cfg)
+    images, targets = scenes
+    boxes = [t.gt_boxes.tensor for t in targets]
+
+    def features(rate: float, training: bool = True) -> torch.Tensor:
+        branch = ExemplarBranch(scales=[(48, 24)], original=original, mask_background=False, random_erasing=rate)
+        with running_statistics(backbone), running_statistics(res5), torch.no_grad():
+            return getattr(branch.train(training), way)(branch._crops(images, targets, boxes), backbone, res5).res4
+
+    whole = features(0.0)
+    assert torch.equal(features(1.0, training=False), whole)
+    changed = (features(1.0) != whole).any(dim=1)
+    assert changed.all()
+    before = images.clone()
+    features(1.0)
+    assert torch.equal(images, before)

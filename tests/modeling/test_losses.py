@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from person_search.modeling.losses import (
     cluster_contrastive_loss,
     cluster_means,
+    in_scene_separation_loss,
     multi_label_loss,
     scale_invariant_loss,
 )
@@ -240,3 +241,41 @@ def test_no_gradient_flows_into_the_memory():
     loss = loss + cluster_contrastive_loss(f, memory, torch.arange(6), torch.arange(3), 0.05, 0.6)
     loss.backward()
     assert memory.grad is None and f.grad.abs().sum() > 0
+
+
+def textbook_separation(f: Tensor, persons: Tensor, images: Tensor, margin: float) -> float:
+    """RoI by RoI."""
+    per_image: dict[int, list[float]] = {}
+    for i in range(len(f)):
+        others = [j for j in range(len(f)) if images[j] == images[i] and persons[j] != persons[i]]
+        if others:
+            excess = [max(float(f[i].double() @ f[j].double()) - margin, 0.0) for j in others]
+            total = sum(math.exp(e) for e in excess)
+            per_image.setdefault(int(images[i]), []).append(sum(math.exp(e) / total * e for e in excess))
+    means = [sum(values) / len(values) for values in per_image.values()]
+    return sum(means) / len(means) if means else 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 9), st.sampled_from([-1.0, 0.0, 0.7]))
+def test_separation_in_a_scene_equals_the_textbook(seed: int, count: int, margin: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    persons = torch.randint(0, 5, (count,), generator=generator)
+    images = persons % 2  # a person is in one image alone
+    features = unit(count, 4, seed=seed).requires_grad_()
+    loss = in_scene_separation_loss(features, persons, images, margin)
+    assert float(loss) == pytest.approx(textbook_separation(features.detach(), persons, images, margin), abs=1e-5)
+    loss.backward()
+    assert features.grad.isfinite().all()
+
+
+def test_separation_pushes_apart_what_looks_alike() -> None:
+    features = unit(1, 4).repeat(2, 1) + torch.tensor([[0.1, 0, 0, 0], [0, 0.1, 0, 0]])
+    features = F.normalize(features, dim=1).requires_grad_()
+    persons, images = torch.tensor([0, 1]), torch.tensor([0, 0])
+    in_scene_separation_loss(features, persons, images, 0.7).backward()
+    moved = F.normalize(features.detach() - 0.1 * features.grad, dim=1)
+    assert float(moved[0] @ moved[1]) < float(features[0] @ features[1])
+    # The same person twice, or two images: nothing to part.
+    for same in ((torch.tensor([0, 0]), images), (persons, torch.tensor([0, 1]))):
+        assert float(in_scene_separation_loss(features, *same, 0.7)) == 0.0

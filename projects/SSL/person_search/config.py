@@ -141,6 +141,8 @@ def _add_exemplar_keys(cfg: CfgNode) -> None:
     # The paper does not say whether the exemplar backbone is the main branch's; sharing it halves memory and lets
     # the scale-invariant loss act on the features used at test time. False: a copy of its own.
     cfg.SSL.EXEMPLAR.SHARED_BACKBONE = True
+    # Beyond the paper: share of the exemplars in which training paints a random rectangle in the mean colour.
+    cfg.SSL.EXEMPLAR.RANDOM_ERASING = 0.0
 
 
 def _add_label_keys(cfg: CfgNode) -> None:
@@ -181,8 +183,21 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # Persons of one image are different people: of a cluster's members in one image only the one nearest to the
     # cluster's centre stays (CGPS, whose clustering the paper takes over).
     cfg.SSL.CLUSTERING.SAME_IMAGE_RULE = True
+    # Beyond the paper. Before the clustering, keep the distances of pairs that match one to one across two images alone:
+    # each is the other's nearest there. Those that are left match once more.
+    cfg.SSL.CLUSTERING.ONE_TO_ONE = False
+    # Beyond the paper. A person keeps its cluster only where it fits the last epoch's: the IoU of both is the largest
+    # among the cluster's members, and at least 0.5.
+    cfg.SSL.CLUSTERING.CONSENSUS = False
     # Quantile of the clusters' independence scores that is frozen as the threshold at the first clustering.
     cfg.SSL.CLUSTERING.INDEPENDENCE_QUANTILE = 0.9
+
+    # Beyond the paper: a teacher, the exponential moving average of the network, fills the banks before each clustering
+    # and is what is evaluated. MOMENTUM is the weight of its old value in each iteration: it looks back over some
+    # 1 / (1 - MOMENTUM) of them.
+    cfg.SSL.TEACHER = CfgNode()
+    cfg.SSL.TEACHER.ENABLED = False
+    cfg.SSL.TEACHER.MOMENTUM = 0.999
 
     # Dynamic multi-label threshold t(e) = INITIAL + ALPHA * exp(BETA * e) (Eq. 9); ALPHA 0 keeps it fixed.
     cfg.SSL.THRESHOLD = CfgNode()
@@ -212,6 +227,12 @@ def _add_loss_keys(cfg: CfgNode) -> None:
     # "sum" over the persons of the batch (Eq. 11), so that its weight against the other losses, which are means, grows
     # with the batch; "mean" (MMCL's code): it does not, but is then smaller by the number of persons.
     cfg.SSL.MULTI_LABEL_LOSS.REDUCTION = "sum"
+
+    # Beyond the paper: keeps the RoIs of different persons of one image apart. The excess of their similarity over
+    # MARGIN, averaged with the softmax of the excess as weight. 0 leaves it out.
+    cfg.SSL.IN_SCENE_LOSS = CfgNode()
+    cfg.SSL.IN_SCENE_LOSS.WEIGHT = 0.0
+    cfg.SSL.IN_SCENE_LOSS.MARGIN = 0.7
 
     # L_cluster (CGPS's hybrid contrastive loss).
     cfg.SSL.CLUSTER_LOSS = CfgNode()

@@ -19,7 +19,7 @@ from ..data.training_set import TrainingSet
 from ..data.workers import check_shared_memory
 from ..errors import ConfigError, DatasetError
 from ..labels import SelfPacedDBSCAN
-from ..modeling.objectives.base import objective_class
+from ..modeling.objectives.base import BankObjective, objective_class
 from .detectron2_keys import check_image_keys, check_schedule_keys, check_unread_keys
 
 
@@ -79,6 +79,10 @@ LOSS_RANGES = {
     "SSL.MULTI_LABEL_LOSS.WEIGHT": _NOT_NEGATIVE,
     "SSL.MULTI_LABEL_LOSS.DELTA": _NOT_NEGATIVE,
     "SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO": _SOME_SHARE,
+    "SSL.EXEMPLAR.RANDOM_ERASING": _SHARE,
+    "SSL.TEACHER.MOMENTUM": _SHARE,
+    "SSL.IN_SCENE_LOSS.WEIGHT": _NOT_NEGATIVE,
+    "SSL.IN_SCENE_LOSS.MARGIN": Range(-1, 1),
     "SSL.CLUSTER_LOSS.WEIGHT": _NOT_NEGATIVE,
     "SSL.CLUSTER_LOSS.TEMPERATURE": _POSITIVE,
     "SSL.CLUSTER_LOSS.HARD_NEGATIVE_MASS": _SOME_SHARE,
@@ -121,6 +125,8 @@ _KEYS = {
     "k2": "K2",
     "quantile": "INDEPENDENCE_QUANTILE",
     "same_image_rule": "SAME_IMAGE_RULE",
+    "one_to_one": "ONE_TO_ONE",
+    "consensus": "CONSENSUS",
     "clusterer": "ALGORITHM",
 }
 
@@ -189,6 +195,10 @@ def check_objective(cfg: CfgNode) -> None:
         raise ConfigError(
             f"INPUT.IDENTITIES is True, but MODEL.OBJECTIVE.NAME {name} is weakly supervised and must not read "
             "identities: set it to False"
+        )
+    if cfg.SSL.TEACHER.ENABLED and not issubclass(objective, BankObjective):
+        raise ConfigError(
+            f"SSL.TEACHER fills memory banks, and MODEL.OBJECTIVE.NAME {name} has none: set SSL.TEACHER.ENABLED False"
         )
     exemplar = cfg.SSL.EXEMPLAR
     if exemplar.ENABLED not in objective.exemplars:

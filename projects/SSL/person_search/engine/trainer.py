@@ -29,8 +29,9 @@ from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..io import is_disk_full, replacing
 from ..labels import DynamicThreshold
-from ..modeling import BankObjective
+from ..modeling import BankObjective, SSLPersonSearch
 from ..weights import PersonSearchCheckpointer
+from ..weights.checkpoint import AVERAGED_MODEL
 from .backbone_control import backbone_features
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
 from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities
@@ -49,6 +50,7 @@ from .hooks import (
 from .interruption import FinishOnSignal
 from .resuming import OptimizerSettings, check_resumed_config
 from .solver import build_optimizer, iterations_per_epoch, resolve_schedule
+from .teacher import FollowWithTeacher, Teacher
 from .testing import check_expected_results, evaluate_dataset, feature_store, verify_expected_results
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class PersonSearchTrainer(DefaultTrainer):
         identities = training_identities(cfg, self.training_set)
         model.objective.allocate(torch.from_numpy(self.training_set.row_image), identities)
         self.person_search_model = model
+        self.teacher = Teacher(model, cfg.SSL.TEACHER.MOMENTUM) if cfg.SSL.TEACHER.ENABLED else None
         optimizer = self.build_optimizer(cfg, model)
         self._optimizer_settings = OptimizerSettings(optimizer)
         wrapped = _distribute(model)
@@ -102,6 +105,7 @@ class PersonSearchTrainer(DefaultTrainer):
             cfg,
             functools.partial(check_resumed_config, cfg),
             trainer=weakref.proxy(self),
+            **({} if self.teacher is None else {AVERAGED_MODEL: self.teacher}),
         )
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -188,7 +192,7 @@ class PersonSearchTrainer(DefaultTrainer):
         cfg, objective = self.cfg, self.person_search_model.objective
 
         def evaluate() -> dict[str, Any]:
-            self._last_eval_results = self.test(cfg, self.model)
+            self._last_eval_results = self.test(cfg, self.model if self.teacher is None else self.teacher.model)
             return self._last_eval_results
 
         main = comm.is_main_process()
@@ -221,6 +225,9 @@ class PersonSearchTrainer(DefaultTrainer):
             extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
         )
         built: list[hooks.HookBase] = [FillBanks(self._fill_banks)]
+        if self.teacher is not None:
+            fill = functools.partial(self._fill_banks_from, self.teacher.model)
+            built.append(FollowWithTeacher(self.teacher, fill, self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD))
         if objective.predicts_multi_labels:
             keys = cfg.SSL.THRESHOLD
             threshold = DynamicThreshold(initial=keys.INITIAL, alpha=keys.ALPHA, beta=keys.BETA)
@@ -253,10 +260,15 @@ class PersonSearchTrainer(DefaultTrainer):
         frames = calibration_frames(self.training_set, self.cfg.SSL.MEMORY.CALIBRATION_FRAMES)
         if frames:
             calibrate_embedding(self.person_search_model, self._build_bank_loader(frames))
-        fill_banks(self.person_search_model, self._build_bank_loader())
+        if self.teacher is not None:
+            self.teacher.update(momentum=0)
+        self._fill_banks_from(self.person_search_model)
+
+    def _fill_banks_from(self, model: SSLPersonSearch) -> None:
+        fill_banks(model, self._build_bank_loader())
 
     def _extract_features(self) -> torch.Tensor:
-        model = self.person_search_model
+        model = self.person_search_model if self.teacher is None else self.teacher.model
         return model.objective.source_features(*extract_features(model, self._build_bank_loader()))
 
     # ------------------------------------------------------------------ running

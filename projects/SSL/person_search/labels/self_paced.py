@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .clustering import centre_cameras, dbscan, hdbscan, number_by_first_row
 from .jaccard import as_features, distance_from_ranks
+from .matching import keep_one_to_one
 from .neighbors import nearest_neighbors
 
 Labels = NDArray[np.int64]
@@ -111,6 +112,26 @@ def keep_reliable(
     return _to_singletons(labels, ~kept), threshold
 
 
+def keep_confirmed(labels: Labels, previous: Labels, least: float = 0.5) -> Labels:
+    """Temporal consensus: rows keep their cluster only where the clustering before confirms it. Not in the paper.
+
+    A row stays if the IoU of its cluster with the one that it was in before is the largest among the members of its
+    cluster, and at least `least`; else it becomes a singleton.
+
+    Args:
+        labels, previous: (N,) int64, all >= 0: the clustering of now and the one before.
+        least: smallest IoU that confirms.
+
+    Returns:
+        (N,) int64 labels.
+    """
+    labels = number_by_first_row(labels)
+    change = disagreement(labels, previous)
+    smallest = np.full(int(labels.max(initial=-1)) + 1, np.inf, dtype=np.float32)
+    np.minimum.at(smallest, labels, change)
+    return _to_singletons(labels, (change > smallest[labels]) | (change > np.float32(1 - least)))
+
+
 def _value_at(values: NDArray[np.float32], quantile: float) -> float | None:
     """The value at a fraction of the sorted values; the place is rounded half to even, as in the reference."""
     if len(values) == 0:
@@ -166,8 +187,10 @@ class SelfPacedDBSCAN:
 
     Attributes:
         threshold: largest R_indep of a cluster that is believed. None before the first fit that finds a cluster, then
-            frozen. It is all the state there is (`state_dict`).
-        timings: seconds of the last fit by stage: search, distance, clustering, criterion (with the same-image rule).
+            frozen.
+        previous: (N,) int64 labels of the last fit, before the temporal consensus; None before there is one, or without
+            consensus. With `threshold` it is all the state there is (`state_dict`).
+        timings: seconds of the last fit by stage: search, distance, matching, clustering, criterion (with the same-image rule).
     """
 
     def __init__(
@@ -180,6 +203,8 @@ class SelfPacedDBSCAN:
         quantile: float = 0.9,
         same_image_rule: bool = True,
         clusterer: str = "dbscan",
+        one_to_one: bool = False,
+        consensus: bool = False,
         progress: bool = False,
     ) -> None:
         """
@@ -190,6 +215,9 @@ class SelfPacedDBSCAN:
             quantile: where in the sorted R_indep of the first clusters the threshold is read, in [0, 1].
             same_image_rule: whether a cluster keeps one member of each image only.
             clusterer: "dbscan", or "hdbscan", which may also split what eps joins.
+            one_to_one: whether distances of pairs that do not match one to one across images are dropped before the
+                clustering, see `keep_one_to_one`.
+            consensus: whether a row keeps its cluster only where the last fit confirms it, see `keep_confirmed`.
             progress: show progress bars on stderr.
 
         Raises:
@@ -198,8 +226,10 @@ class SelfPacedDBSCAN:
         self.eps = tuple(float(value) for value in eps)
         self.min_samples, self.k1, self.k2, self.quantile = min_samples, k1, k2, quantile
         self.same_image_rule, self.clusterer, self.progress = same_image_rule, clusterer, progress
+        self.one_to_one, self.consensus = one_to_one, consensus
         self._check_arguments()
         self.threshold: float | None = None
+        self.previous: Labels | None = None
         self.timings: dict[str, float] = {}
 
     def _check_arguments(self) -> None:
@@ -245,7 +275,17 @@ class SelfPacedDBSCAN:
             labels[valid] = self._fit_valid(
                 features[torch.from_numpy(valid).to(features.device)], images[valid], cameras
             )
-        return number_labels(outliers_to_singletons(labels))
+        return number_labels(self._confirmed(outliers_to_singletons(labels)))
+
+    def _confirmed(self, labels: Labels) -> Labels:
+        if not self.consensus:
+            return labels
+        previous, self.previous = self.previous, labels
+        if previous is None:
+            return labels
+        if len(previous) != len(labels):
+            raise ValueError(f"{len(labels)} features, but the last fit had {len(previous)}: use another clusterer")
+        return keep_confirmed(labels, previous)
 
     def _fit_valid(self, features: Tensor, images: NDArray[np.int64], cameras: NDArray | None) -> Labels:
         """Labels of rows that are finite and not zero."""
@@ -253,6 +293,9 @@ class SelfPacedDBSCAN:
         if cameras is not None:
             features = centre_cameras(features, cameras)
         distance = self._distance(features)
+        if self.one_to_one:
+            with self._stage("matching"):
+                distance = keep_one_to_one(distance, images)
         with self._stage("clustering"):
             cluster = CLUSTERERS[self.clusterer]
             levels = [outliers_to_singletons(cluster(distance, eps, self.min_samples)) for eps in self.eps]
@@ -278,9 +321,13 @@ class SelfPacedDBSCAN:
         self.timings[name] = time.perf_counter() - start
         logger.info("Pseudo labels, %s: %.1f s", name, self.timings[name])
 
-    def state_dict(self) -> dict[str, float | None]:
-        """The learnt state: {"threshold": float, or None where nothing was learnt yet}."""
-        return {"threshold": self.threshold}
+    def state_dict(self) -> dict[str, Any]:
+        """The learnt state: {"threshold": float, or None where nothing was learnt yet}, and with the temporal consensus
+        the labels "previous" (N,) int64."""
+        state: dict[str, Any] = {"threshold": self.threshold}
+        if self.previous is not None:
+            state["previous"] = torch.from_numpy(self.previous)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of `state_dict`.
@@ -294,6 +341,8 @@ class SelfPacedDBSCAN:
                 f"threshold is {threshold!r} in the clusterer's state, expected a number in [0, 1] or None"
             )
         self.threshold = None if threshold is None else float(threshold)
+        previous = state.get("previous")  # earlier versions had none
+        self.previous = None if previous is None else previous.cpu().numpy()
 
 
 def _unit_rows(features: Tensor) -> Tensor:

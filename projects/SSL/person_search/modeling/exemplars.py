@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, Res
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
+from torchvision.transforms import RandomErasing
 
 from .embedding import GlobalPooling, PooledFeatures
 from .layers import running_statistics
@@ -301,6 +303,7 @@ class ExemplarBranch(nn.Module):
         background: Sequence[float] | None = None,
         pooling: GlobalPooling | None = None,
         separate: nn.ModuleDict | None = None,
+        random_erasing: float = 0.0,
     ) -> None:
         """
         Args:
@@ -311,6 +314,8 @@ class ExemplarBranch(nn.Module):
                 mean colour.
             pooling: how crops become vectors, that of the second head; None: their maximum.
             separate: an exemplar backbone of its own, with modules "backbone" and "res5".
+            random_erasing: share of the exemplars in which, in training, a random rectangle takes the mean colour
+                (Zhong et al., 2020; not in the paper).
         """
         super().__init__()
         self.scales = [(int(h), int(w)) for h, w in scales]
@@ -320,6 +325,7 @@ class ExemplarBranch(nn.Module):
         self.register_buffer("background", colour, persistent=False)
         self.pooling = pooling or GlobalPooling()
         self.separate = separate
+        self.random_erasing = random_erasing
 
     @property
     def per_person(self) -> int:
@@ -359,13 +365,12 @@ class ExemplarBranch(nn.Module):
 
     def _in_one_pass(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """On a GPU a pass costs what the start of its kernels costs, so one takes all exemplars."""
-        exemplars = [crops.resized(size) for size in self.scales]
+        exemplars: list[Any] = [self._erased(crops.resized(size)) for size in self.scales]
         if self.original:
             longest = tuple(max(sides) for sides in zip(*crops.sizes, strict=True))
             originals = crops.cut(range(len(crops)), longest)
-            exemplars.append(
-                [image[:, :height, :width] for image, (height, width) in zip(originals, crops.sizes, strict=True)]
-            )
+            parts = zip(originals, crops.sizes, strict=True)
+            exemplars.append([self._erased(image[None, :, :height, :width])[0] for image, (height, width) in parts])
         mosaic = Mosaic([image for person in zip(*exemplars, strict=True) for image in person])
         with kept_apart([backbone, res5], mosaic):
             features = backbone(mosaic.picture)["res4"]
@@ -373,15 +378,22 @@ class ExemplarBranch(nn.Module):
 
     def _size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """On a CPU the pixels alone count, and these are the fewest."""
-        by_scale = [pool_crops(crops.resized(size), backbone, res5, self.pooling) for size in self.scales]
+        resized = [self._erased(crops.resized(size)) for size in self.scales]
+        by_scale = [pool_crops(exemplars, backbone, res5, self.pooling) for exemplars in resized]
         if self.original:
-            alone = [
-                pool_crops(crops.cut([i], size), backbone, res5, self.pooling) for i, size in enumerate(crops.sizes)
-            ]
+            cut = [self._erased(crops.cut([i], size)) for i, size in enumerate(crops.sizes)]
+            alone = [pool_crops(exemplar, backbone, res5, self.pooling) for exemplar in cut]
             by_scale.append(PooledFeatures.cat(alone))
         return PooledFeatures(
             *(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*by_scale, strict=True))  # (P, S, C)
         )
+
+    def _erased(self, exemplars: Tensor) -> Tensor:
+        """Exemplars (n, C, h, w), in training each with a random rectangle in the mean colour at the given rate."""
+        if not (self.training and self.random_erasing):
+            return exemplars
+        erase = RandomErasing(self.random_erasing, inplace=True)
+        return torch.stack([erase(exemplar) for exemplar in exemplars]) if len(exemplars) else exemplars
 
     def _crops(self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor]) -> PersonCrops:
         masked = [self.mask_background and t.has("gt_masks") for t in targets]

@@ -174,6 +174,33 @@ def cluster_contrastive_loss(
     return -(probability + epsilon).log().mean()
 
 
+def in_scene_separation_loss(features: Tensor, persons: Tensor, image_ids: Tensor, margin: float) -> Tensor:
+    """Similarity of RoIs of different persons of one image, as far as it exceeds a margin. Not in the paper.
+
+    For each RoI, the excess max(s - margin, 0) over the RoIs of the other persons of its image, averaged with the
+    softmax of the excess as weight, so that the most similar count most; then the mean over the RoIs of an image, and
+    over the images.
+
+    Args:
+        features: (R, d) unit features of positive RoIs.
+        persons: (R,) integers, the person that each RoI is matched to.
+        image_ids: (R,) integers, the image of each RoI.
+        margin: similarity that costs nothing.
+
+    Returns:
+        A scalar; 0 where no image shows two persons. RoIs without another person in their image do not count.
+    """
+    features = features.float()
+    apart = (image_ids[:, None] == image_ids[None]) & (persons[:, None] != persons[None])
+    has_other = apart.any(dim=1)
+    if not bool(has_other.any()):
+        return features.sum() * 0.0
+    excess = (features[has_other] @ features.T - margin).clamp(min=0)
+    weight = excess.masked_fill(~apart[has_other], float("-inf")).softmax(dim=1)
+    _, image, rois = torch.unique(image_ids[has_other], return_inverse=True, return_counts=True)
+    return ((weight * excess).sum(dim=1) / rois[image]).sum() / len(rois)
+
+
 def cluster_means(memory: Tensor, cluster_labels: Tensor) -> Tensor:
     """Mean row (C, d) of every cluster; the mean similarity to members is the similarity to their mean.
 

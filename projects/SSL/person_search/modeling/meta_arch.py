@@ -215,4 +215,5 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Modu
         background=background,
         pooling=roi_heads.reid_head.global_pooling,
         separate=separate,
+        random_erasing=exemplar.RANDOM_ERASING,
     )

@@ -57,6 +57,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Published]]] = {
         "rsiamnet": {PRW_OWN: Published(21.2, 73.4), CUHK_OWN: Published(86.0, 87.1)},
         "ssl": {PRW_OWN: Published(30.7, 80.6), CUHK_OWN: Published(87.4, 88.5)},
     },
+    "beyond": {},
 }  # fmt: skip
 
 
@@ -108,7 +109,20 @@ def highest_threshold(base: CfgNode) -> Options:
     return ["SSL.THRESHOLD.INITIAL", threshold, "SSL.THRESHOLD.ALPHA", 0.0]
 
 
+def _all_beyond(base: CfgNode) -> Options:
+    """Every key of `BEYOND` together."""
+    return [option for options in BEYOND.values() for option in options[1]]
+
+
 SSL = Row("ssl", "SSL")
+BEYOND: dict[str, tuple[str, Options]] = {
+    "one_to_one": ("+ one-to-one matching", ["SSL.CLUSTERING.ONE_TO_ONE", True]),
+    "consensus": ("+ temporal consensus", ["SSL.CLUSTERING.CONSENSUS", True]),
+    "in_scene": ("+ in-scene separation", ["SSL.IN_SCENE_LOSS.WEIGHT", 1.0]),
+    "teacher": ("+ teacher", ["SSL.TEACHER.ENABLED", True]),
+    "erasing": ("+ random erasing", ["SSL.EXEMPLAR.RANDOM_ERASING", 0.5]),
+}
+"""What goes beyond the paper: name of a row -> its title and its options."""
 TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
     "1": (
         "the two components",
@@ -145,6 +159,14 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
             Row("cgps", "CGPS", "methods/cgps.yaml"),
             Row("rsiamnet", "R-SiamNet", "methods/rsiamnet.yaml", middle_scale),
             SSL,
+        ),
+    ),
+    "beyond": (
+        "beyond the paper",
+        (
+            SSL,
+            *(Row(name, title, adapt=lambda _, options=options: options) for name, (title, options) in BEYOND.items()),
+            Row("all_beyond", "+ all of these", adapt=_all_beyond),
         ),
     ),
 }

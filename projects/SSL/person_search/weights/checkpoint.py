@@ -29,6 +29,8 @@ from .resnet import complete_exemplar_backbone
 
 CONFIG_KEY = "config"
 """Name below which a checkpoint holds the configuration of its model, as YAML text."""
+AVERAGED_MODEL = "averaged_model"
+"""Name below which a checkpoint holds the weights of its teacher, with which is evaluated (SSL.TEACHER)."""
 # State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
 _TRAINING_STATE = "objective."
 # What the rows of its tensors are; of others, the persons that are annotated.
@@ -59,7 +61,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self._config = {} if config is None else {CONFIG_KEY: config.dump()}
         self._check_resumed = check_resumed
-        self._resuming = False
+        self._resuming = self._for_inference = False
         self._incompatible: Any = None
         self._path, self._file = "", WeightFile({})
         self._pretrained = False
@@ -114,7 +116,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             )
 
     def load_for_inference(self, path: str) -> None:
-        """Loads weights to evaluate with.
+        """Loads weights to evaluate with: the teacher's where the checkpoint has one.
 
         Raises:
             CheckpointError: there is no path, or the file lacks weights of the model (those of a backbone alone do).
@@ -123,6 +125,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             raise CheckpointError(
                 "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in MODEL.WEIGHTS model.pth"
             )
+        self._for_inference = True
         try:
             self.load(path, checkpointables=[])
         except CheckpointError as error:
@@ -132,6 +135,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
                 f"{path} does not hold a trained person search model of this config ({error}). Evaluate a checkpoint "
                 "written by training with this config"
             ) from error
+        finally:
+            self._for_inference = False
         missing = [
             k for k in self._incompatible.missing_keys
             if not k.startswith("exemplar_branch.") and not k.endswith("num_batches_tracked")
@@ -203,6 +208,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
                 self._check_resumed(checkpoint.get(CONFIG_KEY))
             self._check_training_state(checkpoint["model"])
         else:
+            if self._for_inference:
+                state = checkpoint.get(AVERAGED_MODEL, state)
             weights = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
             checkpoint["model"] = complete_exemplar_backbone(weights, self.model.state_dict())
             self._file = WeightFile(dict(checkpoint["model"]), key=self._file.key)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...labels import predict_multi_labels
 from ...tf32 import full_precision
 from ..heads import TrainingEmbeddings
-from ..losses import multi_label_loss, scale_invariant_loss
+from ..losses import in_scene_separation_loss, multi_label_loss, scale_invariant_loss
 from .base import REID_OBJECTIVE_REGISTRY, BankObjective
 
 
@@ -36,6 +36,8 @@ class SSLObjective(BankObjective):
         delta: float,
         hard_negative_ratio: float,
         multi_label_reduction: str = "sum",
+        in_scene_weight: float = 0.0,
+        in_scene_margin: float = 0.7,
         **kwargs: Any,
     ) -> None:
         """
@@ -44,6 +46,7 @@ class SSLObjective(BankObjective):
             scale_weight, margin, gamma: of the scale-invariant loss (Eq. 2-4).
             multi_label_weight, delta, hard_negative_ratio: of the multi-label loss (Eq. 11, 12).
             multi_label_reduction: "sum" or "mean" of that loss over the persons of the batch, on all processes.
+            in_scene_weight, in_scene_margin: of the loss that keeps persons of one image apart (not in the paper).
             kwargs: arguments of `BankObjective`.
         """
         super().__init__(**kwargs)
@@ -52,6 +55,7 @@ class SSLObjective(BankObjective):
         self.multi_label_weight, self.delta = multi_label_weight, delta
         self.hard_negative_ratio = hard_negative_ratio
         self.multi_label_reduction = multi_label_reduction
+        self.in_scene_weight, self.in_scene_margin = in_scene_weight, in_scene_margin
         self._threshold: float | None = None
 
     @classmethod
@@ -68,6 +72,8 @@ class SSLObjective(BankObjective):
             "delta": ssl.MULTI_LABEL_LOSS.DELTA,
             "hard_negative_ratio": ssl.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO,
             "multi_label_reduction": ssl.MULTI_LABEL_LOSS.REDUCTION,
+            "in_scene_weight": ssl.IN_SCENE_LOSS.WEIGHT,
+            "in_scene_margin": ssl.IN_SCENE_LOSS.MARGIN,
         }
 
     @property
@@ -93,6 +99,10 @@ class SSLObjective(BankObjective):
         losses |= self._cluster_losses(batch, multi_scale)
         if self.multi_label_weight:
             losses |= self._multi_label_losses(batch, multi_scale)
+        if self.in_scene_weight:
+            rows = batch.roi_instance_index
+            separation = in_scene_separation_loss(batch.rois, rows, self.image_ids[rows], self.in_scene_margin)
+            losses["loss_in_scene"] = self.in_scene_weight * separation
         return losses
 
     def _scale_loss(self, batch: TrainingEmbeddings) -> Tensor:
