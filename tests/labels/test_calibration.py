@@ -1,15 +1,22 @@
-"""The threshold of the multi-labels as a quantile of the similarities of persons of one image."""
+"""Thresholds and radii as quantiles of what persons of one image, who are different people, have in common."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from person_search.labels import calibrated_threshold, predict_multi_labels, same_image_similarities
+from person_search.labels import (
+    SelfPacedDBSCAN,
+    calibrated_threshold,
+    jaccard_distance,
+    predict_multi_labels,
+    same_image_similarities,
+)
 
 
 @given(count=st.integers(0, 40), images=st.integers(1, 15), seed=st.integers(0, 10_000))
@@ -57,3 +64,33 @@ def test_the_threshold_leaves_the_share_of_known_negatives_above_it_whatever_the
 
 def test_without_two_persons_in_an_image_there_is_no_threshold() -> None:
     assert calibrated_threshold(torch.eye(3), torch.arange(3), 0.9) is None
+
+
+def test_radii_are_quantiles_of_the_distances_within_images():
+    random = np.random.default_rng(0)
+    person = np.tile(np.arange(8), 15)
+    features = (random.standard_normal((8, 16))[person] + 0.9 * random.standard_normal((120, 16))).astype(np.float32)
+    images = np.repeat(np.arange(15), 8)
+    distance = jaccard_distance(F.normalize(torch.from_numpy(features), dim=1), 12, 3).toarray()
+    pairs = np.triu(images[:, None] == images, 1)
+    # What is not stored is 1 apart; identical codes are not met here.
+    within = np.sort(np.where(distance[pairs] == 0, 1, distance[pairs]))
+    shares = (0.01, 0.02, 0.05)
+    expected = [within[int(share * len(within))] for share in shares]
+    assert expected[0] < expected[1] < expected[2] < 0.95
+    calibrated = SelfPacedDBSCAN((0.96, 0.97, 0.98), 3, k1=12, k2=3, eps_quantiles=shares)
+    given = SelfPacedDBSCAN([value + 1e-4 for value in expected], 3, k1=12, k2=3)
+    assert np.array_equal(calibrated.fit(features, images), given.fit(features, images))
+    # Never above the radii that are given.
+    limit = tuple(value - 0.02 for value in expected)
+    capped = SelfPacedDBSCAN(limit, 3, k1=12, k2=3, eps_quantiles=shares)
+    assert np.array_equal(capped.fit(features, images), SelfPacedDBSCAN(limit, 3, k1=12, k2=3).fit(features, images))
+
+
+def test_radii_need_images_of_two_persons():
+    model = SelfPacedDBSCAN((0.5,), 3, k1=4, k2=2, eps_quantiles=(0.01,))
+    with pytest.raises(ValueError, match="eps_quantiles needs images with two persons"):
+        model.fit(np.eye(10, dtype=np.float32), np.arange(10))
+    for shares in ((0.1, 0.2), (1.5,)):
+        with pytest.raises(ValueError, match="eps_quantiles is"):
+            SelfPacedDBSCAN((0.5,), eps_quantiles=shares)

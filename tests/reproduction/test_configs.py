@@ -125,7 +125,8 @@ def test_the_digest_leaves_out_the_folder_alone(configs, base):
 
 
 def test_every_row_has_published_figures():
-    for number, (_, rows) in TABLES.items():
+    for number in "1234":
+        rows = TABLES[number][1]
         assert set(PUBLISHED[number]) == {row.name for row in rows}
 
 

@@ -88,20 +88,42 @@ def distance_from_ranks(
     features: Tensor, ranks: Tensor, k1: int, k2: int, max_distance: float = 1.0, progress: bool = False
 ) -> sparse.csr_matrix:
     """`jaccard_distance` for neighbours that are known already: ranks (N, min(k1, N)) int64, each row itself first."""
+    return distance_of_codes(codes_of_ranks(features, ranks, k1, k2), max_distance, progress)
+
+
+@torch.no_grad()
+def codes_of_ranks(features: Tensor, ranks: Tensor, k1: int, k2: int) -> SparseRows:
+    """K-reciprocal codes of rows whose neighbours are known, see `encode`."""
     if k2 < 1:
         raise ValueError(f"k2 is {k2}: local query expansion counts the row itself, give k2 >= 1")
+    with Workers(features.device) as workers:
+        return encode(features, ranks, k1, k2, workers)
+
+
+@torch.no_grad()
+def distance_of_codes(codes: SparseRows, max_distance: float = 1.0, progress: bool = False) -> sparse.csr_matrix:
+    """`jaccard_distance` of rows whose codes are known already."""
     if not 0 < max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}: Jaccard distances lie in 0..1, give a value in (0, 1]")
     # d <= max_distance <=> shared mass >= needed
     needed = 2 * (1 - max_distance) / (2 - max_distance)
-    with Workers(features.device) as workers:
-        codes = encode(features, ranks, k1, k2, workers)
+    with Workers(codes.row.device) as workers:
         first, second, mass = _shared_masses(codes, needed, workers, progress)
-    matrix = _symmetric(len(features), first, second, mass)
+    matrix = _symmetric(codes.count, first, second, mass)
     matrix.data = np.maximum(1 - matrix.data / (2 - matrix.data), 0)
     matrix.setdiag(0)
     kept = (matrix.data <= np.float32(max_distance)) & (matrix.data < 1)
     return matrix if kept.all() else _keep(matrix, kept)
+
+
+@torch.no_grad()
+def distances_of_pairs(codes: SparseRows, first: Tensor, second: Tensor) -> Tensor:
+    """Jaccard distances (P,) float32 of given pairs of rows, (P,) int64 each."""
+    order = first.argsort(stable=True)
+    with Workers(codes.row.device) as workers:
+        mass = torch.empty(len(first), device=codes.row.device)
+        mass[order] = _masses_of_pairs(codes, first[order], codes, second[order], workers)
+    return (1 - mass / (2 - mass)).clamp(min=0)
 
 
 def _symmetric(count: int, first: Tensor, second: Tensor, mass: Tensor) -> sparse.csr_matrix:

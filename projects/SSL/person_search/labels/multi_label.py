@@ -28,35 +28,48 @@ class DynamicThreshold:
         return self.initial + self.alpha * math.exp(self.beta * epoch)
 
 
-@torch.no_grad()
-def same_image_similarities(features: Tensor, image_ids: Tensor, most: int = 200_000) -> Tensor:
-    """Similarities of persons of one image, who are different people for certain: negatives known without identities.
+def same_image_pairs(image_ids: Tensor, most: int = 200_000) -> tuple[Tensor, Tensor]:
+    """Pairs of rows of one image: different people for certain, negatives known without identities.
 
     Args:
-        features: (N, d) unit rows; persons whose row is zero, as they were never seen, are left out.
         image_ids: (N,) int64, the image of each row.
-        most: pairs that are looked at; of more, as many are taken evenly spread over all.
+        most: pairs that are given; of more, as many are taken evenly spread over all.
 
     Returns:
-        (pairs,) float, each pair once; none where no image shows two persons. Memory grows with the pairs and rows that
-        are looked at, never with N x N.
+        both rows of each pair, (pairs,) int64 each, every pair once; none where no image shows two persons. Memory
+        grows with N and with the pairs that are given.
     """
-    seen = features.any(dim=1).nonzero()[:, 0]
-    order = seen[torch.argsort(image_ids.to(features.device)[seen], stable=True)]
-    image = image_ids.to(features.device)[order]
-    place = torch.arange(len(order), device=features.device)
-    counts = torch.unique_consecutive(image, return_counts=True)[1]
+    device = image_ids.device
+    order = torch.argsort(image_ids, stable=True)
+    place = torch.arange(len(order), device=device)
+    counts = torch.unique_consecutive(image_ids[order], return_counts=True)[1]
     # Each row pairs with the rows behind it in its image.
     behind = torch.repeat_interleave(counts.cumsum(0), counts) - place - 1
     ends = behind.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
-    pair = torch.arange(total, device=features.device)
+    pair = torch.arange(total, device=device)
     if total > most:
-        pair = (torch.arange(most, device=features.device, dtype=torch.float64) * (total / most)).long()
+        pair = (torch.arange(most, device=device, dtype=torch.float64) * (total / most)).long()
     first = torch.searchsorted(ends, pair, right=True)
-    second = first + 1 + pair - (ends[first] - behind[first])
+    return order[first], order[first + 1 + pair - (ends[first] - behind[first])]
+
+
+@torch.no_grad()
+def same_image_similarities(features: Tensor, image_ids: Tensor, most: int = 200_000) -> Tensor:
+    """Similarities of the persons of one image, see `same_image_pairs`.
+
+    Args:
+        features: (N, d) unit rows; persons whose row is zero, as they were never seen, are left out.
+        image_ids: (N,) int64, the image of each row.
+        most: pairs that are looked at.
+
+    Returns:
+        (pairs,) float, each pair once.
+    """
+    seen = features.any(dim=1).nonzero()[:, 0]
+    first, second = same_image_pairs(image_ids.to(features.device)[seen], most)
     parts = [
-        (features[order[a]] * features[order[b]]).sum(dim=1)
+        (features[seen[a]] * features[seen[b]]).sum(dim=1)
         for a, b in zip(first.split(4096), second.split(4096), strict=True)
     ]
     return torch.cat(parts) if parts else features.new_zeros(0)

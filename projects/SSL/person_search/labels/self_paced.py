@@ -15,8 +15,10 @@ from scipy import sparse
 from torch import Tensor
 
 from .clustering import centre_cameras, dbscan, hdbscan, number_by_first_row
-from .jaccard import as_features, distance_from_ranks
+from .jaccard import as_features, codes_of_ranks, distance_of_codes, distances_of_pairs
+from .k_reciprocal import SparseRows
 from .matching import keep_one_to_one
+from .multi_label import same_image_pairs
 from .neighbors import nearest_neighbors
 
 Labels = NDArray[np.int64]
@@ -168,6 +170,8 @@ def _to_singletons(labels: Labels, chosen: NDArray[np.bool_]) -> Labels:
 logger = logging.getLogger(__name__)
 
 CLUSTERERS = {"dbscan": dbscan, "hdbscan": hdbscan}
+# A calibrated radius is never 0, which no clustering takes.
+_LEAST_RADIUS = 1e-6
 # Up to this deviation of a norm from 1 rows are taken as they are, so that no rounding is added.
 _UNIT_TOLERANCE = 1e-5
 
@@ -190,7 +194,8 @@ class SelfPacedDBSCAN:
             frozen.
         previous: (N,) int64 labels of the last fit, before the temporal consensus; None before there is one, or without
             consensus. With `threshold` it is all the state there is (`state_dict`).
-        timings: seconds of the last fit by stage: search, distance, matching, clustering, criterion (with the same-image rule).
+        timings: seconds of the last fit by stage: search, distance, matching (one to one), clustering, criterion (with
+            the same-image rule).
     """
 
     def __init__(
@@ -203,6 +208,7 @@ class SelfPacedDBSCAN:
         quantile: float = 0.9,
         same_image_rule: bool = True,
         clusterer: str = "dbscan",
+        eps_quantiles: Sequence[float] = (),
         one_to_one: bool = False,
         consensus: bool = False,
         progress: bool = False,
@@ -215,6 +221,9 @@ class SelfPacedDBSCAN:
             quantile: where in the sorted R_indep of the first clusters the threshold is read, in [0, 1].
             same_image_rule: whether a cluster keeps one member of each image only.
             clusterer: "dbscan", or "hdbscan", which may also split what eps joins.
+            eps_quantiles: as many rising shares as there are radii; each radius is then the distance that this share of
+                the pairs of persons of one image, who are different people for certain, does not exceed, and at most
+                that of `eps`. None: the radii are those of `eps`.
             one_to_one: whether distances of pairs that do not match one to one across images are dropped before the
                 clustering, see `keep_one_to_one`.
             consensus: whether a row keeps its cluster only where the last fit confirms it, see `keep_confirmed`.
@@ -226,6 +235,7 @@ class SelfPacedDBSCAN:
         self.eps = tuple(float(value) for value in eps)
         self.min_samples, self.k1, self.k2, self.quantile = min_samples, k1, k2, quantile
         self.same_image_rule, self.clusterer, self.progress = same_image_rule, clusterer, progress
+        self.eps_quantiles = tuple(float(value) for value in eps_quantiles)
         self.one_to_one, self.consensus = one_to_one, consensus
         self._check_arguments()
         self.threshold: float | None = None
@@ -236,6 +246,11 @@ class SelfPacedDBSCAN:
         eps = self.eps
         if len(eps) not in (1, 3) or list(eps) != sorted(set(eps)) or not 0 < eps[0] <= eps[-1] < 1:
             raise ValueError(f"eps is {eps}: expected one value, or three rising values, in (0, 1)")
+        quantiles = self.eps_quantiles
+        if quantiles and (len(quantiles) != len(eps) or list(quantiles) != sorted(quantiles)):
+            raise ValueError(f"eps_quantiles is {quantiles}: expected as many rising shares as there are values of eps")
+        if not all(0 <= share <= 1 for share in quantiles):
+            raise ValueError(f"eps_quantiles is {quantiles}: expected shares in [0, 1]")
         for name in ("min_samples", "k1", "k2"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it counts the row itself, give {name} >= 1")
@@ -292,13 +307,13 @@ class SelfPacedDBSCAN:
         features = _unit_rows(features)
         if cameras is not None:
             features = centre_cameras(features, cameras)
-        distance = self._distance(features)
+        distance, radii = self._distance(features, images)
         if self.one_to_one:
             with self._stage("matching"):
                 distance = keep_one_to_one(distance, images)
         with self._stage("clustering"):
             cluster = CLUSTERERS[self.clusterer]
-            levels = [outliers_to_singletons(cluster(distance, eps, self.min_samples)) for eps in self.eps]
+            levels = [outliers_to_singletons(cluster(distance, eps, self.min_samples)) for eps in radii]
         with self._stage("criterion"):
             if self.same_image_rule:
                 levels = [keep_nearest_per_image(labels, features, images) for labels in levels]
@@ -308,11 +323,27 @@ class SelfPacedDBSCAN:
             labels, self.threshold = keep_reliable(labels, tight, loose, self.threshold, self.quantile)
         return labels
 
-    def _distance(self, features: Tensor) -> sparse.csr_matrix:
+    def _distance(self, features: Tensor, images: NDArray[np.int64]) -> tuple[sparse.csr_matrix, tuple[float, ...]]:
+        """Distances up to the largest radius, and the radii."""
         with self._stage("search"):
             ranks = nearest_neighbors(features, self.k1, self.progress)
         with self._stage("distance"):
-            return distance_from_ranks(features, ranks, self.k1, self.k2, self.eps[-1], self.progress)
+            codes = codes_of_ranks(features, ranks, self.k1, self.k2)
+            radii = self._radii(codes, torch.from_numpy(images).to(features.device))
+            return distance_of_codes(codes, radii[-1], self.progress), radii
+
+    def _radii(self, codes: SparseRows, images: Tensor) -> tuple[float, ...]:
+        """The radii of this fit: those given, or at most those where persons of one image have begun to be near."""
+        if not self.eps_quantiles:
+            return self.eps
+        distances = distances_of_pairs(codes, *same_image_pairs(images)).sort().values
+        if not len(distances):
+            raise ValueError("eps_quantiles needs images with two persons or more, and there are none: give eps alone")
+        last = len(distances) - 1
+        shares = (float(distances[min(int(share * len(distances)), last)]) for share in self.eps_quantiles)
+        radii = tuple(max(min(own, eps), _LEAST_RADIUS) for own, eps in zip(shares, self.eps, strict=True))
+        logger.info("Radii of the clustering: %s", ", ".join(f"{radius:.3f}" for radius in radii))
+        return radii
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:

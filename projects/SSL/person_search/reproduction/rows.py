@@ -109,6 +109,10 @@ def highest_threshold(base: CfgNode) -> Options:
     return ["SSL.THRESHOLD.INITIAL", threshold, "SSL.THRESHOLD.ALPHA", 0.0]
 
 
+def _constant(options: Options) -> Callable[[CfgNode], Options]:
+    return lambda base: options
+
+
 def _all_beyond(base: CfgNode) -> Options:
     """Every key of `BEYOND` together."""
     return [option for options in BEYOND.values() for option in options[1]]
@@ -116,6 +120,7 @@ def _all_beyond(base: CfgNode) -> Options:
 
 SSL = Row("ssl", "SSL")
 BEYOND: dict[str, tuple[str, Options]] = {
+    "radii": ("+ calibrated radii", ["SSL.CLUSTERING.EPS_QUANTILES", (0.004, 0.005, 0.006)]),
     "one_to_one": ("+ one-to-one matching", ["SSL.CLUSTERING.ONE_TO_ONE", True]),
     "consensus": ("+ temporal consensus", ["SSL.CLUSTERING.CONSENSUS", True]),
     "in_scene": ("+ in-scene separation", ["SSL.IN_SCENE_LOSS.WEIGHT", 1.0]),
@@ -165,7 +170,7 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
         "beyond the paper",
         (
             SSL,
-            *(Row(name, title, adapt=lambda _, options=options: options) for name, (title, options) in BEYOND.items()),
+            *(Row(name, title, adapt=_constant(options)) for name, (title, options) in BEYOND.items()),
             Row("all_beyond", "+ all of these", adapt=_all_beyond),
         ),
     ),
