@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from person_search import add_ssl_config
+from person_search.data import records
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,6 +53,12 @@ def matmul() -> Iterator[Any]:
     yield switches
     switches.allow_tf32 = False  # PyTorch's default; the newer switch does not set the older one back
     setattr(switches, name, before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said once in a run is said once in each test."""
+    monkeypatch.setattr(records, "_said", set())
 
 
 def _config(*options: object) -> CfgNode:

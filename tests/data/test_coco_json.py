@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from person_search.data.coco_json import load_coco_json, load_coco_protocol, register_coco_json
+from person_search.data.coco_json import Choice, load_coco_json, load_coco_protocol, register_coco_json
 from person_search.errors import ConfigError, DatasetError
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -72,6 +72,118 @@ def test_chosen_queries(write, name):
     protocol = MetadataCatalog.get(name).load_protocol()
     assert protocol.kind == "custom"
     assert [(q.image_id, q.person_id) for q in protocol.queries] == [("b.jpg", 5), ("x/a.jpg", 5)]
+
+
+def test_without_identities_there_is_nothing_to_search_and_a_reason(write):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["person_id"] = None
+
+    protocol = load_coco_protocol("d", *write(change))
+    assert protocol.queries == () and protocol.no_search == "no person has an identity"
+
+
+def identities(records):
+    return [a["person_id"] for r in records for a in r["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"track_id": 4, "occluded": False}, 4),
+        ({"track_id": "4"}, 4),
+        ({"track_id": 0}, 0),
+        ({"track_id": None}, -1),
+        ({"occluded": True}, -1),
+        ([], -1),
+        (None, -1),
+    ],
+)
+def test_the_track_of_cvat_is_an_identity_where_there_is_no_other(write, attributes, expected):
+    def change(content):
+        content["annotations"][0].update(person_id=None, attributes=attributes)
+        content["annotations"][1]["attributes"] = {"track_id": 9}
+
+    assert identities(load_coco_json("d", *write(change))) == [expected, -1, 5, -1]
+
+
+def test_a_track_that_is_no_number_is_named(write):
+    with pytest.raises(DatasetError, match=r"annotations\[4\]: attributes: 'track_id' is 'left', expected int"):
+        load_coco_json("d", *write(lambda c: c["annotations"][4].update(attributes={"track_id": "left"})))
+
+
+def test_categories_that_are_persons_can_be_named(write, caplog):
+    def change(content):
+        content["categories"] = [{"id": 3, "name": "Rider"}, {"id": 8, "name": "walker"}]
+
+    with pytest.raises(DatasetError, match="no category is named person; there are Rider, walker: say with CATEGORIES"):
+        load_coco_json("d", *write(change))
+    with caplog.at_level("INFO", logger="person_search"):
+        assert identities(load_coco_json("d", *write(change), choice=Choice(("rider",)))) == [5, -1, 5, -1]
+    assert "d: 4 boxes count; left out are 1 of category walker, 1 marked iscrowd or ignore" in caplog.text
+    assert len(identities(load_coco_json("d", *write(change), choice=Choice(("rider", "Walker"))))) == 5
+    with pytest.raises(DatasetError, match="CATEGORIES names bus, which is no category; there are Rider, walker"):
+        load_coco_json("d", *write(change), choice=Choice(("rider", "bus")))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Writes COCO results: two persons in the first frame, by id and by name, a dog, and an unsure one."""
+    entries = [
+        {"image_id": 10, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.9},
+        {"image_id": "x/a.jpg", "category_id": 3, "bbox": [20, 2, 10, 20], "score": 0.5},
+        {"image_id": "20", "category_id": 8, "bbox": [1, 2, 10, 20], "score": 0.9},
+        {"image_id": 30, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.49},
+        {"image_id": 30, "category_id": 77, "bbox": [1, 2, 10, 20], "score": 1.0},
+    ]
+
+    def to_file(change=lambda entries: None):
+        content = copy.deepcopy(entries)
+        change(content)
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        return tmp_path / "results.json"
+
+    return to_file
+
+
+def test_boxes_of_a_detector_stand_in_for_annotations(write, results, name, caplog):
+    def images_alone(content):
+        del content["annotations"]
+
+    register_coco_json(name, *write(images_alone), results_file=results(), min_score=0.5)
+    with caplog.at_level("INFO", logger="person_search"):
+        records = DatasetCatalog.get(name)
+    assert [[a["bbox"] for a in r["annotations"]] for r in records] == [[[1, 2, 11, 22], [20, 2, 30, 22]], [], []]
+    assert identities(records) == [-1, -1]
+    assert MetadataCatalog.get(name).load_protocol().no_search == "no person has an identity"
+    left_out = "1 of category dog, 1 below the score 0.5, 1 of category 77"
+    assert f"{name}: 2 boxes count; left out are {left_out}" in caplog.text
+
+
+def test_a_detector_of_coco_calls_persons_1_where_the_images_have_no_categories(write, results):
+    def images_alone(content):
+        del content["annotations"], content["categories"]
+
+    found = results(lambda entries: [entry.update(category_id=1) for entry in entries[:2]])
+    records = load_coco_json("d", *write(images_alone), choice=Choice((), found, 0.5))
+    assert [len(r["annotations"]) for r in records] == [2, 0, 0]
+
+
+def test_results_that_do_not_fit_are_named(write, results, name, tmp_path):
+    choice = Choice((), results(lambda entries: entries[1].update(image_id="z.jpg")), 0.5)
+    with pytest.raises(DatasetError, match="results.json: entry 1: image_id 'z.jpg' is neither the id nor the file_na"):
+        load_coco_json("d", *write(), choice=choice)
+    with pytest.raises(DatasetError, match="no.json is missing; expected there: boxes of a detector"):
+        load_coco_json("d", *write(), choice=Choice((), tmp_path / "no.json", 0.5))
+    for key, value in (("bbox", [1, 2, 3]), ("bbox", None), ("image_id", None), ("image_id", True), ("score", "nan")):
+        file = results(lambda entries, key=key, value=value: entries[3].update({key: value}))
+        with pytest.raises(DatasetError, match="results.json: entry 3: expected image_id, bbox"):
+            load_coco_json("d", *write(), choice=Choice((), file, 0.5))
+    for options in ({"results_file": "a.json"}, {"min_score": 0.5}):
+        with pytest.raises(ConfigError, match="min_score is .* and results_file .*: they go together"):
+            register_coco_json(name, *write(), **options)
+    with pytest.raises(ConfigError, match="categories is 'rider', expected names"):
+        register_coco_json(name, *write(), categories="rider")
 
 
 def test_the_files_own_queries(write):
@@ -245,7 +357,7 @@ def test_marks_of_what_is_no_person(write, caplog, mark, value, kept):
         records = load_coco_json("d", *write(lambda c: c["annotations"][1].update({mark: value})))
     assert len(records[1]["annotations"]) == kept
     # The file has a crowd of its own.
-    assert f"d: left out {2 - kept} regions that are marked iscrowd or ignore" in caplog.text
+    assert f" {2 - kept} marked iscrowd or ignore" in caplog.text
 
 
 def test_a_size_of_minus_one_is_unknown(write):

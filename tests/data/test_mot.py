@@ -279,10 +279,45 @@ def test_missing_parts_are_explained(sequence, tmp_path):
         load_mot("d", tmp_path / "empty", truth)
 
 
-def test_nobody_twice_means_no_query(sequence, name):
-    register_mot(name, *sequence("1,7,3,4,20,30", "2,8,3,4,20,30", "3,-1,3,4,20,30", "4,-1,3,4,20,30"))
-    with pytest.raises(DatasetError, match="mot_test: has no query"):
-        MetadataCatalog.get(name).load_protocol()
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [((7, 8, -1, -1), "no person with an identity is in two frames"), ((-1, -1, -1, -1), "no person has an identity")],
+)
+def test_nobody_twice_means_no_search(sequence, name, ids, reason):
+    register_mot(name, *sequence(*(f"{frame},{number},3,4,20,30" for frame, number in enumerate(ids, 1))))
+    protocol = MetadataCatalog.get(name).load_protocol()
+    assert protocol.queries == () and protocol.no_search.startswith(reason)
+
+
+def test_what_does_not_count_is_counted_by_its_reason(sequence, caplog):
+    lines = ("1,7,3,4,20,30,1,1,1", "1,8,3,4,20,30,1,7,1", "2,9,3,4,20,30,1,7,1", "2,3,3,4,20,30,0,1,1")
+    with caplog.at_level("INFO", logger="person_search"):
+        records = load_mot("d", *sequence(*lines))
+    assert [a["person_id"] for r in records for a in r["annotations"]] == [7]
+    (line,) = [r for r in caplog.records if "count; left out are 2 of class 7, 1 of flag 0" in r.getMessage()]
+    assert line.getMessage().startswith("d: 1 of the 4 boxes of") and line.levelname == "INFO"
+    records = load_mot("d", *sequence(*lines), categories=(1, 7))
+    assert [a["person_id"] for r in records for a in r["annotations"]] == [7, 8, 9]
+    load_mot("d", *sequence(*lines), categories=(2,))
+    assert caplog.records[-1].levelname == "WARNING" and "d: 0 of the 4 boxes" in caplog.records[-1].getMessage()
+
+
+def test_detections_train_from_the_least_score_on(sequence, caplog):
+    lines = ("1,-1,3,4,20,30,0.9", "1,-1,30,4,20,30,0.5", "2,-1,3,4,20,30,0.49", "3,-1,3,4,20,30,1")
+    with caplog.at_level("INFO", logger="person_search"):
+        records = load_mot("d", *sequence(*lines), min_score=0.5)
+    assert [[a["bbox"][0] for a in r["annotations"]] for r in records] == [[3, 30], [], [3], [], []]
+    assert {a["person_id"] for r in records for a in r["annotations"]} == {-1}
+    assert "left out are 1 below the score 0.5" in caplog.text
+    ten = [f"{line},-1,-1,-1" for line in lines]  # MOT 2015's columns
+    assert load_mot("d", *sequence(*ten), min_score=0.5) == records
+
+
+def test_scores_in_the_place_of_flags_are_refused(sequence):
+    with pytest.raises(DatasetError, match="line 2: the seventh column is 0.93, .*: give MIN_SCORE"):
+        load_mot("d", *sequence("1,-1,3,4,20,30,1", "1,-1,3,4,20,30,0.93"))
+    with pytest.raises(DatasetError, match="line 1: has no score, and MIN_SCORE asks for 0.5"):
+        load_mot("d", *sequence("1,-1,3,4,20,30"), min_score=0.5)
 
 
 def test_registration_reads_nothing_and_is_repeatable(name, tmp_path):
@@ -303,6 +338,10 @@ def test_bad_counts_are_named(name, tmp_path):
         register_mot(name, tmp_path, tmp_path, queries_per_identity=0)
     with pytest.raises(ConfigError, match="mot_test: camera_id is -1"):
         register_mot(name, tmp_path, tmp_path, camera_id=-1)
+    with pytest.raises(ConfigError, match="mot_test: min_score is nan"):
+        register_mot(name, tmp_path, tmp_path, min_score=float("nan"))
+    with pytest.raises(ConfigError, match=r"mot_test: categories is \['person'\], expected numbers"):
+        register_mot(name, tmp_path, tmp_path, categories=["person"])
 
 
 def test_an_unreadable_image_is_counted_and_left_to_whoever_loads_it(sequence, caplog):

@@ -102,15 +102,15 @@ def test_bank_rows_run_over_what_is_kept(of_frames):
     assert found == [bbox for bbox in kept if bbox is not None]
 
 
-def test_dropped_and_clipped_boxes_are_counted_in_one_line_each(caplog):
+def test_dropped_and_clipped_boxes_are_counted_in_one_line_however_often_a_set_is_read(caplog):
     empty, outside = Person((5, 5, 5, 45)), Person((300, 10, 340, 50))
     over_the_edge, inside = Person((-4, 10, 20, 50)), Person((10, 10, 20, 50))
     with caplog.at_level(logging.INFO, logger="person_search"):
-        build_records("d", [frame("a", empty, inside), frame("b", outside, over_the_edge)])
+        for _ in range(3):
+            build_records("d", [frame("a", empty, inside), frame("b", outside, over_the_edge)])
     assert [record.getMessage() for record in caplog.records] == [
         "d: dropped 2 boxes that show nothing (for example "
-        "box 0 of a: [5.0, 5.0, 5.0, 45.0]; box 0 of b: [300.0, 10.0, 340.0, 50.0])",
-        "d: clipped 1 boxes to their frame",
+        "box 0 of a: [5.0, 5.0, 5.0, 45.0]; box 0 of b: [300.0, 10.0, 340.0, 50.0]), clipped 1 boxes to their frame",
     ]
 
 

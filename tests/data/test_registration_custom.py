@@ -110,6 +110,9 @@ def test_another_entry_under_a_name_is_an_error(root):
         ({"FRAMES": [5, 1]}, r"pets: frames is \[5, 1\], expected \[first, last\]"),
         ({"CAMERA": "0"}, r"\(pets\): CAMERA is '0', expected a whole number"),
         ({"CAMERA": True}, r"\(pets\): CAMERA is True, expected a whole number"),
+        ({"MIN_SCORE": "0.5"}, r"\(pets\): MIN_SCORE is '0.5', expected a number"),
+        ({"CATEGORIES": 1}, r"\(pets\): CATEGORIES is 1, expected a list"),
+        ({"RESULTS": "a.json"}, r"\(pets\): unknown key 'RESULTS'"),
         ({"STRICT": 1}, r"\(pets\): STRICT is 1, expected True or False"),
     ],
 )

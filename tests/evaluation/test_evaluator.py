@@ -290,6 +290,37 @@ def test_options_that_cannot_work_are_named(records, protocol):
         build(records[:3], protocol)
 
 
+def test_without_anybody_to_search_detection_alone_is_measured(golden_problem, records, protocol, tmp_path, caplog):
+    for name in ("queries.json", "report.html"):
+        (tmp_path / name).write_text("left by an evaluation that could search")
+    nobody = SearchProtocol("custom", (), no_search="no person has an identity")
+    boxes_alone = replace(golden_problem, query_frame=np.full_like(golden_problem.query_frame, -1)[:0],
+                          query_box=np.zeros((0, 4)), query_person_id=np.zeros(0, np.int64),
+                          query_feature=golden_problem.query_feature[:0], galleries={}, main_gallery="")  # fmt: skip
+    found = []
+    for given, problem in ((protocol, golden_problem), (nobody, boxes_alone)):
+        subject = build(records, given, output_dir=str(tmp_path))
+        run(subject, problem)
+        with caplog.at_level("INFO", logger="person_search"):
+            found.append(subject.evaluate())
+    assert found[1] == {"detection": found[0]["detection"]}
+    (line,) = [m for m in caplog.messages if "search is not measured, since no person has an identity" in m]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert set(content["figures"]) == {"detection"} and content["left_out"] == {"search": "no person has an identity"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json"]
+    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.GALLERY is 'ground_truth', .* set it to 'detections'"):
+        build(records, nobody, gallery="ground_truth")
+
+
+def test_nobody_to_search_and_nobody_detected(records, tmp_path):
+    subject = build(records, SearchProtocol("custom", (), no_search="no person has an identity"))
+    nothing = Instances((1080, 1920), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0),
+                        pred_classes=torch.zeros(0), embeddings=torch.zeros(0, 8))  # fmt: skip
+    for record in records:
+        subject.process([record], [{"instances": nothing}])
+    assert subject.evaluate()["detection"] == {"AP": 0, "recall": 0, "recall_labelled": 0}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

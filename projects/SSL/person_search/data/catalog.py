@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,13 @@ def check_at_least(name: str, key: str, value: Any, least: int) -> None:
     """Raises ConfigError unless `value`, given as `key` for the dataset `name`, is a whole number >= `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}: {key} is {value!r}, expected a whole number of {least} or more")
+
+
+def check_score(name: str, min_score: float | None) -> None:
+    """Raises ConfigError unless `min_score`, given for the dataset `name`, is a number or None."""
+    number = isinstance(min_score, int | float) and not isinstance(min_score, bool) and math.isfinite(min_score)
+    if min_score is not None and not number:
+        raise ConfigError(f"{name}: min_score is {min_score!r}, expected the least score that counts, such as 0.5")
 
 
 def register_dataset(

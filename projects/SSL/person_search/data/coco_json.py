@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError
-from .catalog import check_at_least, register_dataset
+from ..errors import ConfigError, DatasetError
+from .box_files import PERSON_CATEGORY, read_coco_results
+from .catalog import check_at_least, check_score, register_dataset
 from .images import image_sizes
 from .masks import EmptyMaskError, mask_of_annotation
 from .records import (
@@ -24,9 +26,10 @@ from .records import (
     SearchProtocol,
     build_records,
     check_queries,
+    chosen_queries,
     clip_box,
     require_file,
-    spread_queries,
+    say_once,
 )
 
 PERSON_NAMES = ("person", "pedestrian")
@@ -36,16 +39,42 @@ _UNKNOWN = -1  # the width and height that VIA writes where it knows none
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What of a JSON file counts.
+
+    Attributes:
+        categories: names of the categories that are persons; (): `PERSON_NAMES`.
+        results_file: COCO results whose boxes stand in for the annotations of the file.
+        min_score: the least score that counts of them.
+    """
+
+    categories: tuple[str, ...] = ()
+    results_file: Path | None = None
+    min_score: float = 0.0
+
+
+_ANNOTATIONS = Choice()
+
+
 def register_coco_json(
-    name: str, json_file: str | Path, image_root: str | Path, *, queries_per_identity: int = 10, strict: bool = False
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    queries_per_identity: int = 10,
+    strict: bool = False,
+    categories: Sequence[str] = (),
+    results_file: str | Path | None = None,
+    min_score: float | None = None,
 ) -> None:
     """Registers a COCO JSON file as the person search dataset `name`. Reads no file.
 
     Beyond COCO's fields, an image may have `camera_id` (int) and an annotation `person_id` (int; negative, null or
-    absent is unlabelled). A list `queries` of annotation ids at the top of the file fixes the queries; without it
-    `spread_queries` chooses them. Crowds (`iscrowd` 1), regions to `ignore` and categories other than person are left
-    out; a file's only category is taken for persons whatever its name. A whole number may be written as 7, 7.0 or "7";
-    a width or height of -1 is unknown.
+    absent is unlabelled); without it CVAT's `attributes.track_id` counts. A list `queries` of annotation ids at the top
+    of the file fixes the queries; without it `spread_queries` chooses them. Crowds (`iscrowd` 1), regions to `ignore`
+    and categories other than person are left out; a file's only category is taken for persons whatever its name. A
+    whole number may be written as 7, 7.0 or "7"; a width or height of -1 is unknown.
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
@@ -53,11 +82,17 @@ def register_coco_json(
         image_root: folder below which `file_name` lies.
         queries_per_identity: most queries of an identity under a camera, where they are chosen.
         strict: a box that shows nothing of its frame is an error instead of being dropped.
+        categories: names of those that are persons, where that is neither "person" nor "pedestrian".
+        results_file: a detector's boxes, a list of {"image_id", "category_id", "bbox", "score"}, that stand in for the
+            annotations. The JSON file then tells images and categories alone; without categories 1 is a person, as in
+            COCO. `image_id` is the id of an image or its `file_name`.
+        min_score: the least score that counts of `results_file`, which cannot be without.
 
     Raises:
         ConfigError: a bad value, or the name stands for another dataset.
     """
     check_at_least(name, "queries_per_identity", queries_per_identity, 1)
+    choice = _choice(name, categories, results_file, min_score)
     json_file, image_root = Path(json_file).absolute(), Path(image_root).absolute()
     entry = {
         "format": "coco",
@@ -65,45 +100,66 @@ def register_coco_json(
         "image_root": str(image_root),
         "queries_per_identity": queries_per_identity,
         "strict": strict,
+        "categories": choice.categories,
+        "results_file": None if choice.results_file is None else str(choice.results_file),
+        "min_score": choice.min_score,
     }
-    load = partial(load_coco_json, name, json_file, image_root, strict)
-    register_dataset(name, entry, load, partial(load_coco_protocol, name, json_file, image_root, queries_per_identity))
+    load = partial(load_coco_json, name, json_file, image_root, strict, choice)
+    protocol = partial(load_coco_protocol, name, json_file, image_root, queries_per_identity, choice)
+    register_dataset(name, entry, load, protocol)
 
 
-def load_coco_json(dataset: str, json_file: Path, image_root: Path, strict: bool = False) -> list[Record]:
+def _choice(name: str, categories: Sequence[str], results_file: str | Path | None, min_score: float | None) -> Choice:
+    if isinstance(categories, str) or not all(isinstance(category, str) for category in categories):
+        raise ConfigError(f"{name}: categories is {categories!r}, expected names of categories, such as ['rider']")
+    check_score(name, min_score)
+    if (results_file is None) != (min_score is None):
+        raise ConfigError(
+            f"{name}: min_score is {min_score} and results_file {results_file}: they go together, since a detector "
+            "also writes what it hardly believes"
+        )
+    file = None if results_file is None else Path(results_file).absolute()
+    return Choice(tuple(categories), file, min_score or 0.0)
+
+
+def load_coco_json(
+    dataset: str, json_file: Path, image_root: Path, strict: bool = False, choice: Choice = _ANNOTATIONS
+) -> list[Record]:
     """The records of a COCO JSON file; `register_coco_json` says what it may hold.
 
     Raises:
         DatasetError: the file is missing, no JSON (the message gives the line), or an entry is malformed (its place).
     """
-    content = _read(dataset, json_file, image_root)
-    if content.ignored:
-        logger.info("%s: left out %d regions that are marked iscrowd or ignore", dataset, content.ignored)
+    content = _read(dataset, json_file, image_root, choice)
+    if content.left_out:
+        reasons = ", ".join(f"{number} {why}" for why, number in content.left_out.most_common())
+        level = logging.INFO if content.kept else logging.WARNING
+        say_once(logger, level, f"{dataset}: {content.kept} boxes count; left out are {reasons}")
     if content.useless_masks:
-        logger.warning(
-            "%s: %d masks show nothing, their persons go without (for example %s)",
-            dataset, len(content.useless_masks), content.useless_masks[0],
-        )  # fmt: skip
+        count, example = len(content.useless_masks), content.useless_masks[0]
+        message = f"{dataset}: {count} masks show nothing, their persons go without (for example {example})"
+        say_once(logger, logging.WARNING, message)
     return build_records(dataset, content.frames, strict)
 
 
 def load_coco_protocol(
-    dataset: str, json_file: Path, image_root: Path, queries_per_identity: int = 10
+    dataset: str,
+    json_file: Path,
+    image_root: Path,
+    queries_per_identity: int = 10,
+    choice: Choice = _ANNOTATIONS,
 ) -> SearchProtocol:
     """The queries of a COCO JSON file, its own or chosen ones; each is searched in all frames but its own.
 
     Raises:
-        DatasetError: as `load_coco_json`; or a query is no annotation of a labelled person, or there is none.
+        DatasetError: as `load_coco_json`; or a query is no annotation of a labelled person.
     """
-    content = _read(dataset, json_file, image_root)
+    content = _read(dataset, json_file, image_root, choice)
     # Built for its checks too: the queries must refer to a dataset that can be read.
     records = build_records(dataset, content.frames)
     if content.queries is None:
-        queries = spread_queries(records, queries_per_identity)
-    else:
-        queries = tuple(
-            _query(content, number, f"{json_file}: queries[{i}]") for i, number in enumerate(content.queries)
-        )
+        return chosen_queries(dataset, records, queries_per_identity)
+    queries = tuple(_query(content, number, f"{json_file}: queries[{i}]") for i, number in enumerate(content.queries))
     return check_queries(dataset, SearchProtocol("custom", queries), (record["image_id"] for record in records))
 
 
@@ -113,16 +169,18 @@ class _Content:
 
     Attributes:
         frames: in the order of the file.
-        persons: every person by the id of its annotation.
         queries: ids of annotations, None where the file fixes no queries.
-        ignored: number of annotations that are no single person.
+        persons: every person by the id of its annotation.
+        kept: number of boxes that count.
+        left_out: why how many do not.
         useless_masks: where masks without an area stand, and what is wrong with them.
     """
 
     frames: list[Frame]
     queries: list[Any] | None
     persons: dict[Any, tuple[Frame, Person]] = field(default_factory=dict)
-    ignored: int = 0
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     useless_masks: list[str] = field(default_factory=list)
 
 
@@ -141,7 +199,7 @@ def _query(content: _Content, number: Any, where: str) -> Query:
     return Query(frame.image_id, bbox, person.person_id)
 
 
-def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
+def _read(dataset: str, json_file: Path, image_root: Path, choice: Choice) -> _Content:
     data = _parse(dataset, json_file)
     frames: dict[Any, Frame] = {}
     persons_in: dict[Any, list[Person]] = {}  # the frames hold these very lists
@@ -153,7 +211,11 @@ def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
         persons_in[number] = []
         frames[number] = _frame(image, image_root, persons_in[number], where)
     content = _Content(list(frames.values()), _field(data, "queries", list, str(json_file), None))
-    categories = _categories(data, json_file)
+    categories = _categories(data, json_file, choice.categories)
+    if choice.results_file is not None:
+        require_file(dataset, choice.results_file, "boxes of a detector as COCO results")
+        _add_results(content, choice, categories, frames, persons_in)
+        return content
     for i, annotation in enumerate(_field(data, "annotations", list, str(json_file))):
         where = f"{json_file}: annotations[{i}]"
         number = _field(annotation, "image_id", (int, str), where)
@@ -161,8 +223,11 @@ def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
         if image is None:
             raise DatasetError(f"{where}: image_id {number!r} is not the id of an image")
         if _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where):
-            content.ignored += 1
-        elif _is_person(annotation, categories, where):
+            content.left_out["marked iscrowd or ignore"] += 1
+        elif other := _other_category(annotation, categories, where):
+            content.left_out[f"of category {other}"] += 1
+        else:
+            content.kept += 1
             person = _person(annotation, frames[image], where, content.useless_masks)
             persons_in[image].append(person)
             identifier = _field(annotation, "id", (int, str), where, None)
@@ -170,6 +235,35 @@ def _read(dataset: str, json_file: Path, image_root: Path) -> _Content:
                 raise DatasetError(f"{where}: the id {identifier!r} stands for two annotations")
             content.persons[identifier] = frames[image], person
     return content
+
+
+def _add_results(
+    content: _Content,
+    choice: Choice,
+    categories: dict[int, tuple[str, bool]] | None,
+    frames: Mapping[Any, Frame],
+    persons_in: Mapping[Any, list[Person]],
+) -> None:
+    """Puts a detector's boxes into the frames. What it calls no category of the file is none of persons."""
+    assert choice.results_file is not None
+    known = categories or {PERSON_CATEGORY: ("person", True)}
+    by_name = {frame.image_id: number for number, frame in frames.items()}
+    for i, box in enumerate(read_coco_results(choice.results_file)):
+        image = _entry(frames, box.image_id)
+        image = by_name.get(str(box.image_id)) if image is None else image
+        if image is None:
+            raise DatasetError(
+                f"{choice.results_file}: entry {i}: image_id {box.image_id!r} is neither the id nor the file_name of "
+                "an image"
+            )
+        name, is_person = known.get(box.category_id, (str(box.category_id), False))
+        if not is_person:
+            content.left_out[f"of category {name}"] += 1
+        elif box.score < choice.min_score:
+            content.left_out[f"below the score {choice.min_score:g}"] += 1
+        else:
+            content.kept += 1
+            persons_in[image].append(Person(box.bbox))
 
 
 def _parse(dataset: str, json_file: Path) -> dict[str, Any]:
@@ -248,27 +342,35 @@ def _frame(image: Any, image_root: Path, persons: list[Person], where: str) -> F
     return Frame(file, name, height, width, persons, _field(image, "camera_id", int, where, None))
 
 
-def _categories(data: dict[str, Any], json_file: Path) -> dict[int, bool] | None:
-    """Category id -> whether it means persons; None where the file names no categories."""
+def _categories(data: dict[str, Any], json_file: Path, wanted: Sequence[str]) -> dict[int, tuple[str, bool]] | None:
+    """Category id -> its name, and whether it means persons; None where the file names no categories."""
     names: dict[int, str] = {}
     for i, category in enumerate(_field(data, "categories", list, str(json_file), ())):
         where = f"{json_file}: categories[{i}]"
         names[_field(category, "id", int, where)] = _field(category, "name", str, where)
+    found = f"there are {', '.join(names.values()) or 'none'}"
+    absent = [name for name in wanted if name.lower() not in {known.lower() for known in names.values()}]
+    if absent:
+        raise DatasetError(f"{json_file}: CATEGORIES names {', '.join(absent)}, which is no category; {found}")
     if not names:
         return None
-    persons = {number: len(names) == 1 or name.lower() in PERSON_NAMES for number, name in names.items()}
-    if not any(persons.values()):
-        raise DatasetError(f"{json_file}: no category is named person; there are {', '.join(names.values())}")
-    return persons
+    persons = {name.lower() for name in wanted} or set(PERSON_NAMES)
+    lone = len(names) == 1
+    categories = {number: (name, lone or name.lower() in persons) for number, name in names.items()}
+    if not any(is_person for _, is_person in categories.values()):
+        raise DatasetError(f"{json_file}: no category is named person; {found}: say with CATEGORIES which are persons")
+    return categories
 
 
-def _is_person(annotation: Mapping[str, Any], categories: dict[int, bool] | None, where: str) -> bool:
+def _other_category(annotation: Mapping[str, Any], categories: dict[int, tuple[str, bool]] | None, where: str) -> str:
+    """The category of an annotation that shows no person; "" of any other."""
     if categories is None:
-        return True
+        return ""
     category = _field(annotation, "category_id", int, where)
     if category not in categories:
         raise DatasetError(f"{where}: category_id {category} is not the id of a category")
-    return categories[category]
+    name, is_person = categories[category]
+    return "" if is_person else name
 
 
 def _person(annotation: Mapping[str, Any], frame: Frame, where: str, useless_masks: list[str]) -> Person:
@@ -276,13 +378,20 @@ def _person(annotation: Mapping[str, Any], frame: Frame, where: str, useless_mas
     if len(bbox) != 4 or not all(_is_coordinate(v) for v in bbox):
         raise DatasetError(f"{where}: 'bbox' is {str(bbox)[:60]}, expected [x, y, width, height]")
     x, y, w, h = map(float, bbox)
-    identity = _field(annotation, "person_id", int, where, UNLABELLED)
     try:
         mask = mask_of_annotation(annotation.get("segmentation"), frame.height, frame.width, where)
     except EmptyMaskError as error:
         useless_masks.append(str(error))
         mask = None
-    return Person((x, y, x + w, y + h), identity, mask)
+    return Person((x, y, x + w, y + h), _identity(annotation, where), mask)
+
+
+def _identity(annotation: Mapping[str, Any], where: str) -> int:
+    """`person_id`, else the track that CVAT writes among the attributes of a box, else none."""
+    attributes = annotation.get("attributes")
+    if annotation.get("person_id") is None and isinstance(attributes, Mapping):
+        return _field(attributes, "track_id", int, f"{where}: attributes", UNLABELLED)
+    return _field(annotation, "person_id", int, where, UNLABELLED)
 
 
 def _is_coordinate(value: Any) -> bool:

@@ -14,7 +14,7 @@ from ..errors import DatasetError
 from .catalog import is_own
 from .coco_json import PERSON_NAMES, load_coco_json, load_coco_protocol
 from .masks import EmptyMaskError, mask_of_annotation
-from .records import UNLABELLED, Frame, Person, Record, SearchProtocol, build_records, check_queries, spread_queries
+from .records import UNLABELLED, Frame, Person, Record, SearchProtocol, build_records, chosen_queries
 
 _QUERIES_PER_IDENTITY = 10
 
@@ -58,9 +58,7 @@ def protocol_reader(name: str) -> Callable[[], SearchProtocol] | None:
         coco = _coco_files(name)
         if coco is not None:
             return load_coco_protocol(name, *coco)
-        records = read_records(name)
-        queries = spread_queries(records, _QUERIES_PER_IDENTITY)
-        return check_queries(name, SearchProtocol("custom", queries), (record["image_id"] for record in records))
+        return chosen_queries(name, read_records(name), _QUERIES_PER_IDENTITY)
 
     return load
 

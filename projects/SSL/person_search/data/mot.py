@@ -1,7 +1,8 @@
-"""Custom data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its gt.txt."""
+"""Custom data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its boxes."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
-from .catalog import check_at_least, register_dataset
+from .box_files import MotLine, read_mot_lines
+from .catalog import check_at_least, check_score, register_dataset
 from .images import image_sizes
 from .records import (
     UNLABELLED,
@@ -18,15 +20,17 @@ from .records import (
     Record,
     SearchProtocol,
     build_records,
-    check_queries,
+    chosen_queries,
     require_file,
-    spread_queries,
+    say_once,
 )
 from .video import check_numbering, video_frame_name, video_shape
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
-_PEDESTRIAN = 1  # MOT16's class of walking persons
-_WITH_CLASS = (8, 9)  # columns of MOT16 and later; with 10 they are those of 2015, which end in world coordinates
+PEDESTRIAN = 1
+"""MOT16's class of walking persons."""
+
+logger = logging.getLogger(__name__)
 
 
 def register_mot(
@@ -38,22 +42,27 @@ def register_mot(
     camera_id: int | None = None,
     queries_per_identity: int = 10,
     strict: bool = False,
+    min_score: float | None = None,
+    categories: Sequence[int] = (PEDESTRIAN,),
 ) -> None:
-    """Registers a sequence with MOT ground truth as the person search dataset `name`. Reads no file.
+    """Registers a sequence with boxes in MOT's format as the person search dataset `name`. Reads no file.
 
     A line of the ground truth is "frame,id,x,y,w,h[,flag[,class[,visibility]]]", frames counted from 1. Lines with
-    flag 0 or a class other than pedestrian (1) are left out, a negative id is unlabelled. Frame k is the k-th frame
-    of a video; in a folder it is the image whose name has the number k, all other letters of the names being alike.
+    flag 0 or a class other than pedestrian (1) are left out, a negative id is unlabelled. With `min_score` the lines
+    are a detector's or a tracker's, "frame,id,x,y,w,h,score[,class[,visibility]]". Frame k is the k-th frame of a
+    video; in a folder it is the image whose name has the number k, all other letters of the names being alike.
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
         images: folder of images, or a video file.
-        gt_file: the ground truth.
+        gt_file: the ground truth, or the detections.
         frames: (first, last) frame to take, both included, counted as in the ground truth, or (first, last, step) to
             take every step-th of them, since frames that follow each other are nearly alike; None takes all.
         camera_id: camera of the sequence, for cross-camera evaluation.
         queries_per_identity: most queries of an identity; see `spread_queries`.
         strict: a box that shows nothing of its frame is an error instead of being dropped.
+        min_score: the least score that counts, in the detector's unit; None: the seventh column is a flag.
+        categories: classes that are persons, in files that have a column of classes.
 
     Raises:
         ConfigError: a bad value, or the name stands for another dataset.
@@ -61,7 +70,10 @@ def register_mot(
     check_at_least(name, "queries_per_identity", queries_per_identity, 1)
     if camera_id is not None:
         check_at_least(name, "camera_id", camera_id, 0)
-    span = _check_span(name, frames)
+    check_score(name, min_score)
+    if not categories or not all(isinstance(c, int) and not isinstance(c, bool) for c in categories):
+        raise ConfigError(f"{name}: categories is {categories!r}, expected numbers of MOT's classes, such as [1, 2, 7]")
+    span, wanted = _check_span(name, frames), tuple(categories)
     images, gt_file = Path(images).absolute(), Path(gt_file).absolute()
     entry = {
         "format": "mot",
@@ -71,8 +83,10 @@ def register_mot(
         "camera_id": camera_id,
         "queries_per_identity": queries_per_identity,
         "strict": strict,
+        "min_score": min_score,
+        "categories": wanted,
     }
-    load = partial(load_mot, name, images, gt_file, span, camera_id, strict)
+    load = partial(load_mot, name, images, gt_file, span, camera_id, strict, min_score, wanted)
     register_dataset(name, entry, load, partial(_load_protocol, name, load, queries_per_identity))
 
 
@@ -83,6 +97,8 @@ def load_mot(
     frames: Sequence[int] | None = None,
     camera_id: int | None = None,
     strict: bool = False,
+    min_score: float | None = None,
+    categories: Sequence[int] = (PEDESTRIAN,),
 ) -> list[Record]:
     """The records of a sequence, frames without persons included; `register_mot` says what the files hold.
 
@@ -98,7 +114,8 @@ def load_mot(
         raise DatasetError(
             f"{dataset}: frames {first} to {last} are asked for, {images} has {min(names)} to {max(names)}"
         )
-    persons = read_ground_truth(gt_file)
+    persons, left_out = _read_boxes(gt_file, min_score, categories)
+    _tell(dataset, gt_file, persons, left_out)
     _check_start(dataset, gt_file, persons, names, frames[0] if frames is not None else None)
     _check_frames(gt_file, persons, names, first, last)
     sizes = [size] * len(taken) if size is not None else image_sizes(names[number] for number in taken)
@@ -115,35 +132,48 @@ def read_ground_truth(gt_file: Path) -> dict[int, list[tuple[int, Person]]]:
     Raises:
         DatasetError: a line is malformed; the message gives file and line.
     """
+    return _read_boxes(gt_file, None, (PEDESTRIAN,))[0]
+
+
+def _read_boxes(
+    file: Path, min_score: float | None, categories: Sequence[int]
+) -> tuple[dict[int, list[tuple[int, Person]]], Counter[str]]:
+    """Frame -> [(line, person)], and why how many lines do not count."""
     persons: dict[int, list[tuple[int, Person]]] = {}
-    columns = 0
-    for line, content in enumerate(gt_file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-        if not content.strip():
-            continue
-        fields = content.split(",")
-        columns = columns or len(fields)
-        try:
-            if len(fields) != columns or not 6 <= columns <= 10:
-                raise ValueError
-            values = [float(field) for field in fields]
-            frame, identity = _whole(values[0]), _whole(values[1])
-            x, y, w, h = values[2:6]
-        except (ValueError, OverflowError):
+    left_out: Counter[str] = Counter()
+    for line in read_mot_lines(file):
+        reason = _reason_against(file, line, min_score, categories)
+        if reason:
+            left_out[reason] += 1
+        else:
+            person = Person(line.bbox, max(line.identity, UNLABELLED))
+            persons.setdefault(line.frame, []).append((line.number, person))
+    return persons, left_out
+
+
+def _reason_against(file: Path, line: MotLine, min_score: float | None, categories: Sequence[int]) -> str:
+    """Why a line does not count; "" where it does."""
+    if min_score is None:
+        if line.mark is not None and not line.mark.is_integer():
             raise DatasetError(
-                f"{gt_file}: line {line}: expected {columns if 6 <= columns <= 10 else '6 to 10'} numbers "
-                f"'frame,id,x,y,w,h,...', found {content.strip()[:80]!r}"
-            ) from None
-        considered = columns < 7 or values[6] != 0
-        if considered and (columns not in _WITH_CLASS or values[7] == _PEDESTRIAN):
-            person = Person((x, y, x + w, y + h), max(identity, UNLABELLED))
-            persons.setdefault(frame, []).append((line, person))
-    return persons
+                f"{file}: line {line.number}: the seventh column is {line.mark:g}, which is a score and no flag of a "
+                "ground truth (0 or 1): give MIN_SCORE, the least score that counts"
+            )
+        if line.mark == 0:
+            return "of flag 0"
+    elif line.mark is None:
+        raise DatasetError(f"{file}: line {line.number}: has no score, and MIN_SCORE asks for {min_score:g} or more")
+    elif not line.mark >= min_score:
+        return f"below the score {min_score:g}"
+    return f"of class {line.category}" if line.category is not None and line.category not in categories else ""
 
 
-def _whole(value: float) -> int:
-    if value != int(value):
-        raise ValueError
-    return int(value)
+def _tell(dataset: str, file: Path, persons: Mapping[int, Sequence[object]], left_out: Counter[str]) -> None:
+    """One line about what was left out: a warning where that is everything."""
+    if left_out:
+        kept, reasons = sum(map(len, persons.values())), ", ".join(f"{n} {why}" for why, n in left_out.most_common())
+        message = f"{dataset}: {kept} of the {kept + left_out.total()} boxes of {file} count; left out are {reasons}"
+        say_once(logger, logging.INFO if kept else logging.WARNING, message)
 
 
 def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -238,6 +268,4 @@ def _check_frames(
 
 
 def _load_protocol(dataset: str, load: partial[list[Record]], queries_per_identity: int) -> SearchProtocol:
-    records = load()
-    protocol = SearchProtocol("custom", spread_queries(records, queries_per_identity))
-    return check_queries(dataset, protocol, (record["image_id"] for record in records))
+    return chosen_queries(dataset, load(), queries_per_identity)

@@ -55,11 +55,13 @@ class SearchProtocol:
         queries: the persons to search for.
         galleries: gallery name (for example "100") -> one Gallery for each query. Empty where every query is
             searched in all frames but its own and the ground truth comes from the annotations.
+        no_search: why there is no query, for sets that can be used to measure detection alone.
     """
 
     kind: str
     queries: tuple[Query, ...]
     galleries: Mapping[str, tuple[Gallery, ...]] = field(default_factory=dict)
+    no_search: str = ""
 
 
 logger = logging.getLogger(__name__)
@@ -126,17 +128,28 @@ class _Tally:
 
     def report(self, dataset: str) -> None:
         if self.unreadable:
-            logger.warning(
-                "%s: %d images cannot be read (for example %s): training skips them, evaluation refuses them",
-                dataset, len(self.unreadable), self.unreadable[0],
-            )  # fmt: skip
+            message = (
+                f"{dataset}: {len(self.unreadable)} images cannot be read (for example {self.unreadable[0]}): training "
+                "skips them, evaluation refuses them"
+            )
+            say_once(logger, logging.WARNING, message)
+        parts = []
         if self.dropped:
-            logger.warning(
-                "%s: dropped %d boxes that show nothing (for example %s)",
-                dataset, self.dropped, "; ".join(self.examples),
-            )  # fmt: skip
+            parts.append(f"dropped {self.dropped} boxes that show nothing (for example {'; '.join(self.examples)})")
         if self.clipped:
-            logger.info("%s: clipped %d boxes to their frame", dataset, self.clipped)
+            parts.append(f"clipped {self.clipped} boxes to their frame")
+        if parts:
+            say_once(logger, logging.WARNING if self.dropped else logging.INFO, f"{dataset}: {', '.join(parts)}")
+
+
+_said: set[str] = set()
+
+
+def say_once(to: logging.Logger, level: int, message: str) -> None:
+    """Logs what there is to say about a data set the first time alone: a run reads each set several times."""
+    if message not in _said:
+        _said.add(message)
+        to.log(level, "%s", message)
 
 
 def clip_box(bbox: BoxXYXY, height: int, width: int) -> BoxXYXY | None:
@@ -276,6 +289,19 @@ def check_queries(where: str, protocol: SearchProtocol, image_ids: Iterable[str]
                 f"which is not one of the {len(known)} frames of the dataset"
             )
     return protocol
+
+
+def chosen_queries(where: str, records: Sequence[Record], per_identity: int) -> SearchProtocol:
+    """The protocol of a custom set that brings no queries; see `spread_queries`. `where` begins a message.
+
+    Without anybody to search for it has no query, and says why: detection can still be measured.
+    """
+    queries = spread_queries(records, per_identity)
+    if queries:
+        return check_queries(where, SearchProtocol("custom", queries), (record["image_id"] for record in records))
+    identified = any(annotation["person_id"] >= 0 for record in records for annotation in record["annotations"])
+    reason = "no person with an identity is in two frames or more" if identified else "no person has an identity"
+    return SearchProtocol("custom", (), no_search=reason)
 
 
 def spread_queries(records: Sequence[Record], per_identity: int) -> tuple[Query, ...]:

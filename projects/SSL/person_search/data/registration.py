@@ -30,10 +30,17 @@ class _Format:
     optional: dict[str, tuple[str, type]]
 
 
-_COMMON = {"QUERIES_PER_IDENTITY": ("queries_per_identity", int), "STRICT": ("strict", bool)}
+_COMMON = {
+    "QUERIES_PER_IDENTITY": ("queries_per_identity", int),
+    "STRICT": ("strict", bool),
+    "MIN_SCORE": ("min_score", float),
+    "CATEGORIES": ("categories", Sequence),
+}
 _FORMATS = {
     "coco": _Format(
-        register_coco_json, {"JSON": ("json_file", Path), "IMAGES": ("image_root", Path)}, _COMMON
+        register_coco_json,
+        {"JSON": ("json_file", Path), "IMAGES": ("image_root", Path)},
+        {"RESULTS": ("results_file", Path), **_COMMON},
     ),
     "mot": _Format(
         register_mot,
@@ -47,9 +54,9 @@ def register_custom(entries: Sequence[Mapping[str, Any]], root: str | Path | Non
     """Registers the datasets that DATASETS.CUSTOM lists. Reads no file.
 
     Args:
-        entries: mappings with NAME, FORMAT ("coco" or "mot"), and for coco JSON, IMAGES, for mot IMAGES, GT, FRAMES
-            and CAMERA; both may have QUERIES_PER_IDENTITY and STRICT. They mean what the arguments of
-            `register_coco_json` and `register_mot` mean.
+        entries: mappings with NAME, FORMAT ("coco" or "mot"), and for coco JSON, IMAGES and RESULTS, for mot IMAGES,
+            GT, FRAMES and CAMERA; both may have QUERIES_PER_IDENTITY, STRICT, MIN_SCORE and CATEGORIES. They mean what
+            the arguments of `register_coco_json` and `register_mot` mean.
         root: folder that relative paths start from, then the current one; default $DETECTRON2_DATASETS.
 
     Raises:
@@ -88,9 +95,9 @@ def _arguments(entry: Any, where: str, root: Path | None) -> tuple[Callable[...,
 
 
 def _value(value: Any, kind: type, where: str, root: Path | None) -> Any:
-    expected: type = str if kind is Path else kind
+    expected: Any = {Path: str, float: (int, float), Sequence: (list, tuple)}.get(kind, kind)
     if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool) or value == "":
-        kinds = {Path: "a path", int: "a whole number", bool: "True or False", Sequence: "a list"}
+        kinds = {Path: "a path", int: "a whole number", float: "a number", bool: "True or False", Sequence: "a list"}
         raise ConfigError(f"{where} is {value!r}, expected {kinds[kind]}")
     return resolve_path(str(value), root) if kind is Path else value
 

@@ -70,7 +70,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
     all cameras; CUHK-SYSU, 100 frames, else the smallest; custom sets, every frame but the query's own. Further
     galleries are "search_cross_camera" and "search_gallery_<size>", and "detection" has AP and recall. With an output
     folder it writes results.json (the metrics, how they were made, counts), queries.json (the main gallery, query by
-    query), breakdown.json (metrics by camera and height, curves) and report.html, which shows them all.
+    query), breakdown.json (metrics by camera and height, curves) and report.html, which shows them all. A set in which
+    nobody can be searched, for want of identities, has "detection" and results.json alone.
 
     The model's inputs need "given_boxes": those of `given_boxes`. All ranks have to call `evaluate`; the first one
     gathers, evaluates and writes, the others return {}.
@@ -107,13 +108,13 @@ class PersonSearchEvaluator(DatasetEvaluator):
         "control_<name>".
 
         Raises:
-            DatasetError: the protocol has no query, or one in a frame that is not among the records.
+            DatasetError: the protocol has no query and does not say why, or one in a frame that is not among the
+                records.
             ConfigError: an option has a value that cannot work.
         """
-        if not protocol.queries:
-            raise DatasetError(f"{dataset_name}: the search protocol has no query, so there is nothing to search")
         check_choice("query_feature", query_feature, QUERY_FEATURES)
         check_choice("gallery", gallery, GALLERY_KINDS)
+        _check_measurable(dataset_name, protocol, gallery)
         self.given_boxes_by_image = given_boxes_by_image(records, protocol, "ground_truth")
         self.problem: SearchProblem | None = None
         self.results: dict[str, SearchResult] = {}
@@ -232,9 +233,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         problem = build_problem(
             self._records, self._protocol, self._outputs, score_threshold=threshold, **self._choices
         )
+        self.problem = problem
+        if not problem.query_frame.size:
+            return self._evaluate_detection_alone(problem)
         slow = self._options.context_matching is not None or self._options.reranking is not None
         self.results = evaluate_galleries(problem, self._options, progress=slow)
-        self.problem = problem
         detection = evaluate_detection(problem, threshold) if self._choices["gallery"] == "detections" else None
         main = problem.gallery_name()
         if not self.results[main].num_evaluated:
@@ -251,12 +254,25 @@ class PersonSearchEvaluator(DatasetEvaluator):
             else:
                 left_out[name] = "no query has a match in this gallery"
         if detection is not None:
-            metrics["detection"] = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
-            if not math.isnan(detection.recall_labelled):
-                metrics["detection"]["recall_labelled"] = 100 * detection.recall_labelled
+            metrics["detection"] = _detection_metrics(detection)
         of_controls, why_not = self._evaluate_controls(problem, names)
         metrics.update(of_controls)
         self._report(problem, metrics, names, left_out | why_not, detection)
+        return metrics
+
+    def _evaluate_detection_alone(self, problem: SearchProblem) -> OrderedDict[str, dict[str, float]]:
+        detection = evaluate_detection(problem, self._options.score_threshold)
+        metrics = OrderedDict(detection=_detection_metrics(detection))
+        logger.info(
+            "%s: search is not measured, since %s: the figures are those of detection alone",
+            self._dataset_name, self._protocol.no_search,
+        )  # fmt: skip
+        if self._output_dir is not None:
+            for name in ("queries.json", "breakdown.json", "report.html"):  # of an evaluation that could search
+                (self._output_dir / name).unlink(missing_ok=True)
+            protocol = describe_protocol(self._protocol.kind, {}, self._choices, self._options)
+            kept = {key: protocol[key] for key in ("dataset_kind", "searched")}
+            self._write_results(problem, metrics, kept, {"search": self._protocol.no_search}, detection)
         return metrics
 
     def _evaluate_controls(
@@ -310,12 +326,30 @@ class PersonSearchEvaluator(DatasetEvaluator):
             logger.warning("%s: no metrics for gallery %s: %s", self._dataset_name, name, reason)
         if self._output_dir is None:
             return
+        write_json(self._output_dir / "queries.json", query_rows(problem, result))
+        breakdown = describe_breakdown(problem, self.results, self._options, detection is not None)
+        write_json(self._output_dir / "breakdown.json", breakdown)
+        self._write_results(problem, metrics, protocol, left_out, detection)
+        if self._writes_report:
+            logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
+
+    def _write_results(
+        self,
+        problem: SearchProblem,
+        metrics: Mapping[str, Mapping[str, float]],
+        protocol: Mapping[str, Any],
+        left_out: Mapping[str, str],
+        detection: DetectionResult | None,
+    ) -> None:
+        """Writes results.json and, where that is asked for, problem.npz."""
+        assert self._output_dir is not None
+        evaluated = self.results[problem.gallery_name()].num_evaluated if self.results else 0
         counts = {
             "frames": len(problem.frame_name),
             **({} if detection is None else {"detections": len(problem.det_frame)}),
             "annotated_boxes": len(problem.gt_frame),
             "queries": len(problem.query_frame),
-            "queries_without_match": len(problem.query_frame) - result.num_evaluated,
+            "queries_without_match": len(problem.query_frame) - evaluated,
             "queries_without_feature": int((~problem.query_feature.any(axis=1)).sum()),
         }
         if detection is not None:
@@ -324,19 +358,34 @@ class PersonSearchEvaluator(DatasetEvaluator):
             "dataset": self._dataset_name,
             "figures": {key: {k: finite_or_none(v) for k, v in row.items()} for key, row in metrics.items()},
             "unit": "percent",
-            "protocol": protocol,
+            "protocol": dict(protocol),
             "left_out": dict(left_out),
             "controls": {name: TITLES[name] for name in self.controls},
             "counts": counts,
         }
         if self._save:
             save_problem(problem, self._output_dir / "problem.npz")
-        write_json(self._output_dir / "queries.json", query_rows(problem, result))
-        breakdown = describe_breakdown(problem, self.results, self._options, detection is not None)
-        write_json(self._output_dir / "breakdown.json", breakdown)
         write_json(self._output_dir / "results.json", content)
-        if self._writes_report:
-            logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
+
+
+def _check_measurable(dataset_name: str, protocol: SearchProtocol, gallery: str) -> None:
+    """Refuses a set of which nothing can be measured."""
+    if protocol.queries:
+        return
+    if not protocol.no_search:
+        raise DatasetError(f"{dataset_name}: the search protocol has no query, so there is nothing to search")
+    if gallery == "ground_truth":
+        raise ConfigError(
+            f"TEST.PERSON_SEARCH.GALLERY is 'ground_truth', and search in {dataset_name} cannot be measured, since "
+            f"{protocol.no_search}: set it to 'detections', whose AP and recall can"
+        )
+
+
+def _detection_metrics(detection: DetectionResult) -> dict[str, float]:
+    metrics = {"AP": 100 * detection.AP, "recall": 100 * detection.recall}
+    if not math.isnan(detection.recall_labelled):
+        metrics["recall_labelled"] = 100 * detection.recall_labelled
+    return metrics
 
 
 def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]:

@@ -142,13 +142,13 @@ def build_problem(
     dimension = found["det_feature"].shape[1] if len(found["det_feature"]) or not feature else len(feature[0])
     cameras = [record.get("camera_id") for record in records]
     problem = SearchProblem(
-        **found | {"det_feature": found["det_feature"].reshape(-1, dimension)},
+        **found | {"det_feature": found["det_feature"].reshape(len(found["det_feature"]), dimension)},
         **ground_truth,
         frame_name=tuple(frame_of),
         query_frame=query_frame,
         query_box=np.array([query.bbox for query in protocol.queries], np.float64).reshape(-1, 4),
         query_person_id=np.array([query.person_id for query in protocol.queries], np.int64),
-        query_feature=np.array(feature, np.float32).reshape(-1, dimension),
+        query_feature=np.array(feature, np.float32).reshape(len(feature), dimension),
         frame_camera=None if None in cameras else np.array(cameras, np.int64),
     )
     if query_feature == "detection":

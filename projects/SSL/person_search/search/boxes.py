@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.box_files import PERSON_CATEGORY, read_coco_results, read_mot_lines
 from ..errors import CheckpointError, ConfigError, DatasetError
 from .sources import Source
 
@@ -23,7 +23,7 @@ BoxFinder = Callable[[Source, "Frame"], tuple[np.ndarray, np.ndarray]]
 
 COCO_DETECTOR = "COCO-Detection/faster_rcnn_R_50_FPN_3x"
 COCO_WEIGHTS = f"detectron2://{COCO_DETECTOR}/137849458/model_final_280758.pkl"
-_PERSON, _PERSON_ID = 0, 1  # Detectron2's class, COCO's category
+_PERSON = 0  # Detectron2's class
 _PREFILTER = 0.05
 
 
@@ -116,26 +116,14 @@ def _coco_detector(weights: str | None, device: str | None) -> BoxFinder:
 
 
 def _coco_results(path: Path) -> BoxFinder:
-    """Boxes of a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
+    """Boxes of a COCO results file.
 
     The image_id of a photo is its file name, of a frame of a video "<file name>#frame=<number from 0>".
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as COCO results ({error})") from error
-    if not isinstance(entries, list):
-        raise DatasetError(f"{path}: is a {type(entries).__name__}, expected COCO results: a list of boxes")
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for number, entry in enumerate(entries):
-        try:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-            if entry.get("category_id", _PERSON_ID) == _PERSON_ID:
-                found[str(entry["image_id"])].append([x, y, x + width, y + height, float(entry.get("score", 1.0))])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DatasetError(
-                f"{path}: entry {number}: expected image_id, bbox [x, y, width, height] and score ({error!r})"
-            ) from error
+    for box in read_coco_results(path):
+        if box.category_id == PERSON_CATEGORY:
+            found[str(box.image_id)].append([*box.bbox, box.score])
 
     def find(source: Source, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         name = os.path.basename(source.name)
@@ -151,11 +139,11 @@ def _mot_detections(path: Path) -> BoxFinder:
     def boxes_of(source: Source) -> dict[int, list[list[float]]]:
         if source.name not in files:
             file = path / f"{Path(source.name).stem}.txt" if path.is_dir() else path
-            files[source.name] = _read_mot(file)
+            files[source.name] = _scored_boxes(file)
         return files[source.name]
 
     if not path.is_dir():
-        _read_mot(path)  # says at once what is wrong with it
+        _scored_boxes(path)  # says at once what is wrong with it
 
     def find(source: Source, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         if source.kind != "video":
@@ -165,22 +153,11 @@ def _mot_detections(path: Path) -> BoxFinder:
     return find
 
 
-def _read_mot(file: Path) -> dict[int, list[list[float]]]:
+def _scored_boxes(file: Path) -> dict[int, list[list[float]]]:
+    """Frame from 1 -> its boxes, each x0, y0, x1, y1 and the score (1 where the file has none)."""
     found: dict[int, list[list[float]]] = defaultdict(list)
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file}: cannot be read as MOT detections ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            frame, _, x, y, width, height, *rest = (float(value) for value in line.split(","))
-        except ValueError:
-            raise DatasetError(
-                f"{file}: line {number}: expected 'frame,id,x,y,w,h,score', found {line[:60]!r}"
-            ) from None
-        found[int(frame)].append([x, y, x + width, y + height, rest[0] if rest else 1.0])
+    for line in read_mot_lines(file):
+        found[line.frame].append([*line.bbox, 1.0 if line.mark is None else line.mark])
     return found
 
 
