@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from person_search import add_ssl_config
-from person_search.config import RENAMED_KEYS, _all_keys, _current_name, merge_file_and_options
+from person_search.config import get_config, get_config_file, merge_file_and_options
+from person_search.config_files import RENAMED_KEYS, _all_keys, _current_name
 from person_search.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "configs"
@@ -25,6 +26,41 @@ def test_every_config_file_merges(path):
     cfg = fresh()
     merge_file_and_options(cfg, str(path), [])
     assert cfg.MODEL.META_ARCHITECTURE == "SSLPersonSearch"
+
+
+@pytest.mark.parametrize(
+    "name", ["prw", "prw.yaml", "ablations/dml", "projects/SSL/configs/prw.yaml", "methods/oim.yaml"]
+)
+def test_a_config_of_the_package_is_known_by_its_name_everywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stem = name.removeprefix("projects/SSL/configs/").removesuffix(".yaml")
+    expected = fresh()
+    merge_file_and_options(expected, str(CONFIGS / f"{stem}.yaml"), ["SEED", "7"])
+    assert get_config(name, ["SEED", "7"]) == expected
+    assert Path(get_config_file(name)).samefile(CONFIGS / f"{stem}.yaml")
+
+
+def test_a_file_of_ones_own_comes_before_the_packages_and_inherits_from_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prw").write_text("SEED: 5\n")
+    assert get_config("prw").SEED == 5 and get_config("prw.yaml").SEED == 42
+    for base in ("synthetic.yaml", "methods/oim.yaml"):
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: {base}\nSEED: 6\n")
+        expected = get_config(base)
+        expected.SEED = 6
+        assert get_config("mine.yaml") == expected
+    (tmp_path / "synthetic.yaml").write_text("SEED: 8\n")
+    (tmp_path / "mine.yaml").write_text("_BASE_: synthetic.yaml\n")
+    assert get_config("mine.yaml").SEED == 8
+    (tmp_path / "mine.yaml").write_text("_BASE_: folder/synthetic.yaml\n")
+    with pytest.raises(ConfigError, match="folder/synthetic.yaml does not exist: check its _BASE_"):
+        get_config("mine.yaml")
+
+
+def test_a_config_of_an_old_format_is_refused(tmp_path):
+    (tmp_path / "old.yaml").write_text("VERSION: 1\n")
+    with pytest.raises(ConfigError, match="old.yaml: VERSION is 1, expected 2"):
+        get_config(str(tmp_path / "old.yaml"))
 
 
 def test_values_of_the_paper():
@@ -59,6 +95,10 @@ def test_a_value_of_another_type_and_a_missing_file_are_refused():
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA", "often"])
     with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
         merge_file_and_options(fresh(), "nowhere.yaml", [])
+    with pytest.raises(ConfigError, match="folder/prw.yaml does not exist: check --config-file"):
+        merge_file_and_options(fresh(), "folder/prw.yaml", [])
+    with pytest.raises(ConfigError, match="did you mean cuhk_sysu"):
+        get_config("cuhk_sisu")
     with pytest.raises(ConfigError, match="command line"):
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA"])
     with pytest.raises(ConfigError, match="--num-gpus stands behind a config key"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from person_search.errors import CheckpointError, ConfigError, DatasetError
-from person_search.search.adapt import collect_boxes, default_config_file
+from person_search.search.adapt import collect_boxes
 from person_search.search.boxes import box_finder, coco_detector_config
 from person_search.search.cli import main
 from person_search.search.sources import find_sources
@@ -132,10 +132,6 @@ def test_detectron2s_detector_is_built_and_its_weights_are_read(footage, tmp_pat
     assert boxes.shape == (len(scores), 4)
     with pytest.raises(CheckpointError, match="--detector-weights"):
         box_finder("coco", config_file=None, weights=str(tmp_path / "missing.pth"), device="cpu")
-
-
-def test_the_configuration_for_footage_is_there():
-    assert default_config_file().name == "footage.yaml"
 
 
 def test_footage_becomes_a_model_and_an_index(footage, mot, tiny_cfg, tmp_path, capsys):

@@ -1,8 +1,8 @@
 """SSL, self-similarity driven scale-invariant learning for weakly supervised person search, on Detectron2.
 
-`from person_search import add_ssl_config` registers the model parts, and the data sets below $DETECTRON2_DATASETS, as
-importing `person_search.modeling` and `person_search.data` does. The package alone loads nothing: its command line
-answers at once.
+`from person_search import add_ssl_config`, or `get_config`, registers the model parts, and the data sets below
+$DETECTRON2_DATASETS, as importing `person_search.modeling` and `person_search.data` does. The package alone loads
+nothing: its command line answers at once.
 """
 
 from importlib.util import find_spec
@@ -13,17 +13,16 @@ from . import user  # noqa: F401  (before PyTorch asks for the user's name)
 if find_spec("detectron2") is None:  # pragma: no cover
     raise ImportError(
         "person_search needs Detectron2, which is not installed. Run `make setup` for an environment that has it, or "
-        "install it as its project describes, then `pip install -e .`"
+        "install it as its project describes, then `pip install .`"
     )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_ssl_config"]
+__all__ = ["__version__", "add_ssl_config", "get_config", "get_config_file"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "add_ssl_config":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import data, modeling  # noqa: F401  (registration)
-    from .config import add_ssl_config
+    from . import config, data, modeling  # noqa: F401  (registration)
 
-    return add_ssl_config
+    return getattr(config, name)

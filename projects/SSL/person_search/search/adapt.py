@@ -189,7 +189,7 @@ def training_config(args: argparse.Namespace, boxes: Path, out: Path) -> CfgNode
     elif args.weights:
         merge_checkpoint_config(cfg, args.weights)
     else:
-        merge_file_and_options(cfg, str(default_config_file()), [])
+        merge_file_and_options(cfg, "footage", [])
     cfg.DATASETS.CUSTOM = [
         {"NAME": DATASET, "FORMAT": "coco", "JSON": str(boxes), "IMAGES": str(out / "frames")}
     ]  # fmt: skip
@@ -205,20 +205,6 @@ def training_config(args: argparse.Namespace, boxes: Path, out: Path) -> CfgNode
     merge_file_and_options(cfg, "", [word for pair in args.set for word in pair])
     cfg.freeze()
     return cfg
-
-
-def default_config_file() -> Path:
-    """The configuration for footage that comes with the project.
-
-    Raises:
-        ConfigError: The project is installed without its configurations.
-    """
-    file = Path(__file__).resolve().parents[2] / "configs" / "footage.yaml"
-    if not file.is_file():
-        raise ConfigError(
-            f"{file} is not there: name a configuration with --config-file, or a checkpoint with --weights"
-        )
-    return file
 
 
 def _train(cfg: CfgNode) -> None:

@@ -1,0 +1,183 @@
+"""Configuration files: those that come with the package, their names, keys of earlier versions, and what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+"""The configurations that come with the package; in a checkout a link to projects/SSL/configs."""
+
+RENAMED_KEYS = {
+    "MODEL.SECOND_HEAD.FIRST_HEAD_SCORE": "MODEL.REID_HEAD.BOX_HEAD_SCORE",
+    "MODEL.FIRST_HEAD": "MODEL.BOX_HEAD",
+    "MODEL.SECOND_HEAD": "MODEL.REID_HEAD",
+    "SSL.MEMORY.MOMENTUM": "SSL.MEMORY.LAMBDA",
+    "SSL.MEMORY.INIT_BN_BATCHES": "SSL.MEMORY.CALIBRATION_FRAMES",
+}
+"""Names that keys, or nodes with all keys below, had in earlier versions -> the names that they have now."""
+
+
+def get_config_file(name: str) -> str:
+    """The path of a configuration file.
+
+    Args:
+        name: a path, or where there is no such file one of the package: "prw", "prw.yaml", "ablations/dml", or the path
+            that it has in a checkout.
+
+    Raises:
+        ConfigError: there is neither; the nearest names are given.
+    """
+    path = os.path.expanduser(name)
+    if os.path.isfile(path):
+        return path
+    own = name.removeprefix("projects/SSL/configs/").removesuffix(".yaml")
+    known = sorted(str(file.relative_to(CONFIG_FOLDER).with_suffix("")) for file in CONFIG_FOLDER.rglob("*.yaml"))
+    if own in known:
+        return str(CONFIG_FOLDER / f"{own}.yaml")
+    near = difflib.get_close_matches(own, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the package has {', '.join(known)}"
+    raise ConfigError(f"config file {name} does not exist: check --config-file; {hint}")
+
+
+class _Files(CfgNode):
+    """Reads YAML files whose `_BASE_` may be one of the package's, under its name alone."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Nested values of a file and of those that it inherits from."""
+        file = Path(filename)
+        # The name comes with the folder of the file that inherits, which has no such file of its own.
+        for folder in () if file.is_file() else list(file.parents)[:3]:
+            if folder.is_dir() and (CONFIG_FOLDER / file.relative_to(folder)).is_file():
+                filename = str(CONFIG_FOLDER / file.relative_to(folder))
+                break
+        return super().load_yaml_with_base(filename, allow_unsafe)
+
+
+def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
+    """Merges a YAML file and command-line options into `cfg`, in place.
+
+    Args:
+        cfg: a configuration with the project's keys.
+        config_file: path of a YAML file, or a name (`get_config_file`); "" for none.
+        options: KEY VALUE KEY VALUE ...
+
+    Raises:
+        ConfigError: a key does not exist (the nearest that do are named) or a value does not fit.
+    """
+    flags = [word for word in options if word.startswith("--")]
+    if flags:
+        raise ConfigError(f"command line: {flags[0]} stands behind a config key; flags come before all KEY VALUE pairs")
+    if len(options) % 2:
+        raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
+    if config_file:
+        config_file = get_config_file(config_file)
+        with _named(cfg, config_file):
+            loaded = _Files.load_yaml_with_base(config_file)
+            if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
+                raise ConfigError(f"{config_file}: VERSION is {loaded['VERSION']}, expected {cfg.VERSION}")
+            cfg.merge_from_other_cfg(CfgNode(with_current_names(loaded, config_file)))
+    with _named(cfg, "command line"):
+        current = {key: _current_name(key) for key in options[::2]}
+        _warn_of_old_names("command line", [(old, new) for old, new in current.items() if old != new])
+        cfg.merge_from_list([current[word] if i % 2 == 0 else word for i, word in enumerate(options)])
+
+
+def with_current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Config values with the keys of earlier versions under the names of now; one line warns of all that were renamed.
+
+    Args:
+        values: nested mapping, as a YAML file holds it; it stays as it is.
+        where: what holds it, for the warning.
+
+    Raises:
+        ConfigError: a key stands there under both names.
+    """
+    current: dict[str, Any] = {}
+    renamed = []
+    for key, value in _leaves(values):
+        new = _current_name(key)
+        renamed += [(key, new)] if new != key else []
+        node = current
+        *parents, name = new.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if name in node:
+            raise ConfigError(f"{where}: {key} and {new} are names of one key: leave the former out")
+        node[name] = value
+    _warn_of_old_names(where, renamed)
+    return current
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is no mapping, or an empty one; those under their present names first."""
+    later = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if _current_name(key) != key and not (isinstance(value, Mapping) and value):
+            later.append((key, value))
+        elif isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+    yield from later
+
+
+def _current_name(key: str) -> str:
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            # A node may have been renamed, and a key in it as well.
+            return _current_name(new + key[len(old) :])
+    return key
+
+
+def _warn_of_old_names(where: str, renamed: Sequence[tuple[str, str]]) -> None:
+    if renamed:
+        names = ", ".join(f"{old} is {new} now" for old, new in renamed)
+        logger.warning("%s has keys under the names of an earlier version, which are understood: %s", where, names)
+
+
+@contextmanager
+def _named(cfg: CfgNode, where: str) -> Iterator[None]:
+    """Turns what goes wrong within into one line that says where it stands."""
+    try:
+        yield
+    except yaml.YAMLError as error:
+        # With the line and the column, which the first argument alone lacks.
+        raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{where}: expected a mapping of config keys, found something else") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8 text: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: {error.filename} does not exist: check its _BASE_") from error
+    except (KeyError, ValueError, AssertionError, OSError) as error:
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        unknown = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+        raise ConfigError(_unknown_key(cfg, unknown[1]) if unknown else f"{where}: {message}") from error
+
+
+def _unknown_key(cfg: CfgNode, key: str) -> str:
+    near = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.5)
+    return f"unknown config key {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys
