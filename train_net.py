@@ -3,6 +3,7 @@
 
 python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1
 python train_net.py --config-file projects/SSL/configs/prw.yaml --num-gpus 1 --eval-only MODEL.WEIGHTS model.pth
+torchrun --nproc_per_node 4 train_net.py --config-file projects/SSL/configs/prw.yaml
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ except ImportError as error:
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from person_search import add_ssl_config
-from person_search.config import merge_file_and_options
+from person_search.config import get_config_file, merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.training_set import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
-from person_search.engine.checks import check_inference
-from person_search.engine.logging import ending_in_one_line, quiet_expected_errors, setup_logging
+from person_search.engine.checks import check_inference, visible_device
+from person_search.engine.logging import ending_in_one_line, log_start, quiet_expected_errors, setup_logging
+from person_search.engine.processes import run_processes
+from person_search.engine.run_folder import check_output_dir
 from person_search.engine.testing import check_expected_results, verify_expected_results
 from person_search.errors import ConfigError
-from person_search.io import probe_folder
 from person_search.modeling.layers import fold_batch_norms
 
 
@@ -40,24 +42,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: a key is unknown, or a value cannot work.
     """
+    args.config_file = args.config_file and get_config_file(args.config_file)
     cfg = get_cfg()
     add_ssl_config(cfg)
     merge_file_and_options(cfg, args.config_file, args.opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        print("No GPU is visible: running on the CPU (MODEL.DEVICE cpu).", file=sys.stderr)
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = visible_device(cfg.MODEL.DEVICE)
     register_custom(cfg.DATASETS.CUSTOM)
     check_machine(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
     setup_logging(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+    log_start(cfg.OUTPUT_DIR, cfg.MODEL.DEVICE)
     return cfg
 
 
 def main(args: argparse.Namespace) -> Any:
     """Runs one process of a training or an evaluation."""
     quiet_expected_errors()
-    if args.num_gpus > 1:
+    if comm.get_world_size() > 1:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher leaves Ctrl-C to its processes
     how_to_go_on = "the same command goes on where it was" if args.eval_only else "--resume goes on from there"
     with ending_in_one_line(how_to_go_on):
@@ -82,12 +84,7 @@ def check_machine(cfg: CfgNode) -> None:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected a device such as cpu or cuda") from None
     if cfg.SEED >= 2**32:
         raise ConfigError(f"SEED is {cfg.SEED}, expected less than 2**32; below 0: another one for each run")
-    if cfg.OUTPUT_DIR.endswith((".txt", ".log")):  # Detectron2 takes it for the name of the log
-        raise ConfigError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}: give a folder whose name ends with neither .txt nor .log")
-    try:
-        probe_folder(cfg.OUTPUT_DIR)
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written ({error}): choose another folder") from error
+    check_output_dir(cfg.OUTPUT_DIR)
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -129,18 +126,5 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
-    if arguments.num_gpus > 1:  # they finish their iteration; this process waits for them
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
-    except torch.multiprocessing.ProcessExitedException as exited:
-        # The process has said why; its traceback through the launcher would only hide it.
-        sys.exit(exited.exit_code)
+    with ending_in_one_line("--resume goes on from there"):
+        run_processes(main, default_argument_parser().parse_args())

@@ -49,9 +49,7 @@ def test_every_file_of_the_package_is_in_the_wheel(repository, installed):
 
 def test_configs_are_known_by_name_without_a_checkout(repository, installed, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", ANSWER], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", ANSWER], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     file, epochs, count = done.stdout.split()[-3:]
     assert Path(file).is_relative_to(installed) and epochs == "26"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -262,6 +263,15 @@ def check_config(cfg: CfgNode) -> None:
     _check_threshold(cfg)
     check_objective(cfg)
     check_clustering(cfg)
+
+
+def visible_device(device: str) -> str:
+    """MODEL.DEVICE, or "cpu" where it asks for a GPU and none is visible; a line on stderr says so."""
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return device
+    if comm.is_main_process():
+        print("No GPU is visible: running on the CPU (MODEL.DEVICE cpu).", file=sys.stderr)
+    return "cpu"
 
 
 def check_mixed_precision(cfg: CfgNode) -> None:

@@ -15,7 +15,7 @@ from detectron2.engine import hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ..data.training_set import TrainingSet
@@ -292,6 +292,14 @@ class MetricsWriter(hooks.PeriodicWriter):
                 writer.write()
         else:
             super().after_step()
+
+    def after_train(self) -> None:
+        stopped = self.trainer.iter < self.trainer.max_iter
+        for writer in self._writers:
+            # The printer has said all of an iteration that was the last by chance, and would divide by zero iterations.
+            if not (stopped and isinstance(writer, CommonMetricPrinter)):
+                writer.write()
+            writer.close()
 
 
 class ReportSkipped(HookBase):

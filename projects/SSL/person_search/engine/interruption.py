@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
+import time
 from typing import Any
 
 from detectron2.engine.hooks import HookBase
 from detectron2.utils import comm
 
 from ..errors import Interrupted
+from .processes import started_by_torchrun
 
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# torchrun passes on what the terminal, or SLURM, has sent to its processes: within so many seconds it counts once.
+_SAME = 5.0
 
 
 class FinishOnSignal(HookBase):
@@ -28,6 +33,7 @@ class FinishOnSignal(HookBase):
 
     def __init__(self) -> None:
         self._asked = self._running = False
+        self._last = -math.inf
         self._before: dict[int, Any] = {}
 
     def before_train(self) -> None:
@@ -56,6 +62,10 @@ class FinishOnSignal(HookBase):
         self._before = {}
 
     def _note(self, number: int, _frame: Any) -> None:
+        again = time.monotonic() - self._last < _SAME and started_by_torchrun()
+        self._last = time.monotonic()
+        if again:
+            return
         if self._asked or not self._running:
             raise KeyboardInterrupt
         self._asked = True

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import sys
+import warnings
 from collections.abc import Iterator
 
+import detectron2
+import torch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from .. import __version__
 from ..errors import Interrupted, PersonSearchError
 from ..io import is_disk_full
 
@@ -17,8 +22,50 @@ _INTERRUPTED = 130
 
 
 def setup_logging(output_dir: str) -> None:
-    """Logs this package as Detectron2 logs itself: to the console and to log.txt."""
-    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="person_search", abbrev_name="ssl")
+    """Logs this package, Detectron2 and fvcore to log.txt, and to the console what somebody reads there.
+
+    Config, environment and network stand in log.txt (the config in config.yaml too), not on the console. Called before
+    Detectron2's `default_setup`, which then finds its loggers as it would make them.
+    """
+    rank = comm.get_rank()
+    loggers = (
+        setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
+        setup_logger(output_dir, distributed_rank=rank),
+        setup_logger(output_dir, distributed_rank=rank, name="person_search", abbrev_name="ssl"),
+    )
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(_is_for_the_console)
+    # Of PyTorch's about itself and about Detectron2: nobody who trains can do anything about them.
+    for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+def log_start(output_dir: str, device: str) -> None:
+    """One line about what runs, where, and where to read more."""
+    processes = comm.get_world_size()
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    logging.getLogger(__name__).info(
+        "person_search %s, Detectron2 %s, PyTorch %s, Python %s, on %s%s; %s has config.yaml and log.txt",
+        __version__, detectron2.__version__, torch.__version__, platform.python_version(), where,
+        f" in {processes} processes" if processes > 1 else "", output_dir,
+    )  # fmt: skip
+
+
+# What default_setup says, how a list is kept in memory, what fvcore says as well, and figures in lines for programs.
+_FOR_THE_FILE = {
+    "detectron2",
+    "detectron2.data.common",
+    "detectron2.checkpoint.detection_checkpoint",
+    "detectron2.evaluation.testing",
+}
+_LONGEST = 20  # lines
+
+
+def _is_for_the_console(record: logging.LogRecord) -> bool:
+    long = record.getMessage().count("\n") > _LONGEST
+    return record.levelno > logging.INFO or not (record.name in _FOR_THE_FILE or long)
 
 
 def quiet_expected_errors() -> None:
@@ -50,6 +97,7 @@ def ending_in_one_line(how_to_go_on: str) -> Iterator[None]:
         yield
     except Interrupted as stopped:
         report(stopped)
+        comm.synchronize()  # all processes are stopped; who ends first has the others killed
         sys.exit(_INTERRUPTED)
     except KeyboardInterrupt:
         report(Interrupted(f"interrupted at once; what was saved before is whole: {how_to_go_on}"))

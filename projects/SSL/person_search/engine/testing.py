@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from tabulate import tabulate
 from torch import nn
 
 from ..data.training_set import registered_records
@@ -70,6 +71,18 @@ def evaluate_dataset(
 
             extract(model, load(left), take, dataset_name, len(left))
     return evaluator.evaluate()
+
+
+def table_of_metrics(dataset_name: str, results: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of a test set as lines for the console: those of search, beside its controls, and of detection."""
+    tables = [f"{dataset_name}, in percent:"]
+    for first in ("mAP", "AP"):
+        rows = {task.replace("_", " "): metrics for task, metrics in results.items() if next(iter(metrics)) == first}
+        if rows:
+            names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+            cells = [[task, *(metrics.get(name) for name in names)] for task, metrics in rows.items()]
+            tables.append(tabulate(cells, ["", *(n.replace("_", " ") for n in names)], "plain", floatfmt=".1f"))
+    return "\n".join(tables)
 
 
 def feature_store(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FeatureStore | None:

@@ -22,6 +22,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data import register_custom
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
 from ..data.training_set import TrainingSet, load_training_set, registered_records
@@ -34,7 +35,7 @@ from ..weights import PersonSearchCheckpointer
 from ..weights.checkpoint import AVERAGED_MODEL
 from .backbone_control import backbone_features
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
-from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities
+from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities, visible_device
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -49,15 +50,19 @@ from .hooks import (
 )
 from .interruption import FinishOnSignal
 from .resuming import OptimizerSettings, check_resumed_config
+from .run_folder import begin_run
 from .solver import build_optimizer, iterations_per_epoch, resolve_schedule
 from .teacher import FollowWithTeacher, Teacher
-from .testing import check_expected_results, evaluate_dataset, feature_store, verify_expected_results
+from .testing import check_expected_results, evaluate_dataset, feature_store, table_of_metrics, verify_expected_results
 
 logger = logging.getLogger(__name__)
 
 
 class PersonSearchTrainer(DefaultTrainer):
     """Trains and evaluates `SSLPersonSearch`; use as Detectron2's `DefaultTrainer`.
+
+    Needs no set-up: it makes OUTPUT_DIR with config.yaml and, where the program has not set up logging, logs as
+    `train_net.py` does.
 
     Differs from it in what it builds: data first, since the schedule is written in epochs and the memory banks have a
     row for each annotated person; then the model; and hooks that fill, cluster and update the banks. With SEED 0 or
@@ -70,13 +75,18 @@ class PersonSearchTrainer(DefaultTrainer):
             cfg: a configuration with the project's keys.
 
         Raises:
-            ConfigError: a key holds a value that cannot work.
+            ConfigError: a key holds a value that cannot work, or OUTPUT_DIR cannot be written.
             DatasetError: the training set cannot be read.
         """
         # Not DefaultTrainer's constructor: it builds the model before any data, and cannot wrap a model on CPUs.
         super(DefaultTrainer, self).__init__()
         check_config(cfg)
         check_expected_results(cfg)
+        register_custom(cfg.DATASETS.CUSTOM)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = visible_device(cfg.MODEL.DEVICE)
+        begin_run(cfg)
         self.training_set = _training_set(cfg)
         self.training_set.check_images()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -183,8 +193,8 @@ class PersonSearchTrainer(DefaultTrainer):
             load = functools.partial(cls.build_test_loader, cfg, name)
             results[name] = evaluate_dataset(model, name, cls.build_evaluator(cfg, name), load, store)
             if comm.is_main_process():
-                logger.info("Figures of %s:", name)
-                print_csv_format(results[name])
+                logger.info("%s", table_of_metrics(name, results[name]))
+                print_csv_format(results[name])  # for programs that read log.txt
         return results if len(results) != 1 else next(iter(results.values()))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:

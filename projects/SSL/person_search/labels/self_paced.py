@@ -350,7 +350,8 @@ class SelfPacedDBSCAN:
         start = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - start
-        logger.info("Pseudo labels, %s: %.1f s", name, self.timings[name])
+        if self.timings[name] >= 1:
+            logger.info("Pseudo labels, %s: %.1f s", name, self.timings[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The learnt state: {"threshold": float, or None where nothing was learnt yet}, and with the temporal consensus

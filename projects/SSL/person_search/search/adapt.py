@@ -211,25 +211,17 @@ def _train(cfg: CfgNode) -> None:
     """Trains, or goes on where an earlier run was; prints how long it will take once that is known."""
     from detectron2.utils.env import seed_all_rng
 
-    from ..data.registration import register_custom
     from ..engine.logging import quiet_expected_errors, setup_logging
     from ..engine.trainer import PersonSearchTrainer
-    from ..io import probe_folder
 
     if (Path(cfg.OUTPUT_DIR) / "model_final.pth").is_file():
         logger.info("%s: the training of an earlier run is taken over", cfg.OUTPUT_DIR)
         return
-    try:
-        probe_folder(cfg.OUTPUT_DIR)
-    except OSError as error:
-        raise ConfigError(f"{cfg.OUTPUT_DIR} cannot be written ({error}): choose another --out") from error
-    register_custom(cfg.DATASETS.CUSTOM)
     logging.getLogger("person_search").handlers.clear()  # the training's own take over, or each line would come twice
     setup_logging(cfg.OUTPUT_DIR)
     quiet_expected_errors()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     trainer = PersonSearchTrainer(cfg)
-    (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(trainer.cfg.dump(), encoding="utf-8")
     trainer.resume_or_load(resume=True)
     trainer.register_hooks([_time_needed()])
     trainer.train()
