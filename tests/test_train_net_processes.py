@@ -23,6 +23,7 @@ INPUT: {MIN_SIZE_TRAIN: "(96,)", MAX_SIZE_TRAIN: 171}
 SSL: {CLUSTERING: {K1: 8, K2: 3}, MEMORY: {CALIBRATION_FRAMES: 4}, EXEMPLAR: {SCALES: "((24, 12),)"}}
 SOLVER: {MAX_ITER: 9, LOG_PERIOD: 1, CHECKPOINT_EPOCHS: 0}
 """
+pytestmark = pytest.mark.timeout(900)  # programs that start programs, each of which imports PyTorch
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 Run = Callable[..., subprocess.Popen]

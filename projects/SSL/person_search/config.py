@@ -18,11 +18,11 @@ __all__ = [
 ]
 
 
-def get_config(name: str, options: Sequence[str] = ()) -> CfgNode:
+def get_config(name: str = "", options: Sequence[str] = ()) -> CfgNode:
     """A configuration of this project, or of a file, to change and to train with.
 
     Args:
-        name: one of the package, such as "prw" or "ablations/dml", or the path of a YAML file.
+        name: one of the package, such as "prw" or "ablations/dml", or the path of a YAML file; "": defaults alone.
         options: KEY VALUE KEY VALUE ..., as on a command line.
 
     Raises:
@@ -30,7 +30,7 @@ def get_config(name: str, options: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_ssl_config(cfg)
-    merge_file_and_options(cfg, get_config_file(name), options)
+    merge_file_and_options(cfg, name, options)
     return cfg
 
 

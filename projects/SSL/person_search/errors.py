@@ -17,6 +17,10 @@ class CheckpointError(PersonSearchError):
     """Weights are missing, damaged or do not fit the model or the dataset; the message names the file."""
 
 
+class ExportError(PersonSearchError):
+    """A model cannot be traced: what would be written gives wrong answers, or none, on the next image."""
+
+
 class LoaderError(PersonSearchError):
     """The processes that read images have failed; the message says what they lack."""
 

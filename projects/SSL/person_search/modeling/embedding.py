@@ -99,7 +99,7 @@ class NormAwareEmbedding(nn.Module):
                 ],
                 dim=1,
             )
-            logits = self.rescaler(vectors[: len(pooled.res4)].norm(dim=1, keepdim=True)).squeeze(1)
+            logits = self.rescaler(vectors[: pooled.res4.shape[0]].norm(dim=1, keepdim=True)).squeeze(1)
             return F.normalize(vectors, dim=1), logits
 
 
@@ -187,7 +187,7 @@ class BNNeckEmbedding(nn.Module):
         parts = [pooled] if others is None else [pooled, others]
         with torch.autocast(pooled.res5.device.type, enabled=False):
             features = torch.cat([torch.cat([part.res4, part.res5], dim=1).float() for part in parts])
-            vectors = self.norm(features, counted=len(pooled.res4))
+            vectors = self.norm(features, counted=pooled.res4.shape[0])
             return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
 
 
@@ -235,4 +235,4 @@ def _project(projector: nn.Sequential, parts: list[Tensor]) -> Tensor:
     The parts pass the linear layer one by one: what the first one becomes does not depend on the others to the bit.
     """
     linear, norm = projector
-    return norm(torch.cat([linear(part.float()) for part in parts]), counted=len(parts[0]))
+    return norm(torch.cat([linear(part.float()) for part in parts]), counted=parts[0].shape[0])

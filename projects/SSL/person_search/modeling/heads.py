@@ -190,7 +190,7 @@ class BoxHead(nn.Module):
         for box, score, instances in zip(boxes, scores, proposals, strict=True):
             found = Instances(instances.image_size, pred_boxes=Boxes(box.float()), scores=score[:, 0].float())
             found.pred_boxes.clip(instances.image_size)
-            results.append(suppress(found, self.score_thresh, self.nms_thresh, len(found)))
+            results.append(suppress(found, self.score_thresh, self.nms_thresh))
         return results
 
 
@@ -352,7 +352,8 @@ class PersonSearchROIHeads(ROIHeads):
         pooled = self.pool_boxes(features, boxes)
         embeddings, logits = self.reid_head.embedding(pooled)
         deltas = self.reid_head.regressor(pooled.res5)
-        counts = [n for f, g in zip(found, given, strict=True) for n in (len(f), len(g))]
+        # Shapes instead of len(): tracing keeps them open, so that a traced model takes images with other counts.
+        counts = [b.tensor.shape[0] for f, g in zip(found, given, strict=True) for b in (f.pred_boxes, g)]
         detected = [
             self._finish(*parts)
             for parts in zip(
@@ -431,8 +432,8 @@ def _training_embeddings(sampled: list[Instances], targets: list[Instances], roi
     }
 
 
-def suppress(instances: Instances, score_thresh: float, nms_thresh: float, most: int) -> Instances:
-    """Drops low scores and empty boxes, then overlapping boxes; at most `most` stay, by falling score."""
+def suppress(instances: Instances, score_thresh: float, nms_thresh: float, most: int | None = None) -> Instances:
+    """Drops low scores and empty boxes, then overlapping boxes; at most `most` (all) stay, by falling score."""
     # Thinner than a hundredth of a pixel is what clipping leaves of boxes outside the image (SeqNet's value).
     instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty(0.01)]
     boxes, scores = instances.pred_boxes.tensor, instances.scores

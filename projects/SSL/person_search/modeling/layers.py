@@ -227,6 +227,8 @@ class DeformableRoIPooler(nn.Module):
     `sampling_ratio` 2. It needs no compiled extension: sampling is `grid_sample`, differentiable in the offsets.
     """
 
+    fixed_by_tracing = True  # an image without boxes takes another way
+
     def __init__(self, plain: ROIPooler, channels: int, resolution: int, scale: float, gamma: float = 0.1) -> None:
         """
         Args:

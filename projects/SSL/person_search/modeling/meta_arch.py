@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..errors import ExportError
 from .embedding import PooledFeatures
 from .exemplars import ExemplarBranch
 from .layers import fuse_frozen_norms
@@ -126,9 +127,14 @@ class SSLPersonSearch(GeneralizedRCNN):
             batched_inputs: images, optionally with "given_boxes".
             detected_instances: not supported, use "given_boxes".
             do_postprocess: scale boxes to the original image.
+
+        Raises:
+            ExportError: the model is traced, and what would be written is good for the example alone.
         """
         if detected_instances is not None:
             raise ValueError("SSLPersonSearch embeds known boxes through the input 'given_boxes'")
+        if torch.jit.is_tracing():
+            _check_traceable(self, batched_inputs)
         images = self.preprocess_image(batched_inputs)
         given = None
         if any("given_boxes" in x for x in batched_inputs):
@@ -195,6 +201,24 @@ class SSLPersonSearch(GeneralizedRCNN):
 
         if get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
+
+
+def _check_traceable(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> None:
+    """Refuses to trace what would put numbers of this image into the file for all others."""
+    given = any("given_boxes" in x for x in batched_inputs)
+    if len(batched_inputs) != 1 or given:
+        raise ExportError(
+            f"cannot trace {len(batched_inputs)} images{' with given boxes' if given else ''}: how many boxes each has "
+            "would be fixed. Trace one image without given_boxes; the traced model then takes images of any size, one "
+            "at a time"
+        )
+    fixed = {type(m).__name__ for m in model.modules() if getattr(m, "fixed_by_tracing", False)}
+    if fixed:
+        raise ExportError(
+            f"cannot trace {', '.join(sorted(fixed))}: it depends on the size or the boxes of the example, and the "
+            "file would fail on the next image. Run the model in Python, or train with another "
+            "MODEL.ROI_BOX_HEAD.POOLING or MODEL.TIMM.NAME"
+        )
 
 
 def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Module) -> ExemplarBranch | None:

@@ -183,11 +183,13 @@ class TimmLastStage(_Steps, LastStage):
         self._cuts_off = False
         with torch.no_grad():
             self._cuts_off = self._run(torch.zeros(1, cut.channels[0], 2, 3)).shape[3] < 2
+        self.fixed_by_tracing = self._cuts_off or cut.channels_last  # sizes decide what is padded, parted into windows
 
     def forward(self, features: Tensor) -> Tensor:
         """See the class. A last odd row or column, which some networks would drop, counts."""
         height, width = features.shape[-2:]
-        if not len(features):  # windows cannot be parted without any; a row of zeros keeps the graph whole
+        # Windows cannot be parted without any; a row of zeros keeps the graph whole.
+        if not torch.jit.is_tracing() and not len(features):
             return self.forward(features.new_zeros(1, *features.shape[1:]))[:0]
         if self._cuts_off and (height % 2 or width % 2):
             features = F.pad(features, (0, width % 2, 0, height % 2), mode="replicate")

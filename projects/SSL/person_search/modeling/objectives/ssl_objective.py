@@ -77,14 +77,8 @@ class SSLObjective(BankObjective):
         }
 
     @property
-    def threshold(self) -> float:
-        """Cosine similarity from which a bank row counts as positive.
-
-        Raises:
-            RuntimeError: nothing has set it: neither labels nor losses may be made of a value that nobody chose.
-        """
-        if self._threshold is None:
-            raise RuntimeError("the threshold of the multi-labels is not set: call set_threshold before each epoch")
+    def threshold(self) -> float | None:
+        """Cosine similarity from which a bank row counts as positive; None where nothing has set it yet."""
         return self._threshold
 
     def set_threshold(self, threshold: float) -> None:
@@ -131,6 +125,8 @@ class SSLObjective(BankObjective):
         features = self.label_features()
         with full_precision():
             similarity = features[rows] @ features.T
+        if self.threshold is None:  # neither labels nor losses may be made of a value that nobody chose
+            raise RuntimeError("the threshold of the multi-labels is not set: call set_threshold before each epoch")
         return predict_multi_labels(similarity, self.image_ids, rows, self.threshold)
 
 
