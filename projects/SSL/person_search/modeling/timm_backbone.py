@@ -149,7 +149,7 @@ class TimmTrunk(_Steps, Backbone):
         """(B, 3, H, W) -> {"res4": (B, C4, ceil(H / stride), ceil(W / stride))}."""
         height, width = images.shape[-2:]
         bottom, right = -height % _TRUNK_REDUCTION, -width % _TRUNK_REDUCTION
-        if bottom or right:
+        if torch.jit.is_tracing() or bottom or right:  # the example's remainder is not that of other images
             images = F.pad(images, (0, right, 0, bottom))
         features = self._run(images)
         return {OUTPUT: features[..., : -(-height // self._stride), : -(-width // self._stride)]}
