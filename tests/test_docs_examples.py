@@ -147,6 +147,46 @@ def test_what_is_printed_is_for_a_reader(folder: Path, trained: str) -> None:
     assert len([line for line in printed if "person_search 0" in line and "log.txt" in line]) == 1
 
 
+@pytest.fixture(scope="module")
+def detected(folder: Path) -> Path:
+    """The example of a detector's boxes as a config, with MOT detections of a yard and COCO results of a gate."""
+    (block,) = [param.values[0] for param in configs() if "RESULTS" in param.values[0]]
+    (folder / "detected.yaml").write_text(block)
+    (folder / "Base-SSL-EffLite2.yaml").write_text(TINY)  # beside the file, so before the package's
+    annotated = json.loads((folder / "mall" / "train.json").read_text())
+    for name in ("yard", "gate"):
+        (folder / name / "frames").mkdir(parents=True)
+        for image in annotated["images"]:
+            source = folder / "mall" / "images" / image["file_name"]
+            shutil.copy(source, folder / name / "frames" / f"{image['id'] + 1:06}.png")
+    scores = (0.9, 0.6, 0.3)  # of the three persons of a frame
+    boxes = [(entry["image_id"], entry["bbox"], scores[entry["person_id"]]) for entry in annotated["annotations"]]
+    lines = [f"{frame + 1},-1,{','.join(map(str, box))},{score}" for frame, box, score in boxes]
+    (folder / "yard" / "det.txt").write_text("\n".join(lines))
+    images = [{"id": n, "file_name": f"{n + 1:06}.png"} for n in range(6)]
+    (folder / "gate" / "images.json").write_text(json.dumps({"images": images}))
+    found = [{"image_id": frame, "category_id": 1, "bbox": box, "score": score} for frame, box, score in boxes]
+    (folder / "gate" / "found.json").write_text(json.dumps(found))
+    return folder / "detected.yaml"
+
+
+def test_a_detectors_boxes_train_a_model_and_measure_detection(folder: Path, detected: Path) -> None:
+    program = [str(REPOSITORY / "train_net.py"), "--config-file", str(detected)]
+    printed = run(folder, *program, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", "output/detected")
+    assert "12 frames with 24 persons" in printed and "search " in printed
+    for counted in (
+        "yard_train: 12 of the 18 boxes of",
+        "gate_train: 12 boxes count; left out are 6 below the score 0.6",
+    ):
+        assert printed.count(counted) == 1
+    options = ["--eval-only", "--resume", "DATASETS.TEST", "('gate_train',)", "OUTPUT_DIR", "output/detected"]
+    printed = run(folder, *program, *options)
+    assert "gate_train: search is not measured, since no person has an identity" in printed
+    results = json.loads((folder / "output" / "detected" / "inference" / "gate_train" / "results.json").read_text())
+    assert set(results["figures"]) == {"detection"} and results["counts"]["annotated_boxes"] == 12
+    assert not [line for line in printed.splitlines() if "WARNING" in line]  # nor of what evaluation does not need
+
+
 def test_detectron2s_predictor(folder: Path, trained: str) -> None:
     printed = run(folder, "-c", python("docs/detectron2.md", "DefaultPredictor"))
     assert "Boxes(tensor(" in printed and re.search(r"torch.Size\(\[[1-9]\d*, 256\]\)", printed)
