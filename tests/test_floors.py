@@ -21,7 +21,7 @@ FLOORS = {
     "weights": BASE | {"modeling"},
     "evaluation": BASE | {"data", "report"},
     "report": BASE | {"data", "evaluation"},
-    "engine": BASE | {"data", "labels", "modeling", "weights", "evaluation", "report"},
+    "engine": BASE | {"data", "labels", "modeling", "weights", "evaluation", "report", "__version__"},
     "search": BASE | {"data", "modeling", "evaluation", "report", "weights", "engine", "add_ssl_config", "__version__"},
     "reproduction": BASE | {"data", "labels", "modeling", "evaluation", "report", "engine"},
 }
