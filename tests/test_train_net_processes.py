@@ -26,6 +26,8 @@ SOLVER: {MAX_ITER: 9, LOG_PERIOD: 1, CHECKPOINT_EPOCHS: 0}
 pytestmark = pytest.mark.timeout(900)  # programs that start programs, each of which imports PyTorch
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
+PORT = 20000 + os.getpid() % 10000 * 2
+
 Run = Callable[..., subprocess.Popen]
 
 
@@ -109,10 +111,18 @@ def test_the_script_for_slurm_joins_two_machines(start, folder, repository, spaw
     job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "PROCESSES_PER_NODE": "1"}
     path = f"{programs}:{os.environ['PATH']}"
     script = str(repository / "tools" / "train_slurm.sh")
-    port = str(20000 + os.getpid() % 20000)
-    printed = finished(start(["bash", script], "slurm", PATH=path, PORT=port, **job))
+    printed = finished(start(["bash", script], "slurm", PATH=path, PORT=str(PORT), **job))
     assert printed.count("in 2 processes") == 1
     assert_equal(weights(folder / "slurm"), spawned)
+
+
+def test_machines_of_num_machines_train_together(start, folder, spawned):
+    url = f"tcp://127.0.0.1:{PORT + 1}"
+    words = ["--num-machines", "2", "--dist-url", url, "--machine-rank"]
+    first, second = (start([sys.executable, "train_net.py"], "machines", *words, rank) for rank in "01")
+    assert finished(first).count("in 2 processes") == 1
+    finished(second)
+    assert_equal(weights(folder / "machines"), spawned)
 
 
 @pytest.mark.parametrize("launcher", ["spawned", "torchrun"])

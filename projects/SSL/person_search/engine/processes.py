@@ -86,7 +86,9 @@ def run_processes(main: Callable[[argparse.Namespace], Any], arguments: argparse
         dist.destroy_process_group()
         return
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the others
-    if arguments.num_gpus > 1:  # they finish their iteration after Ctrl-C; this process waits for them
+    if (
+        arguments.num_gpus * arguments.num_machines > 1
+    ):  # they finish their iteration after Ctrl-C; this process waits for them
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         launch(
