@@ -75,22 +75,22 @@ def test_radii_are_quantiles_of_the_distances_within_images():
     pairs = np.triu(images[:, None] == images, 1)
     # What is not stored is 1 apart; identical codes are not met here.
     within = np.sort(np.where(distance[pairs] == 0, 1, distance[pairs]))
-    shares = (0.01, 0.02, 0.05)
-    expected = [within[int(share * len(within))] for share in shares]
-    assert expected[0] < expected[1] < expected[2] < 0.95
-    calibrated = SelfPacedDBSCAN((0.96, 0.97, 0.98), 3, k1=12, k2=3, eps_quantiles=shares)
-    given = SelfPacedDBSCAN([value + 1e-4 for value in expected], 3, k1=12, k2=3)
-    assert np.array_equal(calibrated.fit(features, images), given.fit(features, images))
+    normal = float(within[int(0.02 * len(within))])
+    assert 0.3 < normal < 0.9
+    calibrated = SelfPacedDBSCAN((0.94, 0.95, 0.97), 3, k1=12, k2=3, eps_quantile=0.02)
+    given = SelfPacedDBSCAN((normal - 0.01, normal + 1e-5, normal + 0.02), 3, k1=12, k2=3)
+    expected = given.fit(features, images)
+    assert np.array_equal(calibrated.fit(features, images), expected)
+    assert not np.array_equal(expected, SelfPacedDBSCAN((0.94, 0.95, 0.97), 3, k1=12, k2=3).fit(features, images))
     # Never above the radii that are given.
-    limit = tuple(value - 0.02 for value in expected)
-    capped = SelfPacedDBSCAN(limit, 3, k1=12, k2=3, eps_quantiles=shares)
-    assert np.array_equal(capped.fit(features, images), SelfPacedDBSCAN(limit, 3, k1=12, k2=3).fit(features, images))
+    low = (normal - 0.2, normal - 0.15, normal - 0.1)
+    capped = SelfPacedDBSCAN(low, 3, k1=12, k2=3, eps_quantile=0.02)
+    assert np.array_equal(capped.fit(features, images), SelfPacedDBSCAN(low, 3, k1=12, k2=3).fit(features, images))
 
 
 def test_radii_need_images_of_two_persons():
-    model = SelfPacedDBSCAN((0.5,), 3, k1=4, k2=2, eps_quantiles=(0.01,))
-    with pytest.raises(ValueError, match="eps_quantiles needs images with two persons"):
+    model = SelfPacedDBSCAN((0.5,), 3, k1=4, k2=2, eps_quantile=0.01)
+    with pytest.raises(ValueError, match="eps_quantile needs images with two persons"):
         model.fit(np.eye(10, dtype=np.float32), np.arange(10))
-    for shares in ((0.1, 0.2), (1.5,)):
-        with pytest.raises(ValueError, match="eps_quantiles is"):
-            SelfPacedDBSCAN((0.5,), eps_quantiles=shares)
+    with pytest.raises(ValueError, match="eps_quantile is 1.5"):
+        SelfPacedDBSCAN((0.5,), eps_quantile=1.5)

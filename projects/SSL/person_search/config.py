@@ -186,11 +186,11 @@ def _add_label_keys(cfg: CfgNode) -> None:
     cfg.SSL.CLUSTERING.ALGORITHM = "dbscan"
     # Radii: the middle one gives the clusters, the others judge how reliable each is. A single one judges nothing.
     cfg.SSL.CLUSTERING.EPS = (0.68, 0.70, 0.72)
-    # Beyond the paper: as many shares as there are radii, such as (0.004, 0.005, 0.006). Each radius is then the
-    # distance that this share of the pairs of persons of one image does not exceed, and at most that of EPS. Such
+    # Beyond the paper: a share, such as 0.005. The middle radius is then the distance that this share of the pairs of
+    # persons of one image does not exceed, and at most that of EPS; the others keep their differences from it. Such
     # persons are different people for certain, so that no identity is needed to see where two of them begin to be near,
-    # while what a distance means differs from network to network and with K1.
-    cfg.SSL.CLUSTERING.EPS_QUANTILES = ()
+    # while what a distance means differs from network to network and with K1. None: the radii are those of EPS.
+    cfg.SSL.CLUSTERING.EPS_QUANTILE = None
     cfg.SSL.CLUSTERING.MIN_SAMPLES = 4
     # Persons of one image are different people: of a cluster's members in one image only the one nearest to the
     # cluster's centre stays (CGPS, whose clustering the paper takes over).

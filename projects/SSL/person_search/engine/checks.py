@@ -126,7 +126,7 @@ _KEYS = {
     "k2": "K2",
     "quantile": "INDEPENDENCE_QUANTILE",
     "same_image_rule": "SAME_IMAGE_RULE",
-    "eps_quantiles": "EPS_QUANTILES",
+    "eps_quantile": "EPS_QUANTILE",
     "one_to_one": "ONE_TO_ONE",
     "consensus": "CONSENSUS",
     "clusterer": "ALGORITHM",

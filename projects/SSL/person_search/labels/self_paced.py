@@ -208,7 +208,7 @@ class SelfPacedDBSCAN:
         quantile: float = 0.9,
         same_image_rule: bool = True,
         clusterer: str = "dbscan",
-        eps_quantiles: Sequence[float] = (),
+        eps_quantile: float | None = None,
         one_to_one: bool = False,
         consensus: bool = False,
         progress: bool = False,
@@ -221,9 +221,9 @@ class SelfPacedDBSCAN:
             quantile: where in the sorted R_indep of the first clusters the threshold is read, in [0, 1].
             same_image_rule: whether a cluster keeps one member of each image only.
             clusterer: "dbscan", or "hdbscan", which may also split what eps joins.
-            eps_quantiles: as many rising shares as there are radii; each radius is then the distance that this share of
-                the pairs of persons of one image, who are different people for certain, does not exceed, and at most
-                that of `eps`. None: the radii are those of `eps`.
+            eps_quantile: share in [0, 1] of the pairs of persons of one image, who are different people for certain.
+                The normal radius is then the distance that this share does not exceed, and at most that of `eps`; the
+                tight and the loose one keep their differences from it. None: the radii are those of `eps`.
             one_to_one: whether distances of pairs that do not match one to one across images are dropped before the
                 clustering, see `keep_one_to_one`.
             consensus: whether a row keeps its cluster only where the last fit confirms it, see `keep_confirmed`.
@@ -235,7 +235,7 @@ class SelfPacedDBSCAN:
         self.eps = tuple(float(value) for value in eps)
         self.min_samples, self.k1, self.k2, self.quantile = min_samples, k1, k2, quantile
         self.same_image_rule, self.clusterer, self.progress = same_image_rule, clusterer, progress
-        self.eps_quantiles = tuple(float(value) for value in eps_quantiles)
+        self.eps_quantile = eps_quantile
         self.one_to_one, self.consensus = one_to_one, consensus
         self._check_arguments()
         self.threshold: float | None = None
@@ -246,11 +246,8 @@ class SelfPacedDBSCAN:
         eps = self.eps
         if len(eps) not in (1, 3) or list(eps) != sorted(set(eps)) or not 0 < eps[0] <= eps[-1] < 1:
             raise ValueError(f"eps is {eps}: expected one value, or three rising values, in (0, 1)")
-        quantiles = self.eps_quantiles
-        if quantiles and (len(quantiles) != len(eps) or list(quantiles) != sorted(quantiles)):
-            raise ValueError(f"eps_quantiles is {quantiles}: expected as many rising shares as there are values of eps")
-        if not all(0 <= share <= 1 for share in quantiles):
-            raise ValueError(f"eps_quantiles is {quantiles}: expected shares in [0, 1]")
+        if self.eps_quantile is not None and not 0 <= self.eps_quantile <= 1:
+            raise ValueError(f"eps_quantile is {self.eps_quantile}: expected a fraction in [0, 1]")
         for name in ("min_samples", "k1", "k2"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it counts the row itself, give {name} >= 1")
@@ -333,15 +330,15 @@ class SelfPacedDBSCAN:
             return distance_of_codes(codes, radii[-1], self.progress), radii
 
     def _radii(self, codes: SparseRows, images: Tensor) -> tuple[float, ...]:
-        """The radii of this fit: those given, or at most those where persons of one image have begun to be near."""
-        if not self.eps_quantiles:
+        """The radii of this fit: those given, or smaller ones where persons of one image are nearer."""
+        if self.eps_quantile is None:
             return self.eps
         distances = distances_of_pairs(codes, *same_image_pairs(images)).sort().values
         if not len(distances):
-            raise ValueError("eps_quantiles needs images with two persons or more, and there are none: give eps alone")
-        last = len(distances) - 1
-        shares = (float(distances[min(int(share * len(distances)), last)]) for share in self.eps_quantiles)
-        radii = tuple(max(min(own, eps), _LEAST_RADIUS) for own, eps in zip(shares, self.eps, strict=True))
+            raise ValueError("eps_quantile needs images with two persons or more, and there are none: give eps alone")
+        normal = self.eps[len(self.eps) // 2]
+        shift = min(float(distances[min(int(self.eps_quantile * len(distances)), len(distances) - 1)]) - normal, 0.0)
+        radii = tuple(max(eps + shift, _LEAST_RADIUS) for eps in self.eps)
         logger.info("Radii of the clustering: %s", ", ".join(f"{radius:.3f}" for radius in radii))
         return radii
 

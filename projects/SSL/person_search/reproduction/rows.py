@@ -120,7 +120,7 @@ def _all_beyond(base: CfgNode) -> Options:
 
 SSL = Row("ssl", "SSL")
 BEYOND: dict[str, tuple[str, Options]] = {
-    "radii": ("+ calibrated radii", ["SSL.CLUSTERING.EPS_QUANTILES", (0.004, 0.005, 0.006)]),
+    "radii": ("+ calibrated radii", ["SSL.CLUSTERING.EPS_QUANTILE", 0.005]),
     "one_to_one": ("+ one-to-one matching", ["SSL.CLUSTERING.ONE_TO_ONE", True]),
     "consensus": ("+ temporal consensus", ["SSL.CLUSTERING.CONSENSUS", True]),
     "in_scene": ("+ in-scene separation", ["SSL.IN_SCENE_LOSS.WEIGHT", 1.0]),

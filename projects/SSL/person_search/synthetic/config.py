@@ -157,8 +157,24 @@ def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.ran
 
 PRESETS = MappingProxyType(
     {
-        # Gentle enough for a network that starts from scratch and has minutes: no two identities share their colours.
-        "demo": SyntheticConfig(name="demo", colours=10, family_size=1, camera_shift=0.5, noise=3.0),
+        # What a pretrained network can learn in minutes, and colours alone cannot tell: each camera has a light of its own,
+        # so that the same clothes have other colours in another one. Persons are large enough for a stride of 16, their
+        # heights range over a factor of 2.5.
+        "demo": SyntheticConfig(
+            name="demo",
+            train_frames=100,
+            test_frames=50,
+            train_identities=12,
+            test_identities=12,
+            min_person_height=90.0,
+            max_person_height=230.0,
+            crowding=0.0,
+            min_visible=0.8,
+            colours=10,
+            family_size=1,
+            camera_shift=1.2,
+            noise=2.0,
+        ),
         "tiny": SyntheticConfig(
             name="tiny",
             image_height=144,
