@@ -95,9 +95,10 @@ def test_presets_are_named_after_themselves_and_cannot_change() -> None:
         PRESETS["demo"].seed = 3  # type: ignore[misc]
 
 
-def test_presets_span_six_times_the_size_and_share_no_identity() -> None:
-    for config in PRESETS.values():
-        assert config.max_person_height >= 6 * config.min_person_height
+def test_presets_span_a_range_of_sizes_and_share_no_identity() -> None:
+    for name, config in PRESETS.items():
+        # The demo's persons suit a stride of 16; the others' are meant to be hard.
+        assert config.max_person_height >= (2.5 if name == "demo" else 6) * config.min_person_height
         assert not set(config.identities("train")) & set(config.identities("test"))
         assert len(config.identities("test")) == config.test_identities
 

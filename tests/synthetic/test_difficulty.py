@@ -64,20 +64,20 @@ def test_colour_histograms_help_but_do_not_suffice(crops: list[Crop]) -> None:
     chance = _mean_average_precision(crops, np.random.default_rng(0).standard_normal((len(crops), 32)))
     whole = _mean_average_precision(crops, np.array([crop.whole for crop in crops]))
     inside = _mean_average_precision(crops, np.array([crop.inside for crop in crops]))
-    assert chance < 0.1
-    assert 1.5 * chance < whole < 0.3, "boxes: the background misleads"
-    assert 3 * chance < inside < 0.6, "masks: families and cameras mislead"
+    assert chance < 0.15
+    assert 1.5 * chance < whole < 0.35, "boxes: the background misleads"
+    assert 2 * chance < inside < 0.6, "masks: the light of the cameras misleads"
 
 
-def test_persons_span_six_times_the_height(crops: list[Crop]) -> None:
+def test_persons_span_twice_the_height(crops: list[Crop]) -> None:
     heights = defaultdict(list)
     for crop in crops:
         heights[crop.person_id].append(crop.height)
     everything = [height for of_person in heights.values() for height in of_person]
-    assert max(everything) >= 6 * min(everything)
-    assert 30 <= min(everything) and max(everything) <= 0.95 * DEMO.image_height
+    assert max(everything) >= 2.5 * min(everything)
+    assert 75 <= min(everything) and max(everything) <= 0.95 * DEMO.image_height
     ratios = [max(of_person) / min(of_person) for person_id, of_person in heights.items() if person_id >= 0]
-    assert min(ratios) >= 3 and np.median(ratios) >= 5.5
+    assert min(ratios) >= 1.8 and np.median(ratios) >= 2.2
 
 
 def test_every_identity_is_seen_by_every_camera(crops: list[Crop]) -> None:
@@ -91,5 +91,5 @@ def test_every_identity_is_seen_by_every_camera(crops: list[Crop]) -> None:
 def test_some_are_hidden_in_part_and_some_have_no_name(crops: list[Crop]) -> None:
     visibility = np.array([crop.visibility for crop in crops])
     assert visibility.min() >= DEMO.min_visible
-    assert 0.1 < np.mean(visibility < 0.9) < 0.4
+    assert 0.02 < np.mean(visibility < 0.95) < 0.4
     assert 0.05 < np.mean([crop.person_id == -1 for crop in crops]) < 0.3
