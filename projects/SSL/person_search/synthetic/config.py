@@ -157,9 +157,9 @@ def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.ran
 
 PRESETS = MappingProxyType(
     {
-        # What a pretrained network can learn in minutes, and colours alone cannot tell: each camera has a light of its own,
-        # so that the same clothes have other colours in another one. Persons are large enough for a stride of 16, their
-        # heights range over a factor of 2.5.
+        # What a pretrained network can learn in minutes, and colours alone cannot tell: each camera has a light of its
+        # own, so that the same clothes have other colours in another one. Persons are large enough for a stride of 16,
+        # their heights range over a factor of 2.5.
         "demo": SyntheticConfig(
             name="demo",
             train_frames=100,
