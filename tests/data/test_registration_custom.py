@@ -66,7 +66,7 @@ def test_the_examples_of_the_documentation_work(repository, shared, tmp_path, mo
     for split in ("train", "test"):
         (tmp_path / "mall" / f"{split}.json").write_text(content)
     for block in blocks:
-        if block.startswith("DATASETS:"):
+        if block.startswith("_BASE_:"):
             register_custom(yaml.safe_load(block)["DATASETS"]["CUSTOM"])
     assert [len(DatasetCatalog.get(name)) for name in ("mall_train", "mall_test")] == [2, 2]
     assert [query.person_id for query in MetadataCatalog.get("mall_test").load_protocol().queries] == [7]
