@@ -188,13 +188,11 @@ def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Se
             ", ".join(map(str, files)) or f"{default_mask_file(dataset_name)} does not exist",
         )
     else:
+        rest = len(persons) - masked
         logger.info(
-            "%s: %d of %d persons have a foreground mask; the other %d are cropped with their background",
-            dataset_name,
-            masked,
-            len(persons),
-            len(persons) - masked,
-        )
+            "%s: %d of %d persons have a foreground mask%s", dataset_name, masked, len(persons),
+            f"; the other {rest} are cropped with their background" if rest else "",
+        )  # fmt: skip
 
 
 def box_window(box: Sequence[float], height: int, width: int, margin: float = 0.0) -> tuple[slice, slice]:
