@@ -42,6 +42,13 @@ def test_who_comes_later_and_who_is_seen_once_get_numbers_of_their_own():
     assert numbers.update(2.0, walkers(4), scores(walkers(4))).tolist() == [0, 1, 3]
 
 
+def test_who_walks_out_of_the_box_before_keeps_the_number():
+    numbers = TrackletNumbers(0.5)
+    lefts = [(100 + 35 * frame, 700 - 45 * frame) for frame in range(6)]  # boxes of a width of 30
+    frames = [np.array([[x, 50.0, x + 30, 140] for x in pair], np.float32) for pair in lefts]
+    assert [numbers.update(0.5 * f, boxes, scores(boxes)).tolist() for f, boxes in enumerate(frames)] == [[0, 1]] * 6
+
+
 def test_a_new_instance_that_is_shown_the_same_boxes_continues_alike():
     rng = np.random.default_rng(0)
     frames = []

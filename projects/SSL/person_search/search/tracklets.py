@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-_IOU = 0.1  # of consecutive boxes; at some frames a second a walking person overlaps little with the previous place
+# Least generalised IoU of a box and the place where the tracker expects it. At two frames a second a walking person
+# leaves the previous box, so that plain IoU, which is 0 wherever boxes are apart, breaks tracklets with every step; the
+# generalised one goes on below 0 with the distance. Over longer steps the nearest box is ever less likely the same
+# person, and a broken tracklet does less harm than a mixed one.
+_LEAST_OVERLAP, _STRICTEST, _LONG, _TOO_LONG = -0.2, 0.2, 0.5, 1.0  # two overlaps, two steps in seconds
 
 
 class TrackletNumbers:
@@ -22,16 +26,20 @@ class TrackletNumbers:
             spacing: Usual seconds from one frame to the next.
         """
         from trackers import ByteTrackTracker
+        from trackers.utils.iou import GIoU
 
         # Someone who is hidden for a second, or in two frames, keeps the tracklet. The package counts in thirtieths.
         lost = round(30 * max(1.0, 3.5 * spacing))
+        self._overlap = GIoU()
+        self._least = float(np.interp(spacing, [_LONG, _TOO_LONG], [_LEAST_OVERLAP, _STRICTEST]))
         self._tracker = ByteTrackTracker(
             lost_track_buffer=lost,
             frame_rate=1.0 / max(spacing, 1e-3),
             track_activation_threshold=0.0,  # the searcher has its own threshold
             high_conf_det_threshold=0.0,
             minimum_consecutive_frames=2,
-            minimum_iou_threshold=_IOU,
+            minimum_iou_threshold=self._least,
+            iou=self._overlap,
         )
         self._numbers: dict[int, int] = {}
         self._next = 0
@@ -72,19 +80,15 @@ class TrackletNumbers:
     def _link(self, names: np.ndarray, boxes: np.ndarray) -> None:
         """Gives names that are new the number of the detection of the frame before that they began with."""
         new = [place for place, name in enumerate(names.tolist()) if name >= 0 and name not in self._numbers]
-        pairs = sorted(
-            ((_iou(boxes[place], box), place, number) for place in new for box, number in self._open),
-            key=lambda pair: -pair[0],
+        if not new or not self._open:
+            return
+        overlap = self._overlap.compute(
+            np.array([box for box, _ in self._open], np.float64), boxes[new].astype(np.float64)
         )
         used: set[int] = set()
-        for overlap, place, number in pairs:
-            name = int(names[place])
-            if overlap > 0 and name not in self._numbers and number not in used:
+        for place in np.argsort(-overlap, axis=None, kind="stable"):
+            before, after = np.unravel_index(place, overlap.shape)
+            name, number = int(names[new[after]]), self._open[before][1]
+            if overlap[before, after] >= self._least and name not in self._numbers and number not in used:
                 self._numbers[name] = number
                 used.add(number)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    return shared / max(float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared, 1e-9)
