@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -49,17 +49,10 @@ def read_checkpoint_config(path: str) -> str | None:
     Raises:
         CheckpointError: The file is missing, or no checkpoint of tensors and plain values.
     """
-    import torch
-
     from ..weights.checkpoint import CONFIG_KEY
+    from ..weights.files import read_file
 
-    if not os.path.isfile(path):
-        raise CheckpointError(f"weights {path} do not exist: check the path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(f"weights {path} are damaged, or no PyTorch checkpoint of tensors ({reason})") from error
+    content = read_file(Path(path))
     text = content.get(CONFIG_KEY) if isinstance(content, dict) else None
     return text if isinstance(text, str) else None
 

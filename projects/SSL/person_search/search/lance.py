@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -23,12 +22,16 @@ from .store import (
     StoreError,
     StoreInfo,
     check_columns,
+    check_deletable,
     check_info,
     check_limit,
     check_queries,
     check_rows,
     detections_schema,
+    hit_columns,
+    info_text,
     one_line,
+    read_info,
     without_password,
 )
 
@@ -82,7 +85,7 @@ class LanceStore(Bookkeeping):
             detections = _open_table(connection, "detections", _stored_schema(info) if create and info else None)
             if notes is None or detections is None:
                 raise StoreError(f"{shown} is not a store of detections: index footage into it first")
-            stored = _read_info(shown, detections.schema)
+            stored = read_info(shown, (detections.schema.metadata or {}).get(_INFO))
         check_info(shown, stored, info)
         return cls(shown, stored, folder, detections, notes)
 
@@ -101,7 +104,7 @@ class LanceStore(Bookkeeping):
     ) -> list[pa.Table]:
         queries = check_queries(self.uri, embeddings, self.info.dimension)
         check_limit(self.uri, limit)
-        columns = [n for n in detections_schema(self.info.dimension).names if with_embeddings or n != "embedding"]
+        columns = hit_columns(self.info.dimension, with_embeddings)
         condition = to_sql(where)
 
         def ask(query: np.ndarray) -> pa.Table:
@@ -133,8 +136,7 @@ class LanceStore(Bookkeeping):
             return self._reading(lambda: self._detections.count_rows(to_sql(where) or None))
 
     def delete(self, where: Filter) -> int:
-        if where.empty:
-            raise StoreError(f"{self.uri}: an empty filter would delete every detection; name a camera, time or person")
+        check_deletable(self.uri, where)
         with _errors(self.uri):
             return self._writing(lambda: self._detections.delete(to_sql(where))).num_deleted_rows
 
@@ -320,7 +322,7 @@ def _open_table(connection: Any, name: str, schema: pa.Schema | None) -> Any | N
 
 def _stored_schema(info: StoreInfo) -> pa.Schema:
     schema = detections_schema(info.dimension)
-    metadata = {_INFO: json.dumps(vars(info), sort_keys=True).encode()}
+    metadata = {_INFO: info_text(info).encode()}
     return schema.set(0, schema.field("id").with_metadata(_KEY)).with_metadata(metadata)
 
 
@@ -329,13 +331,6 @@ def _notes_schema() -> pa.Schema:
 
     key = pa.field("key", pa.string(), nullable=False, metadata=_KEY)
     return pa.schema([key, pa.field("value", pa.string(), nullable=False)])
-
-
-def _read_info(uri: str, schema: pa.Schema) -> StoreInfo:
-    try:
-        return StoreInfo(**json.loads((schema.metadata or {})[_INFO]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{uri} is not a store of person_search: its table of detections names no model") from error
 
 
 def _check_folder(folder: Path, create: bool) -> None:

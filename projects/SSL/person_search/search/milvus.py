@@ -21,13 +21,17 @@ from .store import (
     StoreError,
     StoreInfo,
     check_columns,
+    check_deletable,
     check_info,
     check_limit,
     check_queries,
     check_rows,
     detections_schema,
     embeddings_of,
+    hit_columns,
+    info_text,
     one_line,
+    read_info,
     without_password,
 )
 
@@ -71,7 +75,7 @@ class MilvusStore(Bookkeeping):
                 _create(client, name, *_detections_collection(client, info))
             if not client.has_collection(name):
                 raise StoreError(f"{shown} is not there: the server has no collection {name}; index footage into it")
-            stored = _read_info(shown, client.describe_collection(name).get("description", ""))
+            stored = read_info(shown, client.describe_collection(name).get("description", ""))
             check_info(shown, stored, info)
             for collection in (f"{name}_notes", name):
                 client.load_collection(collection)
@@ -96,7 +100,7 @@ class MilvusStore(Bookkeeping):
     ) -> list[pa.Table]:
         queries = check_queries(self.uri, embeddings, self.info.dimension)
         check_limit(self.uri, limit, _MOST)
-        columns = [n for n in detections_schema(self.info.dimension).names if with_embeddings or n != "embedding"]
+        columns = hit_columns(self.info.dimension, with_embeddings)
         # With a filter all lists are looked into, so that nothing that meets it is missed.
         probes = _PROBES if where.empty else _LISTS
         answers = self._call(
@@ -131,8 +135,7 @@ class MilvusStore(Bookkeeping):
         return int(answer[0]["count(*)"])
 
     def delete(self, where: Filter) -> int:
-        if where.empty:
-            raise StoreError(f"{self.uri}: an empty filter would delete every detection; name a camera, time or person")
+        check_deletable(self.uri, where)
         removed = 0
         # Deleted by their ids: Milvus itself may overlook rows that were written just before.
         for batch in self.scan(where, ["id"]):
@@ -297,7 +300,7 @@ def _index(client: Any, kind: str, field: str = "embedding") -> Any:
 def _detections_collection(client: Any, info: StoreInfo) -> tuple[Any, Any]:
     from pymilvus import DataType
 
-    description = json.dumps(vars(info), sort_keys=True)
+    description = info_text(info)
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
     schema.add_field("id", DataType.VARCHAR, max_length=64, is_primary=True)
     schema.add_field("source", DataType.VARCHAR, max_length=8192)
@@ -323,13 +326,6 @@ def _notes_collection(client: Any) -> tuple[Any, Any]:
     schema.add_field("value", DataType.VARCHAR, max_length=65_535)
     schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # Milvus has no collection without a vector
     return schema, _index(client, "FLAT", "nothing")
-
-
-def _read_info(uri: str, description: str) -> StoreInfo:
-    try:
-        return StoreInfo(**json.loads(description))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{uri} is not a store of person_search: its collection names no model") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -276,6 +277,23 @@ def check_info(uri: str, stored: StoreInfo, wanted: StoreInfo | None) -> None:
     )
 
 
+def info_text(info: StoreInfo) -> str:
+    """JSON that a store keeps of its model."""
+    return json.dumps(vars(info), sort_keys=True)
+
+
+def read_info(uri: str, text: str | bytes | None) -> StoreInfo:
+    """Model of a store from its JSON, see `info_text`.
+
+    Raises:
+        StoreError: it is none, or there is none.
+    """
+    try:
+        return StoreInfo(**json.loads(text or ""))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{uri} is not a store of person_search: its table of detections names no model") from error
+
+
 def check_rows(uri: str, rows: pa.Table, dimension: int) -> pa.Table:
     """Rows in the order and types of the schema, sources without passwords.
 
@@ -341,6 +359,21 @@ def check_columns(uri: str, columns: Sequence[str] | None, dimension: int) -> li
     if unknown or not columns:
         raise StoreError(f"{uri} has no column {', '.join(unknown) or 'without a name'}; it has {', '.join(names)}")
     return list(columns)
+
+
+def hit_columns(dimension: int, with_embeddings: bool) -> list[str]:
+    """Names of the columns that a search returns beside the similarity."""
+    return [name for name in detections_schema(dimension).names if with_embeddings or name != "embedding"]
+
+
+def check_deletable(uri: str, where: Filter) -> None:
+    """Refuses the filter that every detection meets.
+
+    Raises:
+        StoreError: it is empty.
+    """
+    if where.empty:
+        raise StoreError(f"{uri}: an empty filter would delete every detection; name a camera, time or person")
 
 
 def check_limit(uri: str, limit: int, most: int | None = None) -> None:
