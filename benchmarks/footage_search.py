@@ -6,7 +6,15 @@ python benchmarks/footage_search.py --store store --video vtest.avi --gt gt.txt 
 Detections of the store are matched with the annotation (IoU of 0.5, one to one) and get its identities; the others stay
 as distractors. Every fifth matched detection is a query, searched in all other frames by cosine. The colour histogram
 sees the same boxes: 48 x 96 pixels, HSV, six stripes of 12 x 4 x 4 bins, square roots of the shares. `random` is a
-vector of noise for each box. `verdicts` says for appearances called likely how many show the person asked for.
+vector of noise for each box.
+
+`tracklets`: how many there are, how many a person has, and the share of matched detections that show the person whom
+most of their tracklet shows.
+
+`verdicts`: each query is searched in all tracklets but its own. `true_called_likely` is the share of the person's other
+appearances that are called likely, `likely_false` the share of what is called likely that shows someone else, `found`
+the share of searches that call a right one likely where there is one. For `false_alarms` the same person is taken out
+of what is searched: the share of such searches that call anything likely. Tracklets of nobody annotated count nowhere.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from person_search.data.mot import read_ground_truth
-from person_search.search.calibration import calibrate
+from person_search.search.calibration import Calibration, calibrate
 from person_search.search.query import find_person
 from person_search.search.sources import read_frame
 from person_search.search.store import Filter, Store, embeddings_of, open_store
@@ -60,6 +68,7 @@ def main() -> None:
             "queries": len(queries),
             "apart": args.apart,
             **{name: figures(feature, person, frames, queries, args.apart) for name, feature in features.items()},
+            "tracklets": tracking(rows, person),
             "verdicts": verdicts(store, rows, embeddings, person, queries),
         })
     )  # fmt: skip
@@ -142,27 +151,75 @@ def figures(
     return {"mAP": round(100 * float(np.mean(precision)), 1), "top1": round(100 * float(np.mean(first)), 1)}
 
 
+def shown(rows: Sequence[dict], person: np.ndarray) -> dict[str, list[int]]:
+    """Identities of the matched detections of each tracklet; a tracklet without any has an empty list."""
+    found: dict[str, list[int]] = {}
+    for row, identity in zip(rows, person.tolist(), strict=True):
+        found.setdefault(row["tracklet"], []).extend([identity] if identity != NOBODY else [])
+    return found
+
+
+def most(identities: Sequence[int]) -> int:
+    """The identity that most have, NOBODY of none."""
+    return max(set(identities), key=identities.count) if identities else NOBODY
+
+
+def tracking(rows: Sequence[dict], person: np.ndarray) -> dict[str, float]:
+    """How well the tracker has joined the detections."""
+    of = shown(rows, person)
+    persons = {most(identities) for identities in of.values()} - {NOBODY}
+    right = sum(identities.count(most(identities)) for identities in of.values() if identities)
+    return {
+        "all": len(of),
+        "of_nobody": sum(not identities for identities in of.values()),
+        "a_person": round(sum(map(bool, of.values())) / max(len(persons), 1), 2),
+        "purity": round(100 * right / max(sum(map(len, of.values())), 1), 1),
+    }
+
+
 def verdicts(
     store: Store, rows: Sequence[dict], embeddings: np.ndarray, person: np.ndarray, queries: np.ndarray
-) -> dict[str, float]:
-    """Appearances called likely, and the share of them that show the person; the query's own tracklet is left out."""
+) -> dict[str, float | None]:
+    """What the verdicts are worth, for who is there and for who is not."""
     calibration = calibrate(store)
-    of_tracklet: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        if person[place] != NOBODY:
-            of_tracklet.setdefault(row["tracklet"], []).append(int(person[place]))
-    counts = {name: [0, 0] for name in ("likely", "uncertain", "unlikely")}
-    for query in queries:
-        answer = find_person(store, embeddings[query], top=20, calibration=calibration)
-        for appearance in answer.appearances:
-            shown = of_tracklet.get(appearance.tracklet)
-            if shown and appearance.tracklet != rows[query]["tracklet"]:
-                counts[appearance.verdict][0] += 1
-                counts[appearance.verdict][1] += max(set(shown), key=shown.count) == person[query]
+    who = {name: most(identities) for name, identities in shown(rows, person).items()}
+    right = wrong = true = searched = found = alarms = 0
+    for query in queries.tolist():
+        own, asked = rows[query]["tracklet"], person[query]
+        others = [name for name in who if name != own]
+        likely = [who[n] for n in likely_tracklets(store, embeddings[query], others, calibration)]
+        right, wrong = right + likely.count(asked), wrong + sum(p not in (asked, NOBODY) for p in likely)
+        appearances = sum(who[name] == asked for name in others)
+        true, searched, found = true + appearances, searched + (appearances > 0), found + (asked in likely)
+        strangers = [name for name in others if who[name] != asked]
+        likely = [who[n] for n in likely_tracklets(store, embeddings[query], strangers, calibration)]
+        alarms += any(p != NOBODY for p in likely)
     return {
-        "pairs": len(calibration.similarities),
-        **{f"{name}_right": f"{right} of {count}" for name, (count, right) in counts.items()},
+        "pairs": calibration.pairs,
+        "looks": round(calibration.looks, 1),
+        "true_appearances": true,
+        "true_called_likely": share(right, true),
+        "likely": right + wrong,
+        "likely_false": share(wrong, right + wrong),
+        "searches_for_who_is_there": searched,
+        "found": share(found, searched),
+        "searches_for_who_is_not": len(queries),
+        "false_alarms": share(alarms, len(queries)),
     }
+
+
+def likely_tracklets(store: Store, embedding: np.ndarray, among: Sequence[str], calibration: Calibration) -> list[str]:
+    """Tracklets that a search among some of them calls likely."""
+    if not among:  # a filter without names would be none
+        return []
+    where = Filter(tracklets=tuple(among))
+    answer = find_person(store, embedding, where=where, top=len(among), calibration=calibration)
+    return [hit.tracklet for hit in answer.appearances if hit.verdict == "likely"]
+
+
+def share(part: int, whole: int) -> float | None:
+    """Percent; None of nothing."""
+    return round(100 * part / whole, 1) if whole else None
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -93,7 +93,8 @@ RUN_FILES = (
     "model_final.pth",
     "events.out.tfevents.1795371292.host.1.0", "inference/synthetic_demo_test/queries.json",
     "inference/synthetic_demo_test/results.json", "inference/synthetic_demo_test/report.html",
-    "pictures/loss_curves.png", "pictures/s/search_results.png",
+    "pictures/loss_curves.png", "pictures/s/search_results.png", "store/.lock", "store/notes.lance/data/1.lance",
+    "store/notes.lance/_indices/1/page_data.lance",
 )  # fmt: skip
 
 
@@ -183,16 +184,23 @@ def test_the_stages_run_in_order(demo, tmp_path, monkeypatch, capfd):
             assert (tmp_path / "sets" / PRESETS["tiny"].folder_name / "test.json").is_file()
             lines = [{"iteration": 0, "untrained/search/mAP": 4.0}, {"iteration": 9, "search/mAP": 50.0}]
             Path("output/demo/metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        else:
+        elif command == demo.DRAW:
             fill(Path("output/demo"), "pictures/loss_curves.png", "pictures/s/search_results.png")
+        else:
+            fill(Path("output/demo"), "store/notes.lance/data/1.lance")
 
     monkeypatch.setattr(demo, "run", fake)
     assert demo.main() == 0
-    assert ran == [demo.TRAIN, demo.DRAW]
+    frames = tmp_path / "sets" / PRESETS["tiny"].folder_name / "test"
+    assert frames.is_dir() and ran[:2] == [demo.TRAIN, demo.DRAW]
+    model = "--weights output/demo/model_final.pth --store output/demo/store"
+    assert ran[2] == f"-m person_search.search.cli index {frames} {model}"
     out = capfd.readouterr().out
-    assert [out.index(f"== {n} of 3: {name}") for n, name in enumerate(("dataset", "training", "pictures"), 1)]
+    assert [out.index(f"== {n} of 4: {name}") for n, name in enumerate(("dataset", "training", "pictures", "index"), 1)]
     assert rows_of(out)["search mAP"] == ["4.0 %", "50.0 %"]
-    listed = [line.strip().split(":")[0] for line in out[out.index("What to look at") :].splitlines()[1:]]
+    looked, page = out[out.index("What to look at") :].split("\n\n")
+    assert page.rstrip().endswith(f"person-search serve {model}")
+    listed = [line.strip().split(":")[0] for line in looked.splitlines()[1:]]
     assert listed[:-1] == [
         "output/demo/pictures/s/search_results.png", "output/demo/pictures/loss_curves.png", "output/demo/metrics.json"
     ]  # fmt: skip

@@ -8,6 +8,7 @@ show that the method learns to recognise persons there, and say nothing about an
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
 import shlex
@@ -31,11 +32,15 @@ TRAIN = (
     f" OUTPUT_DIR {OUTPUT} TEST.EVAL_BEFORE_TRAINING True"
 )
 DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
+STORE = OUTPUT / "store"
+_MODEL_AND_STORE = f"--weights {OUTPUT / 'model_final.pth'} --store {STORE}"
 # All that a training, its evaluations and the drawing leave in an output folder.
 KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth .*.tmp *.part events.out.tfevents.* inference/*/*.json "
     "inference/*/*.html inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp "
-    "pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp"
+    "pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp "
+    # The store of the last stage: LanceDB's files.
+    "store/.lock store/*.lance/*/* store/*.lance/*/*/*"
 ).split()
 FIGURES = ("detection/AP", "detection/recall", "search/mAP", "search/top1")
 # What the runs of docs/synthetic.md have reached, with some room for other seeds and versions.
@@ -57,7 +62,7 @@ TO_LOOK_AT = {
 def main() -> int:
     """Runs the demonstration and returns its exit status: 0, 2 for an error, 130 where it was interrupted."""
     os.chdir(REPOSITORY)
-    print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures.")
+    print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures, an index.")
     print("Some 5 to 6 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
     seconds: dict[str, float] = {}
     try:
@@ -65,7 +70,9 @@ def main() -> int:
         _stage(seconds, "dataset", lambda: print(generate(PRESETS["demo"], dataset_root())))
         _stage(seconds, "training and evaluations", lambda: run(TRAIN))
         _stage(seconds, "pictures", lambda: run(DRAW))
-        print(f"\n{report(read_metrics(OUTPUT / 'metrics.json'), seconds)}\n\n{look_at(OUTPUT)}")
+        frames = dataset_root() / PRESETS["demo"].folder_name / "test"
+        _stage(seconds, "index of the test frames", lambda: index(frames))
+        print(f"\n{report(read_metrics(OUTPUT / 'metrics.json'), seconds)}\n\n{look_at(OUTPUT)}\n\n{page_command()}")
     except PersonSearchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,6 +94,8 @@ def clear_output(folder: Path) -> None:
             raise PersonSearchError(f"{path} is not from a former run; move it away, as {folder} is emptied first")
     for path in found:
         path.unlink()
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):  # what lies in a folder comes first
+        path.rmdir()
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -94,7 +103,7 @@ def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _stage(seconds: dict[str, float], name: str, work: Callable[[], None]) -> None:
-    print(f"\n== {len(seconds) + 1} of 3: {name}", flush=True)
+    print(f"\n== {len(seconds) + 1} of 4: {name}", flush=True)
     start = time.monotonic()
     work()
     seconds[name] = time.monotonic() - start
@@ -109,9 +118,27 @@ def run(command: str) -> None:
     root = os.environ.get("DETECTRON2_DATASETS")
     setting = f"DETECTRON2_DATASETS={shlex.quote(root)} " if root else ""
     print(f"$ {setting}{shlex.quote(os.path.relpath(sys.executable))} {command}", flush=True)
-    status = subprocess.run([sys.executable, *command.split()], check=False).returncode
+    status = subprocess.run([sys.executable, *shlex.split(command)], check=False).returncode
     if status:
         raise PersonSearchError(f"{command.split()[0]} stopped with exit status {status}; its message stands above")
+
+
+def index(frames: Path) -> None:
+    """Indexes frames with the trained model, for the page; without the extra [search] it says how to get that."""
+    if importlib.util.find_spec("lancedb") is None:
+        print("left out: the page needs the extra [search]; `make setup` installs it")
+        return
+    run(f"-m person_search.search.cli index {shlex.quote(str(frames))} {_MODEL_AND_STORE}")
+
+
+def page_command() -> str:
+    """How to search the frames on a page, "" where they are not indexed."""
+    if not STORE.is_dir():
+        return ""
+    program = shlex.quote(os.path.relpath(Path(sys.executable).with_name("person-search")))
+    return (
+        f"Search the test frames for a person on a page, at this machine alone:\n  {program} serve {_MODEL_AND_STORE}"
+    )
 
 
 def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:

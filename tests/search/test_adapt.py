@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from person_search.errors import CheckpointError, ConfigError, DatasetError
-from person_search.search.adapt import collect_boxes
+from person_search.search.adapt import collect_boxes, frame_size
 from person_search.search.boxes import box_finder, coco_detector_config
 from person_search.search.cli import main
 from person_search.search.sources import find_sources
@@ -132,6 +132,16 @@ def test_detectron2s_detector_is_built_and_its_weights_are_read(footage, tmp_pat
     assert boxes.shape == (len(scores), 4)
     with pytest.raises(CheckpointError, match="--detector-weights"):
         box_finder("coco", config_file=None, weights=str(tmp_path / "missing.pth"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("heights", "size"),
+    [([80, 80, 82], 752), ([200, 90, 104, 20, 104], 576), ([400] * 3, 384), ([9] * 3, 1152)],
+)
+def test_frames_are_resized_by_the_heights_of_the_persons(heights, size):
+    images = [{"id": 7, "height": 576, "width": 768}, {"id": 8, "height": 768, "width": 576}]
+    annotations = [{"image_id": 7 + k % 2, "bbox": [0, 0, 30, height]} for k, height in enumerate(heights)]
+    assert frame_size({"images": images, "annotations": annotations}) == size
 
 
 def test_footage_becomes_a_model_and_an_index(footage, mot, tiny_cfg, tmp_path, capsys):

@@ -59,8 +59,12 @@ def filled(tmp_path_factory, people):
     return store
 
 
+def who_of(tracklet: str) -> int:
+    return int(tracklet.rpartition(":")[2])
+
+
 def who(appearance) -> int:
-    return int(appearance.tracklet.rpartition(":")[2])
+    return who_of(appearance.tracklet)
 
 
 def test_the_person_is_found_under_every_camera(filled, people):
@@ -166,7 +170,8 @@ def test_without_frames_of_several_persons_nothing_is_claimed(tmp_path, people):
 def test_the_rate_of_false_matches_is_that_of_new_pairs(filled, people):
     calibration = calibrate(filled)
     assert calibration.known and calibration.detections_per_appearance == pytest.approx(20)
-    assert calibration.similarities.size == 2 * 66  # every two of twelve people share frames of both cameras
+    assert calibration.pairs == 2 * 66  # every two of twelve people share frames of both cameras
+    assert calibration.similarities.size == 2 * 66 * 2 * 8 and calibration.looks == pytest.approx(20)
     grid = np.linspace(-1, 1, 60)
     rates = [calibration.false_match_rate(s) for s in grid]
     assert rates[0] == 1 and all(a >= b for a, b in zip(rates, rates[1:], strict=False)) and 0 < rates[-1] < 1e-3
@@ -190,12 +195,28 @@ def test_boxes_of_one_person_are_no_pair_of_two(tmp_path, people):
 
 @pytest.mark.parametrize("searched", [1, 20, 1000])
 def test_verdicts_expect_more_where_more_is_searched(searched):
-    calibration = Calibration(np.sort(np.random.default_rng(0).normal(0.2, 0.1, 500)))
+    calibration = Calibration(np.sort(np.random.default_rng(0).normal(0.2, 0.1, 500)), 500)
     verdicts = [calibration.verdict(s, searched) for s in np.linspace(0, 1, 101)]
     order = {"unlikely": 0, "uncertain": 1, "likely": 2}
     assert [order[v] for v in verdicts] == sorted(order[v] for v in verdicts)
     first = verdicts.index("likely") / 100
     assert calibration.false_match_rate(first) * searched <= 0.05
+
+
+def test_a_tracker_that_breaks_tracklets_changes_no_verdict(tmp_path, people):
+    whole, broken = (open_empty(tmp_path / name) for name in ("whole", "broken"))
+    fill(whole, people, np.random.default_rng(1))
+    for batch in whole.scan():
+        rows = batch.to_pylist()
+        for row in rows:  # a new number with every tenth frame
+            row["tracklet"] = f"{row['tracklet'][:-6]}{100 * (row['frame'] // 10) + who_of(row['tracklet']):06d}"
+        broken.upsert(pa.Table.from_pylist(rows, schema=detections_schema(DIMENSION)))
+    limits = []
+    for store in (whole, broken):
+        calibration, detections = calibrate(store), store.count()
+        likely = [s for s in np.linspace(0, 1, 201) if calibration.verdict(s, detections) == "likely"]
+        limits.append(min(likely))
+    assert limits[1] == pytest.approx(limits[0], abs=0.05)
 
 
 def test_a_stored_detection_may_be_the_query(filled):

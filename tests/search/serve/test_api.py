@@ -216,7 +216,17 @@ def test_exports(client: TestClient, upload) -> None:
     assert lines[0]["mark"] == table[0]["mark"] == "right" and lines[1]["mark"] is None
     assert [float(row["similarity"]) for row in table] == [line["similarity"] for line in lines]
     assert files["html"].count("data:image/jpeg;base64,") == len(lines)
+    assert "1 likely, marked right</p>" in files["html"] or "1 uncertain, marked right</p>" in files["html"]
     assert "<img src=x" not in files["html"] and "&lt;img src=x onerror=alert(1)&gt;.png" in files["html"]
+
+
+def test_a_sheet_shows_who_was_picked_from_the_footage(client: TestClient) -> None:
+    (source,) = client.get("/api/sources", params={"camera": "gate"}).json()["sources"]
+    person = client.get(f"/api/sources/{source['id']}/frames").json()["persons"][0]["id"]
+    answer = search(client, {"detection": person})
+    sheet = client.post(f"/api/answers/{answer['id']}/export", json={"format": "html"}).text
+    assert sheet.count("data:image/jpeg;base64,") == len(answer["appearances"]) + 1
+    assert sheet.count('<li class="query">') == 1 and "http" not in sheet.replace("http-equiv", "")
 
 
 def test_forgetting_counts_first_and_leaves_no_copies(footage_folder: Path, tmp_path: Path) -> None:

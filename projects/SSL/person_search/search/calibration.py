@@ -4,7 +4,7 @@ how alike different people look to the model."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +13,6 @@ import numpy as np
 from .store import Filter, embeddings_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from .store import Store
 
 Verdict = Literal["likely", "uncertain", "unlikely"]
@@ -23,12 +21,11 @@ LIKELY, UNCERTAIN = 0.05, 1.0
 """Most false matches to expect among all that was searched for a hit to be called likely, or uncertain."""
 FEWEST_PAIRS = 30
 """With fewer pairs of different people there is no calibration."""
-_FRAMES_OF_TWO = 12  # frames looked at of those that two tracklets share
 _MOST_PAIRS = 20_000  # pairs of tracklets kept in memory while a store is read through
 _MOST_ROWS = 20_000  # detections whose embeddings are read
+_PICTURES, _LOOKS = 8, 100  # of a tracklet: pictures that are searched for, and detections that they are searched in
 _OVERLAP = 0.2  # of the smaller box; more may be two boxes of one person
-_TAIL, _TAIL_PAIRS = 0.05, 10  # share, and least number, of pairs that the exponential of the tail is fitted to
-_SCAN_WHOLE = 50_000  # rows; of larger stores only the embeddings of the chosen pairs are read
+_TAIL = 0.05  # share of the highest similarities that the law of the tail is fitted to
 
 
 @dataclass(frozen=True)
@@ -36,60 +33,63 @@ class Calibration:
     """Similarities of different people, and what a similarity says in their light.
 
     Attributes:
-        similarities: (n,) float64, ascending, one for two tracklets that share frames: the highest cosine that the two
-            have in one of them, as that of an appearance is the highest of its detections.
-        detections_per_appearance: Mean number of detections of a tracklet.
-        looks: Mean number of frames that such a highest cosine was taken of.
-        growth: By how much the highest cosine of two people rises where it is taken of twice as many frames.
+        similarities: (n,) float64, ascending: of a picture of one person and the appearance of another the highest
+            cosine, as that of a hit is the highest of its detections.
+        pairs: Number of pairs of tracklets that they come from.
+        looks: Mean number of detections of such an appearance.
+        detections_per_appearance: The same of all tracklets of the store.
     """
 
     similarities: np.ndarray
-    detections_per_appearance: float = 1.0
+    pairs: int
     looks: float = 1.0
-    growth: float = 0.0
+    detections_per_appearance: float = 1.0
 
     @property
     def known(self) -> bool:
         """Whether there were enough pairs."""
-        return len(self.similarities) >= FEWEST_PAIRS
+        return self.pairs >= FEWEST_PAIRS
 
-    def false_match_rate(self, similarity: float, detections: int = 1) -> float:
-        """Share of pairs of different people that look as alike as this or more; NaN where there is no calibration.
+    def false_match_rate(self, similarity: float) -> float:
+        """Share of appearances of other people that look as alike as this or more; NaN where there is no calibration.
 
-        In the tail, where pairs are few, an exponential is fitted to the highest ones, one standard error to the safe
-        side; where more pairs lie there than it says, they count.
+        In the tail, where pairs are few, a power of the distance 1 - similarity, which cannot fall below 0, is fitted
+        to the highest ones by maximum likelihood; where more pairs lie there than it says, they count.
 
         Args:
-            similarity: Highest cosine of the query and the detections of an appearance.
-            detections: How many it has: among more of them the most similar one is more similar by chance.
+            similarity: Highest cosine of a query and the detections of an appearance.
         """
         if not self.known:
             return float("nan")
-        more = max(detections, 1) / self.looks
-        if more <= 1:
-            return self._rate(similarity)
-        # Two bounds: so many further looks add their rates at most, and raise the highest cosine as they did before.
-        return min(more * self._rate(similarity), self._rate(similarity - self.growth * float(np.log2(more))))
-
-    def _rate(self, similarity: float) -> float:
-        pairs = self.similarities
-        counted = (len(pairs) - int(np.searchsorted(pairs, similarity, side="left"))) / len(pairs)
-        share = max(_TAIL, _TAIL_PAIRS / len(pairs))
-        start = float(np.quantile(pairs, 1 - share))
-        if similarity <= start:
+        values = self.similarities
+        counted = (len(values) - int(np.searchsorted(values, similarity, side="left"))) / len(values)
+        start = float(np.quantile(values, 1 - _TAIL))
+        above = values[values > start]
+        if similarity <= start or not len(above):
             return counted
-        above = pairs[pairs > start] - start
-        excess = float(above.mean()) * (1 + len(above) ** -0.5) if len(above) else 0.0
-        fitted = share * float(np.exp(-(similarity - start) / excess)) if excess > 0 else 0.0
-        return max(counted, fitted)
+        nearest = 1e-6
+        power = 1 / float(np.mean(np.log((1 - start) / np.maximum(1 - above, nearest))))
+        return max(counted, _TAIL * (max(1 - similarity, nearest) / (1 - start)) ** power)
 
-    def verdict(self, similarity: float, searched: float, detections: int = 1) -> Verdict:
+    def expected_false_matches(self, similarity: float, detections: int) -> float:
+        """Most false matches of this similarity to expect among so many detections; NaN without a calibration.
+
+        A person's detections are looks at that person, and a tracklet is some of them. `looks` of them have a false
+        match as often as `false_match_rate` says, and further ones add to that no more than the same again, whether
+        the tracker has joined them to the first ones or not. So the number of looks counts, not that of tracklets.
+
+        Args:
+            similarity: Of a hit.
+            detections: That were searched.
+        """
+        return self.false_match_rate(similarity) * max(detections / self.looks, 1.0)
+
+    def verdict(self, similarity: float, detections: int) -> Verdict:
         """What a hit of this similarity is called.
 
         Args:
             similarity: Of the hit.
-            searched: Number of appearances that were searched: the more, the more alike the most similar stranger is.
-            detections: Of the hit, see `false_match_rate`.
+            detections: That were searched: the more, the more alike the most similar stranger is.
 
         Returns:
             "likely" where at most `LIKELY` false matches of this similarity are to be expected among all that was
@@ -97,66 +97,64 @@ class Calibration:
         """
         if not self.known:
             return "uncertain"
-        expected = self.false_match_rate(similarity, detections) * max(searched, 1.0)
+        expected = self.expected_false_matches(similarity, detections)
         return "likely" if expected <= LIKELY else "uncertain" if expected <= UNCERTAIN else "unlikely"
 
 
 def calibrate(store: Store, *, seed: int = 0) -> Calibration:
     """Calibration from all detections of a store.
 
+    Two tracklets that share a frame show two people in all of their frames. Pictures of the one are searched in the
+    other, as a query is. Where the tracker has mixed people up, the rates come out too high, which is the safe side.
+
     Args:
         store: Indexed footage.
-        seed: Of the choice of frames, where there are more than are needed.
+        seed: Of the choice of pairs and pictures, where there are more than are needed.
     """
-    chosen, rows, tracklets = _choose_pairs(store, np.random.default_rng(seed))
-    vectors = _embeddings(store, {identity for pairs in chosen for pair in pairs for identity in pair})
-    highest, looks, growths = [], [], []
-    for pairs in chosen:
-        # A row may have been deleted between the two passes.
-        cosines = np.array([float(vectors[a] @ vectors[b]) for a, b in pairs if a in vectors and b in vectors])
-        if not len(cosines):
+    rng = np.random.default_rng(seed)
+    pairs, sizes = _pairs_of_tracklets(store, rng)
+    wanted: dict[str, int] = {}
+    for pair in sorted(pairs, key=_digest):
+        new = {name: min(sizes[name], _LOOKS) for name in pair if name not in wanted}
+        if sum(wanted.values()) + sum(new.values()) > _MOST_ROWS:
+            break
+        wanted |= new
+    vectors = _embeddings(store, sorted(wanted), rng)
+    similarities, looks, used = [np.zeros(0)], [], 0
+    for a, b in sorted(pairs):
+        if a not in vectors or b not in vectors:  # beyond what is read, or deleted between the two passes
             continue
-        highest.append(float(cosines.max()))
-        looks.append(len(cosines))
-        if len(cosines) >= 4:  # the frames are in random order, so that every second one is a half like any other
-            growths.append(highest[-1] - (cosines[::2].max() + cosines[1::2].max()) / 2)
+        used += 1
+        for one, other in ((vectors[a], vectors[b]), (vectors[b], vectors[a])):
+            pictures = one[:_PICTURES]
+            similarities.append((pictures @ other.T).max(axis=1))
+            looks += [len(other)] * len(pictures)
     return Calibration(
-        similarities=np.sort(np.asarray(highest, np.float64)),
-        detections_per_appearance=rows / max(tracklets, 1),
+        similarities=np.sort(np.concatenate(similarities).astype(np.float64)),
+        pairs=used,
         looks=float(np.mean(looks)) if looks else 1.0,
-        growth=float(np.mean(growths)) if growths else 0.0,
+        detections_per_appearance=sum(sizes.values()) / max(len(sizes), 1),
     )
 
 
-def _choose_pairs(store: Store, rng: np.random.Generator) -> tuple[list[list[tuple[str, str]]], int, int]:
-    """For two tracklets that share frames the ids of their detections in some; number of rows and of tracklets."""
-    chosen: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    seen: dict[tuple[str, str], int] = {}
-    tracklets: set[str] = set()
-    rows, mask = 0, 0
+def _pairs_of_tracklets(store: Store, rng: np.random.Generator) -> tuple[set[tuple[str, str]], dict[str, int]]:
+    """Tracklets that share frames, two and two, and the number of detections of every tracklet."""
+    pairs: set[tuple[str, str]] = set()
+    sizes: dict[str, int] = {}
+    mask = 0
     for batch in store.scan(columns=["id", "tracklet", "x0", "y0", "x1", "y1"]):
-        rows += batch.num_rows
         ids, names = batch["id"].to_pylist(), batch["tracklet"].to_pylist()
-        tracklets.update(names)
+        for name in names:
+            sizes[name] = sizes.get(name, 0) + 1
         boxes = np.column_stack([np.asarray(batch[c], dtype=np.float64) for c in ("x0", "y0", "x1", "y1")])
         for first, second in _pairs_of_frames(ids, boxes, rng):
-            a, b = (first, second) if names[first] < names[second] else (second, first)
-            who = (names[a], names[b])
-            if names[a] == names[b] or _digest(who) & mask:
-                continue
-            # A random few of the frames that the two share, as one passes them.
-            seen[who] = seen.get(who, 0) + 1
-            kept = chosen.setdefault(who, [])
-            if len(kept) < _FRAMES_OF_TWO:
-                kept.insert(int(rng.integers(len(kept) + 1)), (ids[a], ids[b]))
-            elif (place := int(rng.integers(seen[who]))) < _FRAMES_OF_TWO:
-                kept[place] = (ids[a], ids[b])
-        while len(chosen) > _MOST_PAIRS:  # every second pair stays, whenever it was or will be met
+            pair = (min(names[first], names[second]), max(names[first], names[second]))
+            if pair[0] != pair[1] and not _digest(pair) & mask:
+                pairs.add(pair)
+        while len(pairs) > _MOST_PAIRS:  # every second pair stays, whenever it was or will be met
             mask = 2 * mask + 1
-            chosen = {who: kept for who, kept in chosen.items() if not _digest(who) & mask}
-    pairs = sorted(chosen.items(), key=lambda item: _digest(item[0]))
-    ends = np.cumsum([2 * len(kept) for _, kept in pairs])
-    return [kept for (_, kept), end in zip(pairs, ends, strict=True) if end <= _MOST_ROWS], rows, len(tracklets)
+            pairs = {pair for pair in pairs if not _digest(pair) & mask}
+    return pairs, sizes
 
 
 def _digest(who: tuple[str, str]) -> int:
@@ -184,22 +182,14 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / np.maximum(smaller, 1e-9)
 
 
-def _embeddings(store: Store, wanted: set[str], at_once: int = 1000) -> dict[str, np.ndarray]:
-    columns = ["id", "embedding"]
-    if store.count() <= _SCAN_WHOLE:
-        return _take(store.scan(columns=columns), wanted)
-    vectors: dict[str, np.ndarray] = {}
-    ids = sorted(wanted)
-    for start in range(0, len(ids), at_once):
-        vectors |= _take(store.scan(Filter(ids=tuple(ids[start : start + at_once])), columns), wanted)
-    return vectors
-
-
-def _take(batches: Iterable[pa.RecordBatch], wanted: set[str]) -> dict[str, np.ndarray]:
-    vectors: dict[str, np.ndarray] = {}
-    for batch in batches:
-        matrix = embeddings_of(batch)
-        vectors |= {
-            identity: matrix[i].copy() for i, identity in enumerate(batch["id"].to_pylist()) if identity in wanted
-        }
-    return vectors
+def _embeddings(
+    store: Store, tracklets: Sequence[str], rng: np.random.Generator, at_once: int = 500
+) -> dict[str, np.ndarray]:
+    """Embeddings (n, d) of tracklets, of the long ones so many as are looked at, in random order."""
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(tracklets), at_once):
+        for batch in store.scan(Filter(tracklets=tuple(tracklets[start : start + at_once])), ["tracklet", "embedding"]):
+            matrix = embeddings_of(batch)
+            for place, name in enumerate(batch["tracklet"].to_pylist()):
+                found.setdefault(name, []).append(matrix[place])
+    return {name: rng.permutation(np.stack(rows))[:_LOOKS] for name, rows in sorted(found.items())}

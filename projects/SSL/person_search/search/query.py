@@ -85,7 +85,7 @@ class Appearance:
         start_offset, end_offset: The same in seconds from the source's start.
         similarity: Cosine of the query and its most similar detection.
         verdict: "likely", "uncertain" or "unlikely".
-        false_match_rate: Share of pairs of different people that look as alike as this or more; NaN where the store
+        false_match_rate: Share of appearances of other people that look as alike as this or more; NaN where the store
             holds too few frames with several persons.
         best: Its most similar detection.
         detections: How many it has.
@@ -216,9 +216,10 @@ def find_person(
     if negatives is not None and len(negatives):
         rows = _without(rows, asked, np.atleast_2d(np.asarray(negatives, np.float32)))
     order = _reranked(rows, joined) if rerank and len(rows) else range(len(rows))
-    searched = max(round(store.count(where) / max(calibration.detections_per_appearance, 1.0)), 1)
-    appearances = _appearances(store, rows, order, top, calibration, searched)
+    detections = store.count(where)
+    appearances = _appearances(store, rows, order, top, calibration, detections)
     found = any(appearance.verdict == "likely" for appearance in appearances)
+    searched = max(round(detections / max(calibration.detections_per_appearance, 1.0)), 1)
     return SearchAnswer(appearances, found, calibration, searched, tuple(queries))
 
 
@@ -252,7 +253,7 @@ def _reranked(rows: pa.Table, query: np.ndarray) -> list[int]:
 
 
 def _appearances(
-    store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, searched: int
+    store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, detections: int
 ) -> tuple[Appearance, ...]:
     """The first `top` tracklets in the order of their first row, each with its most similar detection."""
     import pyarrow as pa
@@ -268,11 +269,11 @@ def _appearances(
     best = rows.take(pa.array(list(chosen.values()), pa.int64())).drop_columns(
         [name for name in ("embedding",) if name in rows.column_names]
     ).to_pylist()  # fmt: skip
-    return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, searched) for row in best)
+    return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, detections) for row in best)
 
 
 def _appearance(
-    row: dict[str, Any], extent: dict[str, Any] | None, calibration: Calibration, searched: int
+    row: dict[str, Any], extent: dict[str, Any] | None, calibration: Calibration, detections: int
 ) -> Appearance:
     if extent is None:  # deleted meanwhile
         extent = {"start": row["time"], "end": row["time"], "from": row["offset"], "to": row["offset"], "count": 1}
@@ -286,8 +287,8 @@ def _appearance(
         start_offset=extent["from"],
         end_offset=extent["to"],
         similarity=similarity,
-        verdict=calibration.verdict(similarity, searched, extent["count"]),
-        false_match_rate=calibration.false_match_rate(similarity, extent["count"]),
+        verdict=calibration.verdict(similarity, detections),
+        false_match_rate=calibration.false_match_rate(similarity),
         best=DetectionRef(
             row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
         ),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,57 @@ from .answers import rate_text, span_text, verdict_line
 from .calibration import LIKELY, UNCERTAIN
 
 if TYPE_CHECKING:
+    from ..report.strips import Cell
     from .query import Appearance, QueryPerson, SearchAnswer
     from .store import Store
+
+
+@dataclass(frozen=True)
+class SheetCell:
+    """A person on a sheet.
+
+    Attributes:
+        kind: "query", "likely", "uncertain" or "unlikely".
+        title: what stands above the lines, such as rank and verdict.
+        lines: of text, the last one in small letters.
+        image: data URI of the picture; "": it cannot be had.
+        alt: what the picture shows, in words.
+        box: x, y, width, height in pixels of a cell where the picture is one of `report.strips`, None draws none.
+    """
+
+    kind: str
+    title: str
+    lines: Sequence[str]
+    image: str
+    alt: str
+    box: tuple[float, float, float, float] | None = None
+
+
+def render_sheet(
+    headline: str, queries: Sequence[SheetCell], hits: Sequence[SheetCell], unreadable: Sequence[str] = ()
+) -> str:
+    """HTML of a sheet, which needs no other file and nothing from the network.
+
+    Args:
+        headline: The answer in a sentence.
+        queries: The persons asked for; none leaves their part out.
+        hits: The appearances, the best first.
+        unreadable: Why pictures are missing.
+    """
+    from markupsafe import Markup
+
+    from ..report.page import environment
+    from ..report.strips import CELL_HEIGHT, CELL_WIDTH
+
+    return environment().get_template("sheet.html").render(
+        style=Markup((Path(__file__).parent.parent / "report" / "page.css").read_text(encoding="utf-8")),
+        headline=headline,
+        queries=queries,
+        hits=hits,
+        size=(CELL_WIDTH, CELL_HEIGHT),
+        unreadable=unreadable,
+        chances={"likely": round(1 / LIKELY), "uncertain": "one" if UNCERTAIN == 1 else f"{UNCERTAIN:g}"},
+    )  # fmt: skip
 
 
 def write_sheet(answer: SearchAnswer, store: Store, path: str | os.PathLike[str]) -> Path:
@@ -32,34 +81,29 @@ def write_sheet(answer: SearchAnswer, store: Store, path: str | os.PathLike[str]
     Raises:
         DatasetError: The file cannot be written.
     """
-    from markupsafe import Markup
-
     from ..io import replacing
-    from ..report.page import environment
-    from ..report.strips import CELL_HEIGHT, CELL_WIDTH, build_strips
+    from ..report.strips import build_strips
 
     pictures: dict[str, Any] = {}
     rows = [_query_row(number, query, pictures, store) for number, query in enumerate(answer.queries)]
     hits = [_hit_row(rank, hit, pictures) for rank, hit in enumerate(answer.appearances, 1)]
     # The hits belong to all queries together, so that they are a strip without a query of its own.
     strips = build_strips([*rows, {"frame": "", "box": (0, 0, 1, 1), "results": hits}], _Pictures(pictures, store))
-    queries = [replace(cell, alt=f"Person asked for, in {cell.entry['name']}") for (cell,) in strips.cells[:-1]]
-    cells = [
-        replace(cell, alt=f"Rank {cell.rank}, {cell.kind}: {cell.entry['lines'][1]}") for cell in strips.cells[-1][1:]
-    ]
-    page = environment().get_template("sheet.html").render(
-        style=Markup((Path(__file__).parent.parent / "report" / "page.css").read_text(encoding="utf-8")),
-        headline=verdict_line(answer),
-        queries=queries,
-        hits=cells,
-        size=(CELL_WIDTH, CELL_HEIGHT),
-        unreadable=[reason for name, reason in sorted(strips.unreadable.items()) if name],
-        chances={"likely": round(1 / LIKELY), "uncertain": "one" if UNCERTAIN == 1 else f"{UNCERTAIN:g}"},
-    )  # fmt: skip
+    page = render_sheet(
+        verdict_line(answer),
+        [_sheet_cell(cell, f"Person asked for, in {cell.entry['name']}") for (cell,) in strips.cells[:-1]],
+        [_sheet_cell(c, f"Rank {c.rank}, {c.kind}: {c.entry['lines'][1]}") for c in strips.cells[-1][1:]],
+        [reason for name, reason in sorted(strips.unreadable.items()) if name],
+    )
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _sheet_cell(cell: Cell, alt: str) -> SheetCell:
+    title = f"{cell.rank} {cell.kind}" if cell.rank else cell.kind
+    return SheetCell(cell.kind, title, cell.entry["lines"], cell.image, alt, cell.box if cell.image else None)
 
 
 class _Pictures:

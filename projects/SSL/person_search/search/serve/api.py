@@ -182,7 +182,7 @@ def export(desk: TheDesk, answer: schemas.PictureId, request: schemas.ExportRequ
     """Answer as a file: JSON lines, CSV, or an HTML sheet with pictures."""
     given = desk.answers.answer(answer)
     desk.footage.rows([appearance.best.id for appearance in given.appearances])  # nobody may be forgotten meanwhile
-    content = export_answer(given, request, desk.pages, desk.footage.crop)
+    content = export_answer(given, request, desk.footage.crop)
     name = f'attachment; filename="appearances.{request.format}"'
     return Response(content, media_type=MEDIA_TYPES[request.format], headers={"Content-Disposition": name})
 

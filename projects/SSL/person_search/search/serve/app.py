@@ -81,7 +81,7 @@ def create_app(
     pages = Environment(
         loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    app.state.desk = Desk(settings, store, footage, Answers(store, footage, searcher, shelf), shelf, clips, pages)
+    app.state.desk = Desk(settings, store, footage, Answers(store, footage, searcher, shelf), shelf, clips)
     app.include_router(api.router)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
     _add_pages(app, pages, settings)

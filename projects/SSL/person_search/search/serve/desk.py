@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from jinja2 import Environment
 
 from ..store import Store
 from .answers import Answers
@@ -26,7 +25,6 @@ class Desk:
     answers: Answers
     shelf: Shelf
     clips: ClipMaker
-    pages: Environment
 
     def forget_copies(self) -> None:
         """Drops whatever is kept of detections, after some of them were deleted."""

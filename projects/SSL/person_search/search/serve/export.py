@@ -9,8 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import Environment
-
+from ..sheet import SheetCell, render_sheet
 from . import schemas
 from .answers import percent
 from .uploads import RequestError
@@ -23,15 +22,12 @@ _FIELDS = (
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export_answer(
-    answer: schemas.Answer, request: schemas.ExportRequest, pages: Environment, crop: Callable[[str], bytes]
-) -> bytes:
+def export_answer(answer: schemas.Answer, request: schemas.ExportRequest, crop: Callable[[str], bytes]) -> bytes:
     """File of an answer in one of the forms.
 
     Args:
         answer: the answer.
         request: form, and what was marked since.
-        pages: templates.
         crop: JPEG of a detection; a RequestError leaves its picture out of the sheet.
     """
     marks = {name: "right" for name in request.right} | {name: "wrong" for name in request.wrong}
@@ -40,10 +36,28 @@ def export_answer(
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if request.format == "csv":
         return _table(rows)
-    pictures = [_picture(crop, row["detection"]) for row in rows]
-    shown = [row | {"picture": picture, "strangers": percent(row["false_match_rate"])} for row, picture in
-             zip(rows, pictures, strict=True)]  # fmt: skip
-    return pages.get_template("sheet.html").render(answer=answer, rows=shown).encode()
+    # Pictures that a visitor uploaded are the visitor's: of those asked for, the footage's own are shown.
+    asked = [query.detection for query in answer.queries if query.detection is not None]
+    return render_sheet(
+        answer.statement,
+        [SheetCell("query", "query", [name], _picture(crop, name), "Person asked for") for name in asked],
+        [_cell(row, crop) for row in rows],
+    ).encode()
+
+
+def _cell(row: Mapping[str, Any], crop: Callable[[str], bytes]) -> SheetCell:
+    title = f"{row['rank']} {row['verdict']}" + (f", marked {row['mark']}" if row["mark"] else "")
+    when = (
+        f"{row['start']} to {row['end']}" if row["start"] else f"{row['start_offset']:.1f} to {row['end_offset']:.1f} s"
+    )
+    lines = [
+        f"sim. {row['similarity']:.3f}, {percent(row['false_match_rate'])} false",
+        f"camera {row['camera']}",
+        f"{row['source']} {when}",
+        row["detection"],
+    ]
+    alt = f"Rank {row['rank']}, {row['verdict']}: camera {row['camera']}"
+    return SheetCell(row["verdict"], title, lines, _picture(crop, row["detection"]), alt)
 
 
 def _row(rank: int, appearance: schemas.Appearance, marks: Mapping[str, str]) -> dict[str, Any]:
@@ -71,8 +85,8 @@ def _harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _picture(crop: Callable[[str], bytes], detection: str) -> str | None:
+def _picture(crop: Callable[[str], bytes], detection: str) -> str:
     try:
         return "data:image/jpeg;base64," + base64.b64encode(crop(detection)).decode()
     except RequestError:
-        return None
+        return ""
