@@ -244,7 +244,7 @@ def _statement(appearances: list[schemas.Appearance], searched: int) -> str:
         )
     return (
         f"Not there: no appearance{where} is likely this person. {closest}, which "
-        f"{percent(best.false_match_rate)} of pairs of different people reach too."
+        f"{percent(best.false_match_rate)} of appearances of other people reach too."
     )
 
 

@@ -122,8 +122,8 @@ class Appearance(Message):
     similarity: float
     verdict: Verdict
     false_match_rate: float | None = Field(
-        description="share of pairs of different people that are at least this similar; null where the store holds too "
-        "few frames with several persons to tell"
+        description="share of other people's appearances that are at least this similar; null where the store holds "
+        "too few frames with several persons to tell"
     )
     detections: int
     best: Best
