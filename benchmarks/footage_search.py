@@ -185,7 +185,7 @@ def verdicts(
     who = {name: most(identities) for name, identities in shown(rows, person).items()}
     right = wrong = true = searched = found = alarms = 0
     for query in queries.tolist():
-        own, asked = rows[query]["tracklet"], person[query]
+        own, asked = rows[query]["tracklet"], int(person[query])
         others = [name for name in who if name != own]
         likely = [who[n] for n in likely_tracklets(store, embeddings[query], others, calibration)]
         right, wrong = right + likely.count(asked), wrong + sum(p not in (asked, NOBODY) for p in likely)
