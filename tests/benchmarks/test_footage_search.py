@@ -73,5 +73,6 @@ def test_a_model_that_knows_everybody_finds_everybody(benchmark, tmp_path):
 def test_a_model_that_knows_nobody_calls_nobody_likely(benchmark, tmp_path):
     store, rows, embeddings, person = footage(tmp_path, 0.3)
     noise = np.random.default_rng(1).normal(size=embeddings.shape).astype(np.float32)
-    found = benchmark.verdicts(store, rows, benchmark.unit(noise), person, np.arange(0, len(rows), 10))
-    assert max(found["true_called_likely"], found["found"], found["false_alarms"]) <= 5
+    found = benchmark.verdicts(store, rows, benchmark.unit(noise), person, np.arange(0, len(rows), 4))
+    assert found["true_called_likely"] <= 5 and found["found"] <= 5
+    assert found["false_alarms"] <= 8  # one in twenty is promised, from 45 pairs of people

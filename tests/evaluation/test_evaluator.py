@@ -101,7 +101,7 @@ def test_golden_figures_and_files(golden_problem, records, protocol, expected, t
 
 
 def test_without_the_report(golden_problem, records, protocol, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "write_report", lambda *_: pytest.fail("a report was written"))
+    monkeypatch.setattr("person_search.report.write_report", lambda *_: pytest.fail("a report was written"))
     subject = build(records, protocol, output_dir=str(tmp_path), report=False)
     run(subject, golden_problem)
     subject.evaluate()

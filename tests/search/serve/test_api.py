@@ -216,7 +216,7 @@ def test_exports(client: TestClient, upload) -> None:
     assert lines[0]["mark"] == table[0]["mark"] == "right" and lines[1]["mark"] is None
     assert [float(row["similarity"]) for row in table] == [line["similarity"] for line in lines]
     assert files["html"].count("data:image/jpeg;base64,") == len(lines)
-    assert "1 likely, marked right</p>" in files["html"] or "1 uncertain, marked right</p>" in files["html"]
+    assert f"1 {lines[0]['verdict']}, marked right</p>" in files["html"]
     assert "<img src=x" not in files["html"] and "&lt;img src=x onerror=alert(1)&gt;.png" in files["html"]
 
 

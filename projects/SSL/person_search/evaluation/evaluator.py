@@ -22,7 +22,6 @@ from ..data.foreign import protocol_reader, read_records
 from ..data.images import frame_reader
 from ..data.records import SearchProtocol
 from ..errors import ConfigError, DatasetError, PersonSearchError
-from ..report import write_report
 from .analysis import describe_breakdown, describe_protocol, query_rows
 from .controls import (
     BACKBONE,
@@ -331,6 +330,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
         write_json(self._output_dir / "breakdown.json", breakdown)
         self._write_results(problem, metrics, protocol, left_out, detection)
         if self._writes_report:
+            from ..report import write_report  # the report reads what this package has written, and imports it
+
             logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
 
     def _write_results(
