@@ -82,6 +82,16 @@ def narrow_cfg() -> CfgNode:
 
 
 @pytest.fixture
+def shallow_cfg(narrow_cfg: CfgNode) -> CfgNode:
+    """A fifth of the layers of `narrow_cfg`, for tests that run a whole training or evaluation: a ResNet-10."""
+    narrow_cfg.merge_from_list([
+        *("MODEL.BACKBONE.NAME", "build_slim_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    ])  # fmt: skip
+    return narrow_cfg
+
+
+@pytest.fixture
 def full_width_cfg() -> CfgNode:
     """The paper's ResNet-50 on the CPU."""
     cfg = get_cfg()

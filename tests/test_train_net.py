@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
@@ -21,6 +21,8 @@ COMMON = [
     *("INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "256", "INPUT.MIN_SIZE_TEST", "144"),
     *("INPUT.MAX_SIZE_TEST", "256", "SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu"),
     *("SSL.CLUSTERING.K1", "8", "SSL.CLUSTERING.K2", "3", "SSL.MEMORY.CALIBRATION_FRAMES", "2"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "4", "SSL.EXEMPLAR.SCALES", "((24, 12), (48, 24))"),
 ]
 
 
@@ -57,6 +59,16 @@ def call(train_net: ModuleType, repository: Path, output: Path, *words: str, opt
     return train_net.main(default_argument_parser().parse_args(arguments))
 
 
+@pytest.fixture(scope="module")
+def trained(train_net: ModuleType, repository: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that evaluated before and after."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(scenes))
+        call(train_net, repository, output, options=("TEST.EVAL_BEFORE_TRAINING", "True"))
+    return output
+
+
 def refused(capfd: pytest.CaptureFixture[str], train_net, repository, output, *words, options=()) -> str:
     """The one line with which a call ends; no traceback may be printed."""
     capfd.readouterr()
@@ -80,28 +92,21 @@ def test_what_a_gpu_trained_is_evaluated_on_a_cpu_with_the_same_figures(train_ne
     assert there["detection"]["AP"] == pytest.approx(here["detection"]["AP"], abs=1.0)
 
 
-def test_trains_then_evaluates_from_the_checkpoint(train_net, repository, tmp_path):
-    output = tmp_path / "run"
-    call(train_net, repository, output, options=("TEST.EVAL_BEFORE_TRAINING", "True"))
+@pytest.mark.parametrize("words", [(), ("--resume",)], ids=["weights", "last checkpoint"])
+def test_trains_then_evaluates_from_the_checkpoint(train_net, repository, trained, tmp_path, words):
+    output = shutil.copytree(trained, tmp_path / "run")
     lines = [json.loads(line) for line in (output / "metrics.json").open()]
     logged = {key for line in lines for key in line}
     assert {"loss_scale", "pseudo_labels/clusters", "search/mAP", "untrained/search/mAP", "detection/AP"} <= logged
-    results = call(
-        train_net, repository, output, "--eval-only", options=("MODEL.WEIGHTS", str(output / "model_final.pth"))
-    )
+    shutil.rmtree(output / "inference")
+    weights = () if words else ("MODEL.WEIGHTS", str(output / "model_final.pth"))
+    results = call(train_net, repository, output, "--eval-only", *words, options=weights)
     final = next(line for line in reversed(lines) if "search/mAP" in line)
     assert results["search"]["mAP"] == pytest.approx(final["search/mAP"], abs=1e-6)
     assert results["detection"]["AP"] == pytest.approx(final["detection/AP"], abs=1e-6)
     folder = output / "inference" / "synthetic_tiny_test"
     queries = json.loads((folder / "queries.json").read_text())
     assert queries and (folder / "results.json").exists()
-
-
-def test_evaluates_the_last_checkpoint_with_resume(train_net, repository, tmp_path):
-    output = tmp_path / "run"
-    call(train_net, repository, output)
-    results = call(train_net, repository, output, "--eval-only", "--resume")
-    assert set(results) >= {"search", "detection"}
 
 
 def test_an_unknown_key(capfd, train_net, repository, tmp_path):
@@ -128,16 +133,15 @@ def test_weights_that_are_missing_or_of_a_backbone_alone(capfd, train_net, repos
 
 
 def test_an_unreadable_image_stops_the_evaluation_and_is_skipped_in_training(
-    capfd, train_net, repository, tmp_path, scenes, narrow_cfg: CfgNode
+    capfd, train_net, repository, tmp_path, scenes, trained
 ):
-    call(train_net, repository, tmp_path / "run")
     (folder,) = (p for p in scenes.glob("synthetic-tiny-*") if p.is_dir() and not p.name.endswith(".partial"))
     broken = [sorted((folder / split).glob("*.png"))[1] for split in ("train", "test")]
     whole = [path.read_bytes() for path in broken]
     try:
         for path, content in zip(broken, whole, strict=True):
             path.write_bytes(content[: len(content) // 2])
-        weights = ("MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth"))
+        weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
         line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=weights)
         assert str(broken[1]) in line
         line = refused(capfd, train_net, repository, tmp_path / "again", options=("SOLVER.MAX_ITER", "9"))

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.bank_filling import calibrate_embedding
 from person_search.modeling import NormAwareEmbedding, PooledFeatures
 from person_search.modeling.meta_arch import PooledPersons
 from person_search.modeling.objectives.ssl_objective import _persons_of_all_processes
+
+from ..processes import launch_two
 
 # Pooled features of eight persons, in frames of one to three.
 PERSONS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).abs()
@@ -61,24 +62,24 @@ def train(config: str, output: str) -> None:
 
 
 @pytest.fixture
-def config_file(narrow_cfg: CfgNode, tmp_path: Path) -> str:
+def config_file(shallow_cfg: CfgNode, tmp_path: Path) -> str:
     os.environ["DETECTRON2_DATASETS"] = str(tmp_path)
-    narrow_cfg.merge_from_list([
-        *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ("synthetic_tiny_test",)),
+    shallow_cfg.merge_from_list([
+        *("DATASETS.TRAIN", ("synthetic_tiny_train",), "DATASETS.TEST", ()),
         *("INPUT.MIN_SIZE_TRAIN", (144,), "INPUT.MAX_SIZE_TRAIN", 256, "SOLVER.MAX_ITER", 8, "SOLVER.BASE_LR", 1e-5),
         # Statistics over both processes everywhere: those of one image and of two are far apart in so narrow a network.
         *("MODEL.RESNETS.NORM", "naiveSyncBN", "SSL.MEMORY.CALIBRATION_FRAMES", 100),
         *("SSL.CLUSTERING.K1", 8, "SSL.CLUSTERING.K2", 3, "SSL.CLUSTERING.MIN_SAMPLES", 2),
         *("OUTPUT_DIR", str(tmp_path), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2),
     ])  # fmt: skip
-    (tmp_path / "config.yaml").write_text(narrow_cfg.dump())
+    (tmp_path / "config.yaml").write_text(shallow_cfg.dump())
     return str(tmp_path / "config.yaml")
 
 
 def test_two_processes_keep_equal_banks_close_to_those_of_one(config_file, tmp_path):
     output = str(tmp_path / "state")
     train(config_file, output)
-    launch(train, 2, dist_url="auto", args=(config_file, output))
+    launch_two(train, config_file, output)
     one, first, second = (torch.load(f"{output}.{name}") for name in ("1.0", "2.0", "2.1"))
     for key in ("instance", "multi_scale", "labels", "conv", "embedding_mean"):
         assert torch.equal(first[key], second[key]), key
@@ -92,14 +93,14 @@ def test_two_processes_keep_equal_banks_close_to_those_of_one(config_file, tmp_p
         assert 1 - similarity.mean() < 0.5 * (1 - unrelated.mean())
 
 
-def test_two_processes_keep_equal_tables_and_queues(narrow_cfg, config_file, tmp_path):
-    narrow_cfg.merge_from_list([
+def test_two_processes_keep_equal_tables_and_queues(shallow_cfg, config_file, tmp_path):
+    shallow_cfg.merge_from_list([
         *("MODEL.OBJECTIVE.NAME", "OIMObjective", "INPUT.IDENTITIES", True, "SSL.EXEMPLAR.ENABLED", False),
-        *("OIM.QUEUE_SIZE", 40, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", ()),
+        *("OIM.QUEUE_SIZE", 40, "SOLVER.MAX_ITER", 3),
     ])  # fmt: skip
-    Path(config_file).write_text(narrow_cfg.dump())
+    Path(config_file).write_text(shallow_cfg.dump())
     output = str(tmp_path / "oim")
-    launch(train_supervised, 2, dist_url="auto", args=(config_file, output))
+    launch_two(train_supervised, config_file, output)
     first, second = (torch.load(f"{output}.{rank}") for rank in (0, 1))
     assert first["seen"] != second["seen"]
     for key, value in first["state"].items():
@@ -124,7 +125,7 @@ def calibrate(output: str) -> None:
 
 def test_moments_of_the_calibration_are_those_of_all_rows_of_all_processes(tmp_path):
     output = str(tmp_path / "calibrated")
-    launch(calibrate, 2, dist_url="auto", args=(output,))
+    launch_two(calibrate, output)
     direction = torch.tensor([1.0, -2.0, 0.5])
     vectors = []
     for rank in (0, 1):
@@ -150,7 +151,7 @@ def count_persons(output: str) -> None:
 
 def test_the_mean_of_the_multi_label_loss_is_over_the_persons_of_all_processes(tmp_path):
     output = str(tmp_path / "persons")
-    launch(count_persons, 2, dist_url="auto", args=(output,))
+    launch_two(count_persons, output)
     assert [float(torch.load(f"{output}.{rank}")) for rank in (0, 1)] == [4, 4]
 
 
@@ -159,17 +160,17 @@ def train_from(config: str, output: str, resume: bool) -> None:
     torch.save(trainer.person_search_model.state_dict(), f"{output}.{comm.get_rank()}")
 
 
-def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalisation(narrow_cfg, config_file, tmp_path):
-    narrow_cfg.merge_from_list([
+def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalisation(shallow_cfg, config_file, tmp_path):
+    shallow_cfg.merge_from_list([
         *("MODEL.RESNETS.NORM", "BN", "SSL.MEMORY.CALIBRATION_FRAMES", 2, "SOLVER.BASE_LR", 0.02),
-        *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.CHECKPOINT_EPOCHS", 0, "DATASETS.TEST", ()),
+        *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.CHECKPOINT_EPOCHS", 0),
     ])  # fmt: skip
-    Path(config_file).write_text(narrow_cfg.dump())
-    launch(train_from, 2, dist_url="auto", args=(config_file, str(tmp_path / "unbroken"), False))
+    Path(config_file).write_text(shallow_cfg.dump())
+    launch_two(train_from, config_file, str(tmp_path / "unbroken"), False)
     for name in ("model_final.pth", "last_checkpoint"):
         (tmp_path / name).unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
-    launch(train_from, 2, dist_url="auto", args=(config_file, str(tmp_path / "resumed"), True))
+    launch_two(train_from, config_file, str(tmp_path / "resumed"), True)
     for rank in (0, 1):
         unbroken, resumed = (torch.load(tmp_path / f"{name}.{rank}") for name in ("unbroken", "resumed"))
         counters = [k for k in unbroken if k.endswith("num_batches_tracked")]  # of each process, and never read again

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.testing import check_expected_results, verify_expected_results
 from person_search.errors import ConfigError, DatasetError, ExpectationError
+
+from ..processes import launch_two
 
 NUM_FRAMES = 12
 
@@ -86,13 +87,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def cfg(narrow_cfg: CfgNode, scenes: str, tmp_path: Path) -> CfgNode:
+def cfg(shallow_cfg: CfgNode, scenes: str, tmp_path: Path) -> CfgNode:
     os.environ["DETECTRON2_DATASETS"] = scenes
-    narrow_cfg.merge_from_list([
+    shallow_cfg.merge_from_list([
         *("DATASETS.TEST", ("synthetic_tiny_test",), "INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 256),
         *("OUTPUT_DIR", str(tmp_path)),
     ])  # fmt: skip
-    return narrow_cfg
+    return shallow_cfg
 
 
 def folder_of(cfg: CfgNode) -> Path:
@@ -189,7 +190,7 @@ def test_two_processes_share_the_frames_and_resume_what_one_began(evaluate, cfg,
     output = str(tmp_path / "figures")
     weights = str(tmp_path / "weights.pth")
     torch.save(build(cfg, balance).state_dict(), weights)
-    launch(evaluate_in_process, 2, dist_url="auto", args=(str(tmp_path / "config.yaml"), weights, output))
+    launch_two(evaluate_in_process, str(tmp_path / "config.yaml"), weights, output)
     first, second = (json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(2))
     # Figures are the first process's; of the seven frames left each did its part, and then nothing was left.
     assert first == [[expected, 4], [expected, 0]] and second == [[{}, 3], [{}, 0]]

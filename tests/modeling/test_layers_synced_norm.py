@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 from person_search.modeling.layers import SyncedBatchNorm1d
 from torch import Tensor, nn
+
+from ..processes import launch_two
 
 
 def joint_batch() -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def one_process(path: str) -> None:
 
 def test_two_processes_equal_the_joint_batch(tmp_path: Path):
     path = str(tmp_path / "result")
-    launch(one_process, 2, dist_url="auto", args=(path,))
+    launch_two(one_process, path)
     parts = [torch.load(f"{path}.{rank}") for rank in (0, 1)]
     expected = step(nn.BatchNorm1d(5), *joint_batch())
     for key in ("output", "gradient"):
@@ -101,7 +102,7 @@ def one_process_uncounted(path: str) -> None:
 
 def test_rows_that_are_not_counted_in_two_processes(tmp_path: Path):
     path = str(tmp_path / "result")
-    launch(one_process_uncounted, 2, dist_url="auto", args=(path,))
+    launch_two(one_process_uncounted, path)
     parts, expected = [torch.load(f"{path}.{rank}") for rank in (0, 1)], uncounted(*joint_batch())
     outputs = [parts[0]["output"][:6], parts[1]["output"][:3], parts[0]["output"][6:], parts[1]["output"][3:]]
     torch.testing.assert_close(torch.cat(outputs), expected["output"], rtol=1e-4, atol=1e-5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
+import runpy
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +13,14 @@ import pytest
 from person_search.reproduction import rows
 from person_search.synthetic import PRESETS, generate
 
+from ..processes import start
+
 SHORT = [
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.LOG_PERIOD", "1", "SSL.CLUSTERING.K1", "8"),
     *("SSL.MEMORY.CALIBRATION_FRAMES", "2", "INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "256"),
     *("INPUT.MIN_SIZE_TEST", "144", "INPUT.MAX_SIZE_TEST", "256", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "4"),
     *("SSL.EXEMPLAR.SCALES", "((24, 12), (48, 24))"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
 ]
 FAST = ["MODEL.DEVICE", "cpu"]
 
@@ -124,20 +128,22 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_trained(too
     assert said.out == "" and f"--output {fake / 'x'} cannot be written" in said.err
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored(repository):
+def ask_for_help(repository: Path, before: signal.Handlers, answer: Path) -> None:
+    """Starts the tool with a handler of hang-ups, and writes the one that it leaves."""
+    signal.signal(signal.SIGHUP, before)
+    sys.argv = ["tools/reproduce.py", "--help"]
+    sys.path.insert(0, str(repository / "tools"))
+    try:
+        runpy.run_path(str(repository / "tools" / "reproduce.py"), run_name="__main__")
+    finally:
+        answer.write_text("ignored" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else "handled")
+
+
+@pytest.mark.parametrize(("before", "after"), [(signal.SIG_IGN, "ignored"), (signal.SIG_DFL, "handled")])
+def test_a_hang_up_that_is_ignored_stays_ignored(repository, tmp_path, before, after):
     """As under nohup: closing the terminal must not end what was to outlive it."""
-    started = """
-import runpy, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.SIG_DFL)
-sys.argv = ["tools/reproduce.py", "--help"]
-try:
-    runpy.run_path("tools/reproduce.py", run_name="__main__")
-finally:
-    print("ignored" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else "handled")
-"""
-    for state in ("ignored", "handled"):
-        done = subprocess.run([sys.executable, "-c", started, state], cwd=repository, capture_output=True, text=True)
-        assert done.stdout.splitlines()[-1] == state, done.stderr
+    start(ask_for_help, repository, before, tmp_path / "answer").join()
+    assert (tmp_path / "answer").read_text() == after
 
 
 @pytest.mark.parametrize(

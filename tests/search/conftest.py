@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
@@ -159,3 +165,84 @@ def store(tmp_path: Path, searcher: PersonSearcher) -> Iterator[Store]:
     opened = open_store(str(tmp_path / "store"), info=searcher.info, create=True)
     yield opened
     opened.close()
+
+
+# ---------------------------------------------------------------------- servers, which end with the tests
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > end:
+                raise TimeoutError(f"{url} did not answer within {seconds:.0f} s ({error})") from error
+            time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of a server that speaks S3."""
+    pytest.importorskip("moto", reason="moto, which plays S3, is not installed")
+    port = _free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        try:
+            _wait_for(f"{address}/moto-api/data.json", process, 60)
+            urllib.request.urlopen(urllib.request.Request(f"{address}/footage", method="PUT")).close()
+            yield "s3://footage"
+        finally:
+            _end(process)
+
+
+@pytest.fixture(scope="module")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A standalone Milvus server."""
+    milvus = pytest.importorskip("milvus", reason="the package milvus, which holds a server, is not installed")
+    config = milvus.MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
+    server = milvus.MilvusServer(config, wait_for_started=False)
+    try:
+        server.start()
+        try:
+            _wait_for(f"http://127.0.0.1:{server.webservice_port}/healthz", server.server_proc, 120)
+        except TimeoutError as error:
+            logs = sorted(Path(server.config.base_data_dir, "logs").glob("milvus-std*.log"))
+            tail = " ".join(log.read_text(errors="replace")[-300:] for log in logs)
+            pytest.skip(f"the Milvus server of the package milvus does not run here: {error} {tail}")
+        yield f"http://127.0.0.1:{server.listen_port}"
+    finally:
+        if server.server_proc is not None:
+            server.server_proc.kill()  # its orderly end takes long, and nobody needs its data any more
+        server.stop()
+
+
+@pytest.fixture(scope="module", params=["folder", "s3", "milvus"])
+def new_uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Gives the URI of a store that does not exist yet, each time another one."""
+    if request.param == "folder":
+        return lambda: str(tmp_path_factory.mktemp("stores") / "store")
+    base = request.getfixturevalue({"s3": "s3_bucket", "milvus": "milvus_server"}[request.param])
+    return lambda: f"{base}/s{uuid.uuid4().hex[:12]}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,13 +13,18 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import person_search.search.index
 import pyarrow as pa
 import pytest
+import torch
 from person_search.errors import ConfigError, DatasetError
 from person_search.search.index import IndexOptions, index
+from person_search.search.searcher import PersonSearcher
 from person_search.search.sources import find_sources, read_frame
 from person_search.search.store import embeddings_of, open_store
 from PIL import Image
+
+from ..processes import start
 
 OPTIONS = IndexOptions(every=Fraction(1, 5), batch_size=2, progress=False)
 
@@ -106,47 +110,36 @@ def test_a_run_that_was_stopped_goes_on(footage, searcher, store, indexed, frame
     assert_equal(table(store), indexed)
 
 
-KILLED = """
-import sys, time
-from fractions import Fraction
-import person_search.search.index as module
-from person_search.search.searcher import PersonSearcher
-from person_search.search.sources import find_sources
-from person_search.search.store import open_store
-module._WRITE_ROWS = 6
-weights, store, footage = sys.argv[1:]
-searcher = PersonSearcher(None, weights)
-opened = open_store(store, info=searcher.info, create=True)
-detect = searcher.detect_batch
-searcher.detect_batch = lambda images: (time.sleep(0.15), detect(images))[1]
-print("ready", flush=True)
-options = module.IndexOptions(every=Fraction(1, 5), batch_size=2, progress=False)
-module.index(searcher, opened, find_sources([footage]), options)
-print("done", flush=True)
-"""
+def index_and_be_killed(checkpoint: Path, uri: str, footage: Path, batches: int, seconds: float) -> None:
+    """Indexes, writes often, and dies some time after a number of batches: in the middle of whatever it does then."""
+    torch.set_num_threads(1)
+    person_search.search.index._WRITE_ROWS = 6
+    searcher = PersonSearcher(None, checkpoint)
+    detect, seen = searcher.detect_batch, []
+
+    def detect_batch(images):
+        seen.append(len(images))
+        if len(seen) == batches:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        time.sleep(0.01)  # it cannot be over before the kill
+        return detect(images)
+
+    searcher.detect_batch = detect_batch
+    index(searcher, open_store(uri, info=searcher.info, create=True), find_sources([footage]), OPTIONS)
 
 
 def test_a_run_that_is_killed_again_and_again_goes_on(footage, searcher, checkpoint, indexed, tmp_path):
-    uri, kills, done = str(tmp_path / "store"), 0, False
-    for attempt in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(checkpoint), uri, str(footage)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "ready\n"
-        try:
-            process.wait(timeout=0.9 + 0.13 * attempt)
-            done = True
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+    uri, counts = str(tmp_path / "store"), []
+    for batches, seconds in ((4, 0.0), (3, 0.011), (3, 0.023), (2, 0.037)):
+        process = start(index_and_be_killed, checkpoint, uri, footage, batches, seconds)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        store = open_store(uri, info=searcher.info)
+        counts.append(store.count())
+        store.close()
+    assert 0 < counts[-1] < len(indexed) and counts == sorted(counts)
     store = open_store(uri, info=searcher.info)
-    between = store.count()
-    if not done:
-        assert 0 < between
-        index(searcher, store, find_sources([footage]), OPTIONS)
-    assert kills >= 2
+    index(searcher, store, find_sources([footage]), OPTIONS)
     assert_equal(table(store), indexed)
 
 
@@ -263,8 +256,8 @@ def camera(tmp_path, write_video, walk):
             connections.append(self.path)
             self.send_response(200)
             self.end_headers()
-            for start in range(0, len(content), 4096):
-                self.wfile.write(content[start : start + 4096])
+            for place in range(0, len(content), 4096):
+                self.wfile.write(content[place : place + 4096])
                 time.sleep(0.02)
 
         def log_message(self, *args):

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -35,92 +28,13 @@ from person_search.search.store import (  # noqa: E402
     open_store,
 )
 
+from ..processes import barrier, start  # noqa: E402
+
 DIMENSION = 16
 INFO = StoreInfo("tiny", "ab" * 32, DIMENSION)
 START = datetime(2026, 3, 1, 8, tzinfo=timezone.utc)
 ROWS = 1500
 GATE, YARD = "gate", 'it\'s a "yard"'
-
-
-# ---------------------------------------------------------------------- servers, which end with the tests
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > end:
-                raise TimeoutError(f"{url} did not answer within {seconds:.0f} s ({error})") from error
-            time.sleep(0.1)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def s3_bucket() -> Iterator[str]:
-    """A bucket of a server that speaks S3."""
-    pytest.importorskip("moto", reason="moto, which plays S3, is not installed")
-    port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", address)
-        try:
-            _wait_for(f"{address}/moto-api/data.json", process, 60)
-            urllib.request.urlopen(urllib.request.Request(f"{address}/footage", method="PUT")).close()
-            yield "s3://footage"
-        finally:
-            _end(process)
-
-
-@pytest.fixture(scope="module")
-def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A standalone Milvus server."""
-    milvus = pytest.importorskip("milvus", reason="the package milvus, which holds a server, is not installed")
-    config = milvus.MilvusServerConfig(data_dir=str(tmp_path_factory.mktemp("milvus")))
-    server = milvus.MilvusServer(config, wait_for_started=False)
-    try:
-        server.start()
-        try:
-            _wait_for(f"http://127.0.0.1:{server.webservice_port}/healthz", server.server_proc, 120)
-        except TimeoutError as error:
-            logs = sorted(Path(server.config.base_data_dir, "logs").glob("milvus-std*.log"))
-            tail = " ".join(log.read_text(errors="replace")[-300:] for log in logs)
-            pytest.skip(f"the Milvus server of the package milvus does not run here: {error} {tail}")
-        yield f"http://127.0.0.1:{server.listen_port}"
-    finally:
-        if server.server_proc is not None:
-            server.server_proc.kill()  # its orderly end takes long, and nobody needs its data any more
-        server.stop()
-
-
-@pytest.fixture(scope="module", params=["folder", "s3", "milvus"])
-def new_uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
-    """Gives the URI of a store that does not exist yet, each time another one."""
-    if request.param == "folder":
-        return lambda: str(tmp_path_factory.mktemp("stores") / "store")
-    base = request.getfixturevalue({"s3": "s3_bucket", "milvus": "milvus_server"}[request.param])
-    return lambda: f"{base}/s{uuid.uuid4().hex[:12]}"
 
 
 # ---------------------------------------------------------------------- one store that the reading tests share
@@ -382,41 +296,33 @@ def test_purging_frees_the_bytes_of_what_was_deleted(
 
 # ---------------------------------------------------------------------- several processes
 
-_WRITER = """
-import os
-from person_search.search.store import SourceState, open_store
-os.environ.update(environment)
-store = open_store(uri, info=info, create=True)
-if barrier is not None:
-    barrier.wait(120)
-with open(progress, "w") as written:
-    for number, part in enumerate(parts):
-        store.upsert(part)
-        state = SourceState("/footage/a.mp4", name, "video", "", None, number + 1, 0.5 * number, False)
-        store.set_source(state)
-        written.write(".")
-        written.flush()
-store.close()
-"""
+
+def write(uri: str, parts: list[Any], name: str, progress: Path, barrier: Any) -> None:
+    """Writes parts of rows one after the other, and a dot a part into the file of the progress."""
+    store = open_store(uri, info=INFO, create=True)
+    if barrier is not None:
+        barrier.wait(120)
+    with progress.open("w") as written:
+        for number, part in enumerate(parts):
+            store.upsert(part)
+            state = SourceState("/footage/a.mp4", name, "video", "", None, number + 1, 0.5 * number, False)
+            store.set_source(state)
+            written.write(".")
+            written.flush()
+    store.close()
 
 
 @pytest.fixture(scope="module")
 def start_writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Any, Path]]]:
     """Starts a process that writes parts of rows one after the other, and a file that grows with each written one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["person_search.search.store", "pyarrow"])
     started = []
 
-    def start(uri: str, parts: list[Any], name: str, barrier: Any = None) -> tuple[Any, Path]:
+    def start_writing(uri: str, parts: list[Any], name: str, barrier: Any = None) -> tuple[Any, Path]:
         progress = tmp_path_factory.mktemp("progress") / "written"
-        values = {"uri": uri, "info": INFO, "parts": parts, "name": name, "progress": str(progress)}
-        values["barrier"] = barrier
-        values["environment"] = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-        started.append(context.Process(target=exec, args=(_WRITER, values)))
-        started[-1].start()
+        started.append(start(write, uri, parts, name, progress, barrier))
         return started[-1], progress
 
-    yield start
+    yield start_writing
     for process in started:
         process.kill()
         process.join()
@@ -465,8 +371,8 @@ def test_writers_at_once_double_nothing_while_others_read_and_tidy_up(
     parts = [rows.slice(start, 30) for start in range(0, 300, 30)]
     store = open_store(uri, info=INFO, create=True)
     # The same rows at the same time: without the key in Lance's schema both processes would insert them.
-    barrier = multiprocessing.get_context("forkserver").Barrier(2)
-    writers = [start_writer(uri, parts, name, barrier) for name in ("one", "two")]
+    together = barrier(2)
+    writers = [start_writer(uri, parts, name, together) for name in ("one", "two")]
     counts: list[int] = []
     failures: list[BaseException] = []
 

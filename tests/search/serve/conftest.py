@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ pytest.importorskip("fastapi", reason="the extra [search] is not installed")
 
 import av  # noqa: E402
 import pyarrow as pa  # noqa: E402
+import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from person_search.search.searcher import Detections  # noqa: E402
@@ -230,3 +235,85 @@ def upload(client: TestClient):
         return answer.json()
 
     return send
+
+
+# ---------------------------------------------------------------------- the page in a browser
+
+WIDE = {"width": 1280, "height": 860}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium, or name one in $CHROMIUM)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Served:
+    """A server on a thread."""
+
+    def __init__(self, app: Any) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.05)
+        return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture
+def address(footage_folder: Path, tmp_path: Path) -> Iterator[str]:
+    """Address of a server whose store may be changed."""
+    shutil.copytree(footage_folder / "yard.store", tmp_path / "yard.store")
+    store = open_store(str(tmp_path / "yard.store"))
+    with Served(create_app(store, ColourSearcher())) as served:
+        yield served
+    store.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens the page; fails where it breaks its own rules or loads anything from elsewhere."""
+    contexts: list[Any] = []
+    faults: list[str] = []
+
+    def opened(viewport: dict[str, int] | None = None, refusals: tuple[int, ...] = (), **options: Any) -> Any:
+        context = browser.new_context(viewport=viewport or WIDE, timezone_id="UTC", locale="en-GB", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and complain(message.text))
+        page.on("request", lambda r: r.url.startswith((address, "blob:", "data:")) or faults.append(r.url))
+
+        def complain(text: str) -> None:
+            if not any(f"the server responded with a status of {status}" in text for status in refusals):
+                faults.append(text)
+
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+@pytest.fixture
+def two_people(tmp_path: Path) -> Path:
+    """Picture of a red and a blue person."""
+    file = tmp_path / "two people.png"
+    file.write_bytes(png(draw([(HUES["red"], 50, 60), (HUES["blue"], 180, 100)])))
+    return file

@@ -131,6 +131,9 @@ export class Stage {
 
   // Mouse and finger.
   listen() {
+    // A finger that draws is no gesture of the browser's: lifted in motion it would leave a fling behind, and the tap
+    // that stops a fling (on "Search", say) clicks nothing; resting it would open the context menu.
+    this.svg.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     this.svg.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || this.drag) return;
       event.preventDefault(); // no text is selected, no picture dragged away
