@@ -76,7 +76,7 @@ def measure(trainer: PersonSearchTrainer, row: str) -> dict[str, float]:
     objective = trainer.person_search_model.objective
     start = time.perf_counter()
     features = extracted(trainer) if cfg.SSL.CLUSTERING.FEATURES == "extract" else objective.label_features()
-    labels = build_clusterer(cfg).fit(features, objective.image_ids, cluster_cameras(cfg, trainer.training_set))
+    labels = build_clusterer(cfg).fit(features, objective.image_index, cluster_cameras(cfg, trainer.training_set))
     seconds = time.perf_counter() - start
     precision, recall = pair_precision_recall(labels, trainer.training_set.person_ids)
     sizes = np.bincount(labels)

@@ -109,16 +109,16 @@ def test_each_key_changes_the_labels_as_brute_force_says():
 def test_cameras_of_two_sets_differ_and_unknown_ones_are_refused(cfg, monkeypatch):
     read = training_set.registered_records
     name = "synthetic_tiny_train"
-    assert len(set(load_training_set([name]).row_camera)) == len({r["camera_id"] for r in read(name)})
+    assert len(set(load_training_set([name]).camera_index)) == len({r["camera_id"] for r in read(name)})
     both = load_training_set([name, "synthetic_tiny_test"])
-    first = both.row_camera[both.row_image < len([r for r in read(name) if r["annotations"]])]
-    assert not set(first) & set(both.row_camera[len(first) :])
+    first = both.camera_index[both.image_index < len([r for r in read(name) if r["annotations"]])]
+    assert not set(first) & set(both.camera_index[len(first) :])
 
     def unknown(name: str):
         return [{k: v for k, v in r.items() if k != "camera_id"} for r in read(name)]
 
     monkeypatch.setattr(training_set, "registered_records", unknown)
-    assert (load_training_set([name]).row_camera == -1).all()
+    assert (load_training_set([name]).camera_index == -1).all()
     cfg.SSL.CLUSTERING.CAMERA_AWARE = True
     with pytest.raises(ConfigError, match="no frame of synthetic_tiny_train has a camera_id"):
         PersonSearchTrainer(cfg)
@@ -291,7 +291,7 @@ def test_the_options_of_a_finished_run_are_compared(few_frames, tmp_path, reposi
     line = json.loads(capsys.readouterr().out)
     assert line["n"] == len(trainer.training_set) and list(line["rows"])[:2] == ["paper", "extract"]
     labels = build_clusterer(few_frames).fit(
-        trainer.person_search_model.objective.label_features(), trainer.training_set.row_image
+        trainer.person_search_model.objective.label_features(), trainer.training_set.image_index
     )
     expected = pair_precision_recall(labels, trainer.training_set.person_ids)
     assert (line["rows"]["paper"]["precision"], line["rows"]["paper"]["recall"]) == pytest.approx(expected, abs=1e-4)
@@ -312,7 +312,7 @@ def hook_of(rows: int, clusterer: object, features: Tensor | None = None) -> Clu
     cfg.MODEL.REID_HEAD.EMBEDDING_DIM = 4
     objective = SSLObjective(cfg)
     records = [{"file_name": f"frame{i}.jpg", "annotations": [{}, {}]} for i in range(rows // 2)]
-    objective.allocate(torch.from_numpy(number_rows(records).row_image))
+    objective.allocate(torch.from_numpy(number_rows(records).image_index))
     if features is not None:
         objective.instance_bank.features.copy_(features)
     hook = ClusterLabels(objective, clusterer, number_rows(records), iterations=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from person_search.evaluation.analysis import HEIGHT_EDGES, by_camera, by_height, figures_of
+from person_search.evaluation.analysis import HEIGHT_EDGES, by_camera, by_height, metrics_of
 from person_search.evaluation.metrics import SearchResult, evaluate_search
 
 
@@ -49,10 +49,10 @@ def test_cameras_and_heights_of_the_golden_problem(golden_problem, gallery):
 
 
 @given(st.lists(st.tuples(st.sampled_from([np.nan, 0.0, 0.25, 1.0]), st.integers(0, 3), st.booleans()), max_size=30))
-def test_figures_of_some_queries(rows):
+def test_metrics_of_some_queries(rows):
     ap, first_hit, chosen = ([row[i] for row in rows] for i in range(3))
     result = result_of(ap, first_hit)
-    part = figures_of(result, np.array(chosen, bool))
+    part = metrics_of(result, np.array(chosen, bool))
     expected = slow_figures(result, [i for i, taken in enumerate(chosen) if taken])
     np.testing.assert_allclose((part.queries, part.mAP, part.top1), expected)
 

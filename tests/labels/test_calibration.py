@@ -25,22 +25,22 @@ def test_similarities_are_those_of_every_pair_of_an_image_once(count: int, image
     random = torch.Generator().manual_seed(seed)
     features = F.normalize(torch.randn(count, 5, generator=random), dim=1)
     features[torch.rand(count, generator=random) < 0.1] = 0
-    image_ids = torch.randint(images, (count,), generator=random)
+    image_index = torch.randint(images, (count,), generator=random)
     expected = [
         float(features[i] @ features[j])
         for i, j in itertools.combinations(range(count), 2)
-        if image_ids[i] == image_ids[j] and features[i].any() and features[j].any()
+        if image_index[i] == image_index[j] and features[i].any() and features[j].any()
     ]
-    found = same_image_similarities(features, image_ids)
+    found = same_image_similarities(features, image_index)
     assert sorted(found.tolist()) == pytest.approx(sorted(expected), abs=1e-5)
 
 
 def test_of_many_pairs_a_spread_sample_is_taken() -> None:
     random = torch.Generator().manual_seed(0)
     features = F.normalize(torch.randn(3000, 8, generator=random), dim=1)
-    image_ids = torch.arange(3000) // 10
-    every = same_image_similarities(features, image_ids)
-    some = same_image_similarities(features, image_ids, most=1000)
+    image_index = torch.arange(3000) // 10
+    every = same_image_similarities(features, image_index)
+    some = same_image_similarities(features, image_index, most=1000)
     assert len(every) == 300 * 45 and len(some) == 1000
     assert abs(every.quantile(0.9) - some.quantile(0.9)) < 0.03
     assert torch.isin(some, every).all()
@@ -51,14 +51,14 @@ def test_the_threshold_leaves_the_share_of_known_negatives_above_it_whatever_the
     spread = F.normalize(torch.randn(400, 16, generator=random), dim=1)
     # The same persons as another network might see them: all within a narrow cone.
     cone = F.normalize(spread + 4 * F.normalize(torch.ones(16), dim=0), dim=1)
-    image_ids = torch.arange(400) // 5
+    image_index = torch.arange(400) // 5
     for features in (spread, cone):
-        threshold = calibrated_threshold(features, image_ids, 0.98)
-        above = (same_image_similarities(features, image_ids) > threshold).float().mean()
+        threshold = calibrated_threshold(features, image_index, 0.98)
+        above = (same_image_similarities(features, image_index) > threshold).float().mean()
         assert 0.015 <= above <= 0.02
-        labels = predict_multi_labels(features @ features.T, image_ids, torch.arange(400), threshold)
+        labels = predict_multi_labels(features @ features.T, image_index, torch.arange(400), threshold)
         assert 400 < labels.sum() < 400 * 20
-    fixed = [int(predict_multi_labels(f @ f.T, image_ids, torch.arange(400), 0.7).sum()) for f in (spread, cone)]
+    fixed = [int(predict_multi_labels(f @ f.T, image_index, torch.arange(400), 0.7).sum()) for f in (spread, cone)]
     assert fixed[0] < 600 and fixed[1] > 400 * 60  # what a fixed similarity makes of the two
 
 

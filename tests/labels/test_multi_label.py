@@ -12,17 +12,17 @@ from person_search.labels import DynamicThreshold, predict_multi_labels
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def walk(similarity: torch.Tensor, image_ids: torch.Tensor, rows: torch.Tensor, threshold: float) -> torch.Tensor:
+def walk(similarity: torch.Tensor, image_index: torch.Tensor, rows: torch.Tensor, threshold: float) -> torch.Tensor:
     """Each row first keeps itself, then walks the candidates by falling similarity; keeping one closes its image."""
     labels = torch.zeros(similarity.shape, dtype=torch.bool)
     for q, row in enumerate(rows.tolist()):
         labels[q, row] = True
-        closed = {image_ids[row].item()}
+        closed = {image_index[row].item()}
         candidates = [j for j in range(similarity.shape[1]) if similarity[q, j] >= threshold]
         for j in sorted(candidates, key=lambda j: (-similarity[q, j].item(), j)):
-            if image_ids[j].item() not in closed:
+            if image_index[j].item() not in closed:
                 labels[q, j] = True
-                closed.add(image_ids[j].item())
+                closed.add(image_index[j].item())
     return labels
 
 
@@ -40,11 +40,11 @@ def test_equals_the_walk_also_with_ties(
     random = torch.Generator().manual_seed(seed)
     # Multiples of 1/4: many candidates are equally similar, and some equal the threshold.
     similarity = torch.randint(-4, 5, (queries, count), generator=random) / 4
-    image_ids = torch.randint(0, images, (count,), generator=random) * 1000 - 3000
+    image_index = torch.randint(0, images, (count,), generator=random) * 1000 - 3000
     rows = torch.randint(0, count, (queries,), generator=random)
-    labels = predict_multi_labels(similarity.to(device), image_ids, rows, threshold)
+    labels = predict_multi_labels(similarity.to(device), image_index, rows, threshold)
     assert labels.dtype == torch.bool and labels.device.type == device
-    assert torch.equal(labels.cpu(), walk(similarity, image_ids, rows, threshold))
+    assert torch.equal(labels.cpu(), walk(similarity, image_index, rows, threshold))
 
 
 def test_the_row_itself_stays_below_the_threshold_and_closes_its_image() -> None:
@@ -89,20 +89,20 @@ def test_makes_no_float_copy_of_the_similarity(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("similarity", "image_ids", "rows", "message"),
+    ("similarity", "image_index", "instance_index", "message"),
     [
         (torch.zeros(5), torch.arange(5), torch.zeros(1, dtype=torch.int64), r"similarity .* \(q, N\)"),
-        (torch.zeros(2, 5), torch.arange(4), torch.tensor([0, 1]), r"image_ids .* \(5,\)"),
-        (torch.zeros(2, 5), torch.arange(5), torch.tensor([0]), r"rows .* \(2,\)"),
+        (torch.zeros(2, 5), torch.arange(4), torch.tensor([0, 1]), r"image_index .* \(5,\)"),
+        (torch.zeros(2, 5), torch.arange(5), torch.tensor([0]), r"instance_index .* \(2,\)"),
         (torch.zeros(2, 5), torch.arange(5), torch.tensor([0, 5]), r"expected 0\.\.4"),
         (torch.zeros(2, 5), torch.arange(5), torch.tensor([-1, 0]), r"expected 0\.\.4"),
     ],
 )
 def test_rejects_arrays_that_do_not_fit(
-    similarity: torch.Tensor, image_ids: torch.Tensor, rows: torch.Tensor, message: str
+    similarity: torch.Tensor, image_index: torch.Tensor, instance_index: torch.Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        predict_multi_labels(similarity, image_ids, rows, 0.5)
+        predict_multi_labels(similarity, image_index, instance_index, 0.5)
 
 
 def test_dynamic_threshold_is_equation_9() -> None:

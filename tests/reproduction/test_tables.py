@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from person_search.reproduction.rows import PRW_ARXIV, Published
-from person_search.reproduction.tables import TableRow, csv_table, flat_figures, markdown_table, spread, write_tables
+from person_search.reproduction.tables import TableRow, csv_table, flat_metrics, markdown_table, spread, write_tables
 
 
 def row(name: str, values: dict[int, float], published=None, changes=None) -> TableRow:
@@ -98,7 +98,7 @@ def test_spread_is_the_sample_deviation(values):
 
 def test_figures_of_an_evaluation():
     figures = {"search": {"mAP": 12.5, "top1": None}, "detection": {"AP": 90}}
-    assert flat_figures(figures) == {"search/mAP": 12.5, "detection/AP": 90.0}
+    assert flat_metrics(figures) == {"search/mAP": 12.5, "detection/AP": 90.0}
 
 
 def test_files_are_replaced(tmp_path):

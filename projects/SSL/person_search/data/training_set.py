@@ -24,24 +24,24 @@ class TrainingSet:
 
     Attributes:
         records: Detectron2 records; `instance_index` of an annotation is its row, running over all records.
-        row_image: (N,) int64, index of the record that shows each row's person.
+        image_index: (N,) int64, index of the record that shows each row's person.
         person_ids: (N,) int64, identity of each row, -1 where unknown; those of two data sets differ. For diagnostics,
             and for the training of supervised methods alone.
     """
 
     records: list[dict[str, Any]]
-    row_image: np.ndarray
+    image_index: np.ndarray
     person_ids: np.ndarray
 
     def __len__(self) -> int:
         """N, number of annotated persons."""
-        return len(self.row_image)
+        return len(self.image_index)
 
     @property
-    def row_camera(self) -> np.ndarray:
+    def camera_index(self) -> np.ndarray:
         """(N,) int64, the camera that saw each row's person, -1 where unknown. Cameras of two data sets differ."""
         cameras = [-1 if r.get("camera_id") is None else r["camera_id"] for r in self.records]
-        return np.asarray(cameras, np.int64)[self.row_image]
+        return np.asarray(cameras, np.int64)[self.image_index]
 
     @property
     def identities(self) -> np.ndarray:
@@ -49,9 +49,9 @@ class TrainingSet:
         numbers = np.unique(self.person_ids[self.person_ids >= 0])
         return np.where(self.person_ids >= 0, np.searchsorted(numbers, self.person_ids), -1)
 
-    def frame_of(self, row: int) -> str:
+    def frame_of(self, instance_index: int) -> str:
         """File name of the frame that shows a row's person."""
-        return self.records[int(self.row_image[row])]["file_name"]
+        return self.records[int(self.image_index[instance_index])]["file_name"]
 
     def check_images(self) -> None:
         """Refuses a set of which no image is there: each of them would be skipped with a warning of its own.

@@ -46,7 +46,7 @@ def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, 
         training_set: all of the training set.
         count: how many; where there are fewer frames, all.
     """
-    frames = np.unique(training_set.row_image)
+    frames = np.unique(training_set.image_index)
     count = min(count, len(frames))
     chosen = frames[((np.arange(count) + 0.5) * len(frames) / max(count, 1)).astype(np.int64)]
     return [training_set.records[i] for i in chosen]

@@ -173,7 +173,7 @@ def cluster_cameras(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray | Non
     """
     if not cfg.SSL.CLUSTERING.CAMERA_AWARE:
         return None
-    cameras = training_set.row_camera
+    cameras = training_set.camera_index
     if not (cameras >= 0).any():
         raise ConfigError(
             f"SSL.CLUSTERING.CAMERA_AWARE needs to know cameras, and no frame of {', '.join(cfg.DATASETS.TRAIN)} has a "

@@ -123,7 +123,7 @@ class ThresholdSchedule(HookBase):
 
     def _calibrate(self, epoch: int) -> float:
         quantile = self._threshold.at(epoch)
-        threshold = calibrated_threshold(self._objective.label_features(), self._objective.image_ids, quantile)
+        threshold = calibrated_threshold(self._objective.label_features(), self._objective.image_index, quantile)
         if threshold is None:
             raise TrainingError(
                 "SSL.THRESHOLD.CALIBRATION 'same_image' needs images with two persons or more, and the training set "
@@ -224,7 +224,7 @@ class ClusterLabels(HookBase):
 
     def _fit(self, features: torch.Tensor) -> np.ndarray:
         try:
-            return self._clusterer.fit(features, self._objective.image_ids, self._cameras)
+            return self._clusterer.fit(features, self._objective.image_index, self._cameras)
         except ValueError as error:
             raise TrainingError(f"the clustering before iteration {self.trainer.iter} failed: {error}") from error
 
@@ -237,7 +237,7 @@ class ClusterLabels(HookBase):
         if not self._objective.predicts_multi_labels:
             return
         step = max(1, len(persons) // self.JUDGED_ROWS)
-        rows = torch.arange(0, len(persons), step, device=self._objective.image_ids.device)
+        rows = torch.arange(0, len(persons), step, device=self._objective.image_index.device)
         labels = torch.cat([self._objective.predict_labels(part).cpu() for part in rows.split(64)])
         precision, recall = multi_label_precision_recall(labels.numpy(), rows.cpu().numpy(), persons)
         self._log(multi_label_precision=precision, multi_label_recall=recall)

@@ -99,7 +99,7 @@ class PersonSearchTrainer(DefaultTrainer):
         seed_generators(self.seed)
         model = self.build_model(cfg)
         identities = training_identities(cfg, self.training_set)
-        model.objective.allocate(torch.from_numpy(self.training_set.row_image), identities)
+        model.objective.allocate(torch.from_numpy(self.training_set.image_index), identities)
         self.person_search_model = model
         self.teacher = Teacher(model, cfg.SSL.TEACHER.MOMENTUM) if cfg.SSL.TEACHER.ENABLED else None
         optimizer = self.build_optimizer(cfg, model)

@@ -33,7 +33,7 @@ class Part:
     top1: float
 
 
-def figures_of(result: SearchResult, chosen: np.ndarray) -> Part:
+def metrics_of(result: SearchResult, chosen: np.ndarray) -> Part:
     """The metrics of the queries where `chosen` (Q,) bool is set; those without a match to find are left out."""
     counted = chosen & (result.target_count > 0)
     if not counted.any():
@@ -46,7 +46,7 @@ def by_camera(problem: SearchProblem, result: SearchResult) -> dict[int, Part]:
     if problem.frame_camera is None:
         return {}
     camera = problem.frame_camera[problem.query_frame]
-    return {int(number): figures_of(result, camera == number) for number in np.unique(camera)}
+    return {int(number): metrics_of(result, camera == number) for number in np.unique(camera)}
 
 
 def by_height(
@@ -66,7 +66,7 @@ def by_height(
     height = problem.query_box[:, 3] - problem.query_box[:, 1]
     bounds = (0.0, *edges, float("inf"))
     place = np.searchsorted(edges, height, "right")
-    return {(bounds[i], bounds[i + 1]): figures_of(result, place == i) for i in np.unique(place).tolist()}
+    return {(bounds[i], bounds[i + 1]): metrics_of(result, place == i) for i in np.unique(place).tolist()}
 
 
 def cumulative_matches(result: SearchResult, ranks: int = 20) -> np.ndarray:

@@ -28,21 +28,21 @@ class DynamicThreshold:
         return self.initial + self.alpha * math.exp(self.beta * epoch)
 
 
-def same_image_pairs(image_ids: Tensor, most: int = 200_000) -> tuple[Tensor, Tensor]:
+def same_image_pairs(image_index: Tensor, most: int = 200_000) -> tuple[Tensor, Tensor]:
     """Pairs of rows of one image: different people for certain, negatives known without identities.
 
     Args:
-        image_ids: (N,) int64, the image of each row.
+        image_index: (N,) int64, the image of each row.
         most: pairs that are given; of more, as many are taken evenly spread over all.
 
     Returns:
         both rows of each pair, (pairs,) int64 each, every pair once; none where no image shows two persons. Memory
         grows with N and with the pairs that are given.
     """
-    device = image_ids.device
-    order = torch.argsort(image_ids, stable=True)
+    device = image_index.device
+    order = torch.argsort(image_index, stable=True)
     place = torch.arange(len(order), device=device)
-    counts = torch.unique_consecutive(image_ids[order], return_counts=True)[1]
+    counts = torch.unique_consecutive(image_index[order], return_counts=True)[1]
     # Each row pairs with the rows behind it in its image.
     behind = torch.repeat_interleave(counts.cumsum(0), counts) - place - 1
     ends = behind.cumsum(0)
@@ -55,19 +55,19 @@ def same_image_pairs(image_ids: Tensor, most: int = 200_000) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def same_image_similarities(features: Tensor, image_ids: Tensor, most: int = 200_000) -> Tensor:
+def same_image_similarities(features: Tensor, image_index: Tensor, most: int = 200_000) -> Tensor:
     """Similarities of the persons of one image, see `same_image_pairs`.
 
     Args:
         features: (N, d) unit rows; persons whose row is zero, as they were never seen, are left out.
-        image_ids: (N,) int64, the image of each row.
+        image_index: (N,) int64, the image of each row.
         most: pairs that are looked at.
 
     Returns:
         (pairs,) float, each pair once.
     """
     seen = features.any(dim=1).nonzero()[:, 0]
-    first, second = same_image_pairs(image_ids.to(features.device)[seen], most)
+    first, second = same_image_pairs(image_index.to(features.device)[seen], most)
     parts = [
         (features[seen[a]] * features[seen[b]]).sum(dim=1)
         for a, b in zip(first.split(4096), second.split(4096), strict=True)
@@ -75,7 +75,7 @@ def same_image_similarities(features: Tensor, image_ids: Tensor, most: int = 200
     return torch.cat(parts) if parts else features.new_zeros(0)
 
 
-def calibrated_threshold(features: Tensor, image_ids: Tensor, quantile: float) -> float | None:
+def calibrated_threshold(features: Tensor, image_index: Tensor, quantile: float) -> float | None:
     """Similarity that a share `quantile` of the persons of one image do not exceed (see `same_image_similarities`).
 
     A similarity means something else in every network, and again at each stage of its training. The share of known
@@ -84,7 +84,7 @@ def calibrated_threshold(features: Tensor, image_ids: Tensor, quantile: float) -
     Returns:
         The threshold, a cosine similarity; None where no image shows two persons.
     """
-    similarities = same_image_similarities(features, image_ids)
+    similarities = same_image_similarities(features, image_index)
     if not len(similarities):
         return None
     rank = min(int(quantile * len(similarities)), len(similarities) - 1)
@@ -92,7 +92,7 @@ def calibrated_threshold(features: Tensor, image_ids: Tensor, quantile: float) -
 
 
 @torch.no_grad()
-def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, threshold: float) -> Tensor:
+def predict_multi_labels(similarity: Tensor, image_index: Tensor, instance_index: Tensor, threshold: float) -> Tensor:
     """Predicts the positives of bank rows (section 2, "Dynamic multi-label learning").
 
     Every row at least as similar as the threshold is a candidate. Persons of one image are different people, so of
@@ -101,8 +101,8 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
 
     Args:
         similarity: (q, N) float, similarity of the q rows to all bank rows. It is only read.
-        image_ids: (N,) int64, the image of each bank row.
-        rows: (q,) int64, the bank rows that the similarities belong to.
+        image_index: (N,) int64, the image of each bank row.
+        instance_index: (q,) int64, the bank rows that the similarities belong to.
         threshold: t(e), see `DynamicThreshold`.
 
     Returns:
@@ -112,13 +112,13 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
     Raises:
         ValueError: shapes that do not fit each other, or a row outside 0..N-1.
     """
-    _check_shapes(similarity, image_ids, rows)
+    _check_shapes(similarity, image_index, instance_index)
     device = similarity.device
-    image_ids, rows = image_ids.to(device), rows.to(device)
+    image_index, instance_index = image_index.to(device), instance_index.to(device)
     query, column = (similarity >= threshold).nonzero(as_tuple=True)
     # Numbers instead of masks: on a GPU each use of a mask waits for the count of its elements.
-    image = image_ids[column]
-    elsewhere = (image != image_ids[rows][query]).nonzero()[:, 0]
+    image = image_index[column]
+    elsewhere = (image != image_index[instance_index][query]).nonzero()[:, 0]
     query, column, image = query[elsewhere], column[elsewhere], image[elsewhere]
     # Stable sorts from the least to the most important key: similarity falling, image, query. Candidates come from
     # nonzero() by rising column, so among equal similarities the lowest row stays in front.
@@ -131,21 +131,24 @@ def predict_multi_labels(similarity: Tensor, image_ids: Tensor, rows: Tensor, th
     labels = torch.zeros(similarity.shape, dtype=torch.bool, device=device)
     first = first.nonzero()[:, 0]
     labels[query[first], column[first]] = True
-    labels[torch.arange(len(rows), device=device), rows] = True
+    labels[torch.arange(len(instance_index), device=device), instance_index] = True
     return labels
 
 
-def _check_shapes(similarity: Tensor, image_ids: Tensor, rows: Tensor) -> None:
+def _check_shapes(similarity: Tensor, image_index: Tensor, instance_index: Tensor) -> None:
     if similarity.dim() != 2:
         raise ValueError(f"similarity has shape {tuple(similarity.shape)}, expected (q, N)")
-    expected = {"rows": (rows, similarity.shape[0]), "image_ids": (image_ids, similarity.shape[1])}
+    expected = {
+        "instance_index": (instance_index, similarity.shape[0]),
+        "image_index": (image_index, similarity.shape[1]),
+    }
     for name, (tensor, length) in expected.items():
         if tensor.shape != (length,):
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, expected ({length},) for a similarity of shape "
                 f"{tuple(similarity.shape)}"
             )
-    if len(rows):
-        least, most = torch.stack(rows.aminmax()).tolist()
+    if len(instance_index):
+        least, most = torch.stack(instance_index.aminmax()).tolist()
         if not 0 <= least <= most < similarity.shape[1]:
-            raise ValueError(f"rows lie in {least}..{most}, expected 0..{similarity.shape[1] - 1}")
+            raise ValueError(f"instance_index lies in {least}..{most}, expected 0..{similarity.shape[1] - 1}")

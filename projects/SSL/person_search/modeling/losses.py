@@ -15,7 +15,7 @@ def scale_invariant_loss(
     instances: Tensor,
     originals: Tensor | None,
     exemplars: Tensor,
-    image_ids: Tensor,
+    image_index: Tensor,
     margin: float,
     gamma: float,
 ) -> Tensor:
@@ -30,7 +30,7 @@ def scale_invariant_loss(
         originals: (P, d) unit features of the exemplars at the original scale, or None where that scale is left out.
         exemplars: (P, K, d) unit features of the exemplars at K fixed scales. K = 0 is allowed with `originals`, which
             then also serve as the positives.
-        image_ids: (P,) integers, equal for persons of one image.
+        image_index: (P,) integers, equal for persons of one image.
         margin: m.
         gamma: weight of the original scale.
 
@@ -52,13 +52,13 @@ def scale_invariant_loss(
     distance = (instances[:, None, None] - candidates[None]).square().sum(dim=-1)
     own = torch.diagonal(distance).T
     positive = own[:, : max(exemplars.shape[1], 1)].amax(dim=1)
-    other = image_ids[:, None] == image_ids[None]
+    other = image_index[:, None] == image_index[None]
     other.fill_diagonal_(False)
     negative = distance.masked_fill(~other[..., None], float("inf")).amin(dim=(1, 2))
     loss = (margin + positive - negative).clamp(min=0)
     if originals is not None:
         loss = loss + gamma * own[:, -1]
-    _, image, persons = torch.unique(image_ids, return_inverse=True, return_counts=True)
+    _, image, persons = torch.unique(image_index, return_inverse=True, return_counts=True)
     return (loss / persons[image]).sum() / len(persons)
 
 
@@ -174,7 +174,7 @@ def cluster_contrastive_loss(
     return -(probability + epsilon).log().mean()
 
 
-def in_scene_separation_loss(features: Tensor, persons: Tensor, image_ids: Tensor, margin: float) -> Tensor:
+def in_scene_separation_loss(features: Tensor, persons: Tensor, image_index: Tensor, margin: float) -> Tensor:
     """Similarity of RoIs of different persons of one image, as far as it exceeds a margin. Not in the paper.
 
     For each RoI, the excess max(s - margin, 0) over the RoIs of the other persons of its image, averaged with the
@@ -184,20 +184,20 @@ def in_scene_separation_loss(features: Tensor, persons: Tensor, image_ids: Tenso
     Args:
         features: (R, d) unit features of positive RoIs.
         persons: (R,) integers, the person that each RoI is matched to.
-        image_ids: (R,) integers, the image of each RoI.
+        image_index: (R,) integers, the image of each RoI.
         margin: similarity that costs nothing.
 
     Returns:
         A scalar; 0 where no image shows two persons. RoIs without another person in their image do not count.
     """
     features = features.float()
-    apart = (image_ids[:, None] == image_ids[None]) & (persons[:, None] != persons[None])
+    apart = (image_index[:, None] == image_index[None]) & (persons[:, None] != persons[None])
     has_other = apart.any(dim=1)
     if not bool(has_other.any()):
         return features.sum() * 0.0
     excess = (features[has_other] @ features.T - margin).clamp(min=0)
     weight = excess.masked_fill(~apart[has_other], float("-inf")).softmax(dim=1)
-    _, image, rois = torch.unique(image_ids[has_other], return_inverse=True, return_counts=True)
+    _, image, rois = torch.unique(image_index[has_other], return_inverse=True, return_counts=True)
     return ((weight * excess).sum(dim=1) / rois[image]).sum() / len(rois)
 
 

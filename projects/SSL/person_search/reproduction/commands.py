@@ -18,7 +18,7 @@ from .rows import PUBLISHED, TABLES, Published, Row, sweep_points
 from .runner import Runner, own_cores, share, visible_gpus
 from .runs import Run, plan_runs, read_result
 from .sweep_figure import SweepPoint, draw_sweep
-from .tables import TableRow, csv_table, flat_figures, markdown_table, write_tables
+from .tables import TableRow, csv_table, flat_metrics, markdown_table, write_tables
 
 Say = Callable[[str], None]
 
@@ -160,7 +160,7 @@ def _table_rows(
     for row in rows:
         own = [run for run in runs if run.row.name == row.name]
         results = {run.seed: result for run in own if (result := read_result(run)) is not None}
-        by_seed = {seed: flat_figures(result["figures"]) for seed, result in results.items()}
+        by_seed = {seed: flat_metrics(result["figures"]) for seed, result in results.items()}
         changes = differing_keys(base, own[0].cfg)
         table.append(TableRow(row.name, row.title, by_seed, changes, published.get(row.name, {})))
     return table

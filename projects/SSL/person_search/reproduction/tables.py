@@ -77,7 +77,7 @@ class TableRow:
         return spread([self.by_seed[seed][_MAIN] - other.by_seed[seed][_MAIN] for seed in common])
 
 
-def flat_figures(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+def flat_metrics(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """ "search" -> "mAP" -> value, as results.json has it, to "search/mAP" -> value; missing values are left out."""
     return {
         f"{group}/{name}": float(value)

@@ -33,29 +33,29 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", torch.zeros(size, dim))
 
     @torch.no_grad()
-    def fill(self, rows: Tensor, features: Tensor) -> None:
+    def fill(self, instance_index: Tensor, features: Tensor) -> None:
         """Sets rows to features.
 
         Args:
-            rows: (q,) int64.
+            instance_index: (q,) int64, the rows.
             features: (q, d).
         """
-        self.features[rows] = F.normalize(features.to(self.features), dim=1)
+        self.features[instance_index] = F.normalize(features.to(self.features), dim=1)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, features: Tensor, new_weight: float, renormalize: bool = True) -> None:
+    def update(self, instance_index: Tensor, features: Tensor, new_weight: float, renormalize: bool = True) -> None:
         """Moves rows towards features: lambda * new + (1 - lambda) * old (Eq. 5).
 
         A row named more than once (one frame twice in a batch) moves once, towards the mean of its features, so that
         the result depends neither on their order nor on the process that saw them.
 
         Args:
-            rows: (q,) int64.
+            instance_index: (q,) int64, the rows.
             features: (q, d).
             new_weight: lambda, the weight of the NEW feature, in [0, 1].
             renormalize: scale the updated rows to unit length.
         """
-        unique, inverse = torch.unique(rows, return_inverse=True)
+        unique, inverse = torch.unique(instance_index, return_inverse=True)
         sums = self.features.new_zeros(len(unique), self.features.shape[1])
         sums.index_add_(0, inverse, features.to(self.features))
         mean = sums / torch.bincount(inverse)[:, None]
@@ -94,11 +94,11 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
         self.size = 0
 
     @abstractmethod
-    def allocate(self, image_ids: Tensor, identities: Tensor | None = None) -> None:
+    def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
         """Makes an empty memory.
 
         Args:
-            image_ids: (N,) int64, equal for the persons of one image.
+            image_index: (N,) int64, equal for the persons of one image.
             identities: (N,) int64, the identity of each person, numbered from 0 without gaps, -1 where unknown; None
                 for an objective without `needs_identities`.
         """
@@ -172,7 +172,7 @@ class BankObjective(ReIDObjective):
 
     predicts_multi_labels: ClassVar[bool] = False
     cluster_labels: Tensor
-    image_ids: Tensor
+    image_index: Tensor
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class BankObjective(ReIDObjective):
 
     # ------------------------------------------------------------------ banks and labels
 
-    def allocate(self, image_ids: Tensor, identities: Tensor | None = None) -> None:
+    def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
         """Makes empty banks; every row starts as a cluster of its own. See `ReIDObjective.allocate`.
 
         Raises:
@@ -229,11 +229,11 @@ class BankObjective(ReIDObjective):
         """
         if identities is not None:
             raise ValueError(f"{type(self).__name__} is weakly supervised: it must not be given identities")
-        device = self.image_ids.device if hasattr(self, "image_ids") else image_ids.device
-        self.size = len(image_ids)
+        device = self.image_index.device if hasattr(self, "image_index") else image_index.device
+        self.size = len(image_index)
         self.instance_bank = MemoryBank(self.size, self.dim).to(device)
         self.multi_scale_bank = MemoryBank(self.size, self.dim).to(device) if self.multi_scale else None
-        self.register_buffer("image_ids", image_ids.to(device), persistent=False)
+        self.register_buffer("image_index", image_index.to(device), persistent=False)
         self.register_buffer("cluster_labels", torch.arange(self.size, device=device))
 
     def label_features(self) -> Tensor:
@@ -257,10 +257,10 @@ class BankObjective(ReIDObjective):
         )
         return multi_scale
 
-    def _remember(self, rows: Tensor, instances: Tensor, multi_scale: Tensor | None) -> None:
-        self.instance_bank.update(rows, instances, self.new_weight, self.renormalize)
+    def _remember(self, instance_index: Tensor, instances: Tensor, multi_scale: Tensor | None) -> None:
+        self.instance_bank.update(instance_index, instances, self.new_weight, self.renormalize)
         if self.multi_scale_bank is not None:
-            self.multi_scale_bank.update(rows, multi_scale, self.new_weight, self.renormalize)
+            self.multi_scale_bank.update(instance_index, multi_scale, self.new_weight, self.renormalize)
 
     # ------------------------------------------------------------------ losses
 

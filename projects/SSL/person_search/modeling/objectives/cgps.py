@@ -102,5 +102,5 @@ class CGPSObjective(BankObjective):
             losses["loss_context"] = self.context_weight * context
         return losses
 
-    def _remember(self, rows: Tensor, features: Tensor) -> None:
-        update_table(self.instance_bank.features, rows, features, momentum=1 - self.new_weight)
+    def _remember(self, instance_index: Tensor, features: Tensor) -> None:
+        update_table(self.instance_bank.features, instance_index, features, momentum=1 - self.new_weight)

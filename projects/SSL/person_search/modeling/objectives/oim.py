@@ -121,7 +121,7 @@ class OIMObjective(ReIDObjective):
             "weight": oim.WEIGHT,
         }
 
-    def allocate(self, image_ids: Tensor, identities: Tensor | None = None) -> None:
+    def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
         """Makes an empty table and queue; see `ReIDObjective.allocate`.
 
         Raises:
@@ -129,7 +129,7 @@ class OIMObjective(ReIDObjective):
         """
         if identities is None:
             raise ValueError("OIMObjective is supervised: it needs the identities of the persons")
-        device = self.lookup_table.device if hasattr(self, "lookup_table") else image_ids.device
+        device = self.lookup_table.device if hasattr(self, "lookup_table") else image_index.device
         self.size = len(identities)
         count = int(identities.max()) + 1 if self.size else 0
         self.register_buffer("row_identity", identities.to(device), persistent=False)

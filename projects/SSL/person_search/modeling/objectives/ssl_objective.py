@@ -94,8 +94,8 @@ class SSLObjective(BankObjective):
         if self.multi_label_weight:
             losses |= self._multi_label_losses(batch, multi_scale)
         if self.in_scene_weight:
-            rows = batch.roi_instance_index
-            separation = in_scene_separation_loss(batch.rois, rows, self.image_ids[rows], self.in_scene_margin)
+            person = batch.roi_instance_index
+            separation = in_scene_separation_loss(batch.rois, person, self.image_index[person], self.in_scene_margin)
             losses["loss_in_scene"] = self.in_scene_weight * separation
         return losses
 
@@ -120,19 +120,19 @@ class SSLObjective(BankObjective):
         }
 
     @torch.no_grad()
-    def predict_labels(self, rows: Tensor) -> Tensor:
+    def predict_labels(self, instance_index: Tensor) -> Tensor:
         """Multi-labels (q, N) bool of bank rows (q,) at the current threshold (Eq. 7-10)."""
         features = self.label_features()
         with full_precision():
-            similarity = features[rows] @ features.T
+            similarity = features[instance_index] @ features.T
         if self.threshold is None:  # neither labels nor losses may be made of a value that nobody chose
             raise RuntimeError("the threshold of the multi-labels is not set: call set_threshold before each epoch")
-        return predict_multi_labels(similarity, self.image_ids, rows, self.threshold)
+        return predict_multi_labels(similarity, self.image_index, instance_index, self.threshold)
 
 
-def _persons_of_all_processes(rows: Tensor) -> Tensor:
+def _persons_of_all_processes(instance_index: Tensor) -> Tensor:
     """Number of persons in the batch of all processes together, at least 1; a scalar."""
-    count = rows.new_full((), len(rows), dtype=torch.float32)
+    count = instance_index.new_full((), len(instance_index), dtype=torch.float32)
     if comm.get_world_size() > 1:
         dist.all_reduce(count)
     return count.clamp(min=1)
