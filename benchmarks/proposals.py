@@ -61,7 +61,7 @@ class Sweep:
         (self.dataset,) = cfg.DATASETS.TEST
         self.model, self.frames = model, 0
         self.boxes: dict[Pruning, Counter[str]] = {pruning: Counter() for pruning in prunings}
-        self.evaluators = {pruning: PersonSearchEvaluator.from_config(cfg, self.dataset) for pruning in prunings}
+        self.evaluators = {pruning: PersonSearchEvaluator(cfg, self.dataset) for pruning in prunings}
 
     @torch.no_grad()
     def run(self, inputs: list[dict[str, Any]]) -> None:

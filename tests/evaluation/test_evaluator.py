@@ -335,7 +335,7 @@ def test_keys_that_cannot_work_are_named(registered, options, message):
     add_ssl_config(cfg)
     cfg.merge_from_list([f"TEST.PERSON_SEARCH.{word}" if isinstance(word, str) else word for word in options])
     with pytest.raises(ConfigError, match=message):
-        PersonSearchEvaluator.from_config(cfg, registered)
+        PersonSearchEvaluator(cfg, registered)
 
 
 @pytest.fixture()
@@ -351,22 +351,22 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     cfg = get_cfg()
     add_ssl_config(cfg)
     given = PersonSearchEvaluator.given_boxes(cfg, registered)
-    subject = PersonSearchEvaluator.from_config(cfg, registered)
+    subject = PersonSearchEvaluator(cfg, registered)
     assert {name: boxes.tolist() for name, boxes in given.items()} == {
         name: boxes.tolist() for name, boxes in subject.given_boxes_by_image.items()
     }
     run(subject, golden_problem)
     weighted = subject.evaluate()["search"]["mAP"]
     cfg.merge_from_list(["TEST.PERSON_SEARCH.SCORE_WEIGHTED", False])
-    subject = PersonSearchEvaluator.from_config(cfg, registered)
+    subject = PersonSearchEvaluator(cfg, registered)
     run(subject, golden_problem)
     assert subject.evaluate()["search"]["mAP"] == pytest.approx(expected["all_cameras"]["mAP"])
     assert weighted != pytest.approx(expected["all_cameras"]["mAP"])
     cfg.merge_from_list(["TEST.PERSON_SEARCH.CBGM.ENABLED", True, "TEST.PERSON_SEARCH.RERANKING.ENABLED", True])
     with pytest.raises(ConfigError, match="cannot both be on"):
-        PersonSearchEvaluator.from_config(cfg, registered)
+        PersonSearchEvaluator(cfg, registered)
     with pytest.raises(ConfigError, match="'absent' is not a registered dataset"):
-        PersonSearchEvaluator.from_config(cfg, "absent")
+        PersonSearchEvaluator(cfg, "absent")
     MetadataCatalog.remove(registered)
     MetadataCatalog.get(registered).set(registered_entry={"format": "own, without queries"})
     with pytest.raises(DatasetError, match="golden_prw_registered has no queries"):
@@ -384,15 +384,15 @@ def test_own_sets_are_searched_across_cameras_when_asked(golden_problem, records
         for name, these in names.items():
             DatasetCatalog.register(name, lambda these=these: these)
             MetadataCatalog.get(name).set(load_protocol=lambda: own)
-        subject = PersonSearchEvaluator.from_config(cfg, "golden_own")
+        subject = PersonSearchEvaluator(cfg, "golden_own")
         run(subject, golden_problem)
         assert list(subject.evaluate()) == ["search", "detection"]
         cfg.merge_from_list(["TEST.PERSON_SEARCH.CROSS_CAMERA", True])
-        subject = PersonSearchEvaluator.from_config(cfg, "golden_own")
+        subject = PersonSearchEvaluator(cfg, "golden_own")
         run(subject, golden_problem)
         assert subject.evaluate()["search_cross_camera"] == pytest.approx(expected["cross_camera"], abs=1e-4)
         with pytest.raises(ConfigError, match="CROSS_CAMERA is True, but golden_unknown has frames without camera_id"):
-            PersonSearchEvaluator.from_config(cfg, "golden_unknown")
+            PersonSearchEvaluator(cfg, "golden_unknown")
     finally:
         for name in names:
             DatasetCatalog.remove(name)
@@ -404,4 +404,4 @@ def test_a_set_of_another_evaluator_type_is_refused(registered):
     add_ssl_config(cfg)
     MetadataCatalog.get(registered).set(evaluator_type="lvis")
     with pytest.raises(DatasetError, match="golden_prw_registered has no queries: its evaluator_type is 'lvis'"):
-        PersonSearchEvaluator.from_config(cfg, registered)
+        PersonSearchEvaluator(cfg, registered)

@@ -163,7 +163,7 @@ class PersonSearchTrainer(DefaultTrainer):
         control = None
         if cfg.TEST.PERSON_SEARCH.CONTROL_WEIGHTS:
             control = functools.partial(backbone_features, cfg, dataset_name)
-        return PersonSearchEvaluator.from_config(cfg, dataset_name, folder, control)
+        return PersonSearchEvaluator(cfg, dataset_name, folder, control)
 
     @classmethod
     def test(

@@ -80,6 +80,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         results: gallery name -> `SearchResult` after `evaluate`, on the first rank.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -139,8 +140,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | None = None,
         backbone_features: Callable[[SearchProblem], BoxFeatures] | None = None,
-    ) -> PersonSearchEvaluator:
-        """The evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset; see the class.
+    ) -> dict[str, Any]:
+        """Arguments of the evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset.
 
         Raises:
             ConfigError: a key has a value that cannot work.
@@ -150,24 +151,24 @@ class PersonSearchEvaluator(DatasetEvaluator):
         records, protocol = _load(dataset_name)
         context_matching, reranking = _rescoring(keys)
         _check_cross_camera(keys, dataset_name, records, protocol)
-        return cls(
-            dataset_name=dataset_name,
-            records=records,
-            protocol=protocol,
-            output_dir=output_dir,
-            query_feature=keys.QUERY_FEATURE,
-            gallery=keys.GALLERY,
-            cross_camera=True if keys.CROSS_CAMERA else None,
-            min_frame_gap=keys.MIN_FRAME_GAP,
-            controls=keys.CONTROLS,
-            backbone_features=backbone_features,
-            score_weighted=keys.SCORE_WEIGHTED,
-            score_threshold=keys.SCORE_THRESHOLD,
-            cbgm=context_matching,
-            reranking=reranking,
-            save=keys.SAVE_PROBLEM,
-            report=keys.REPORT,
-        )
+        return {
+            "dataset_name": dataset_name,
+            "records": records,
+            "protocol": protocol,
+            "output_dir": output_dir,
+            "query_feature": keys.QUERY_FEATURE,
+            "gallery": keys.GALLERY,
+            "cross_camera": True if keys.CROSS_CAMERA else None,
+            "min_frame_gap": keys.MIN_FRAME_GAP,
+            "controls": keys.CONTROLS,
+            "backbone_features": backbone_features,
+            "score_weighted": keys.SCORE_WEIGHTED,
+            "score_threshold": keys.SCORE_THRESHOLD,
+            "cbgm": context_matching,
+            "reranking": reranking,
+            "save": keys.SAVE_PROBLEM,
+            "report": keys.REPORT,
+        }
 
     @classmethod
     def given_boxes(cls, cfg: CfgNode, dataset_name: str) -> dict[str, np.ndarray]:

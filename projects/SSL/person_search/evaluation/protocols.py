@@ -131,6 +131,21 @@ def build_problem(
     check_frame_gap(min_frame_gap, records, protocol)
     given = given_boxes_by_image(records, protocol, gallery)
     _check_outputs(given, given_boxes_by_image(records, protocol, "ground_truth"), outputs)
+    problem = _without_galleries(records, protocol, outputs, gallery)
+    if query_feature == "detection":
+        problem = replace(problem, query_feature=_feature_of_best_detection(problem, score_threshold))
+    problem = _add_galleries(problem, protocol, cross_camera)
+    if not min_frame_gap:
+        return problem
+    numbers = np.array([record["frame_number"] for record in records], np.int64)
+    far = {f"frame_gap_{min_frame_gap}": frame_gap_galleries(problem, numbers, min_frame_gap)}
+    return with_galleries(problem, {**problem.galleries, **far}, problem.main_gallery)
+
+
+def _without_galleries(
+    records: Sequence[Mapping[str, Any]], protocol: SearchProtocol, outputs: Mapping[str, ImageOutput], gallery: str
+) -> SearchProblem:
+    """Arrays of frames, annotations, queries with the features of their boxes, and what is searched."""
     ground_truth: dict[str, Any] = _ground_truth(records)
     frame_of = {record["image_id"]: frame for frame, record in enumerate(records)}
     ordered = [outputs[record["image_id"]] for record in records]
@@ -141,7 +156,7 @@ def build_problem(
     )
     dimension = found["det_feature"].shape[1] if len(found["det_feature"]) or not feature else len(feature[0])
     cameras = [record.get("camera_id") for record in records]
-    problem = SearchProblem(
+    return SearchProblem(
         **found | {"det_feature": found["det_feature"].reshape(len(found["det_feature"]), dimension)},
         **ground_truth,
         frame_name=tuple(frame_of),
@@ -151,14 +166,6 @@ def build_problem(
         query_feature=np.array(feature, np.float32).reshape(len(feature), dimension),
         frame_camera=None if None in cameras else np.array(cameras, np.int64),
     )
-    if query_feature == "detection":
-        problem = replace(problem, query_feature=_feature_of_best_detection(problem, score_threshold))
-    problem = _add_galleries(problem, protocol, frame_of, cross_camera)
-    if not min_frame_gap:
-        return problem
-    numbers = np.array([record["frame_number"] for record in records], np.int64)
-    far = {f"frame_gap_{min_frame_gap}": frame_gap_galleries(problem, numbers, min_frame_gap)}
-    return with_galleries(problem, {**problem.galleries, **far}, problem.main_gallery)
 
 
 def check_frame_gap(least: int, records: Sequence[Mapping[str, Any]], protocol: SearchProtocol) -> None:
@@ -230,9 +237,7 @@ def _listed_again(gallery: Gallery) -> int:
     return sum(name in gallery.boxes for name in gallery.image_ids) - len(gallery.boxes)
 
 
-def _add_galleries(
-    problem: SearchProblem, protocol: SearchProtocol, frame_of: Mapping[str, int], cross_camera: bool | None
-) -> SearchProblem:
+def _add_galleries(problem: SearchProblem, protocol: SearchProtocol, cross_camera: bool | None) -> SearchProblem:
     if protocol.kind not in ("prw", "cuhk_sysu", "custom"):
         raise DatasetError(f"search protocol: kind is {protocol.kind!r}, expected prw, cuhk_sysu or custom")
     if not protocol.galleries:
@@ -246,6 +251,7 @@ def _add_galleries(
     if cross_camera:
         raise ConfigError("cross_camera does not go with galleries that are listed by the protocol (CUHK-SYSU)")
     galleries = {}
+    frame_of = {name: frame for frame, name in enumerate(problem.frame_name)}
     for name in sorted(protocol.galleries, key=lambda name: (not name.isdigit(), len(name), name)):
         rows = protocol.galleries[name]
         if len(rows) != len(protocol.queries):

@@ -49,6 +49,7 @@ class ReIDHead(nn.Module):
     """The head that embeds persons, tells them from background and places their boxes (NAE's; OIM's and CGPS's with
     another embedding)."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -76,8 +77,8 @@ class ReIDHead(nn.Module):
         self.box_loss_weight, self.cls_loss_weight = box_loss_weight, cls_loss_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, channels: int) -> ReIDHead:
-        """The head that MODEL.REID_HEAD describes, on a backbone feature of so many channels.
+    def from_config(cls, cfg: CfgNode, channels: int) -> dict[str, Any]:
+        """Arguments of the head that MODEL.REID_HEAD describes, on a backbone feature of so many channels.
 
         Raises:
             ConfigError: the kind of pooling or embedding does not exist.
@@ -86,16 +87,16 @@ class ReIDHead(nn.Module):
         pooling = GlobalPooling(keys.GLOBAL_POOLING, keys.STRIPES)
         # Channels of what the embedding and the regressor read.
         res4_channels, pooled_channels = (keys.STRIPES * count for count in (channels, res5_channels(cfg)))
-        return cls(
-            res5=build_res5(cfg),
-            regressor=BoxRegressor(pooled_channels, keys.BN_NECK),
-            embedding=build_embedding(keys.EMBEDDING, res4_channels, pooled_channels, keys.EMBEDDING_DIM),
-            global_pooling=pooling,
-            transform=Box2BoxTransform(weights=box_keys.BBOX_REG_WEIGHTS),
-            smooth_l1_beta=box_keys.SMOOTH_L1_BETA,
-            box_loss_weight=keys.BOX_LOSS_WEIGHT,
-            cls_loss_weight=keys.CLS_LOSS_WEIGHT,
-        )
+        return {
+            "res5": build_res5(cfg),
+            "regressor": BoxRegressor(pooled_channels, keys.BN_NECK),
+            "embedding": build_embedding(keys.EMBEDDING, res4_channels, pooled_channels, keys.EMBEDDING_DIM),
+            "global_pooling": pooling,
+            "transform": Box2BoxTransform(weights=box_keys.BBOX_REG_WEIGHTS),
+            "smooth_l1_beta": box_keys.SMOOTH_L1_BETA,
+            "box_loss_weight": keys.BOX_LOSS_WEIGHT,
+            "cls_loss_weight": keys.CLS_LOSS_WEIGHT,
+        }
 
     def pool(self, res4: Tensor) -> PooledFeatures:
         """Vectors of RoI features (R, C4, h, w) and of what res5 makes of them."""
@@ -127,6 +128,7 @@ class ReIDHead(nn.Module):
 class BoxHead(nn.Module):
     """Faster R-CNN's head, which refines the RPN's proposals for the head behind it (SeqNet)."""
 
+    @configurable
     def __init__(
         self, *, res5: nn.Module, predictor: FastRCNNOutputLayers, score_thresh: float, nms_thresh: float
     ) -> None:
@@ -140,8 +142,8 @@ class BoxHead(nn.Module):
         self.score_thresh, self.nms_thresh = score_thresh, nms_thresh
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> BoxHead:
-        """The head that MODEL.BOX_HEAD describes."""
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the head that MODEL.BOX_HEAD describes."""
         keys, box_keys = cfg.MODEL.BOX_HEAD, cfg.MODEL.ROI_BOX_HEAD
         res5 = build_res5(cfg)
         predictor = FastRCNNOutputLayers(
@@ -153,7 +155,12 @@ class BoxHead(nn.Module):
             box_reg_loss_type=box_keys.BBOX_REG_LOSS_TYPE,
             loss_weight={"loss_box_reg": keys.BOX_LOSS_WEIGHT},
         )
-        return cls(res5=res5, predictor=predictor, score_thresh=keys.SCORE_THRESH_TEST, nms_thresh=keys.NMS_THRESH_TEST)
+        return {
+            "res5": res5,
+            "predictor": predictor,
+            "score_thresh": keys.SCORE_THRESH_TEST,
+            "nms_thresh": keys.NMS_THRESH_TEST,
+        }
 
     def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, 2) and box deltas (R, 4) of RoI features (R, C4, h, w)."""
@@ -249,7 +256,7 @@ class PersonSearchROIHeads(ROIHeads):
             **super().from_config(cfg),
             "in_feature": in_feature,
             "pooler": build_pooler(cfg, shape),
-            "reid_head": ReIDHead.from_config(cfg, shape.channels),
+            "reid_head": ReIDHead(cfg, shape.channels),
             "box_head": cls._build_box_head(cfg),
             "box_head_score": cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE,
             "objectness_thresh": cfg.MODEL.PROPOSAL_GENERATOR.SCORE_THRESH_TEST,
@@ -260,7 +267,7 @@ class PersonSearchROIHeads(ROIHeads):
 
     @classmethod
     def _build_box_head(cls, cfg: CfgNode) -> BoxHead | None:
-        return BoxHead.from_config(cfg)
+        return BoxHead(cfg)
 
     # ------------------------------------------------------------------ training
 
