@@ -41,7 +41,7 @@ class Progress:
         self._waited += time.perf_counter() - self._last
 
     def finished(self, units: int) -> None:
-        """Marks that so many more are done."""
+        """Counts items as done."""
         self._own += units
         self._last = time.perf_counter()
         log_every_n_seconds(logging.INFO, self.line(), n=_SECONDS_A_LINE, name=__name__)

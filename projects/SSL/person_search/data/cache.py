@@ -83,7 +83,7 @@ def _describe(source: Path) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Where a cache file may lie, best first."""
+    """Folders that a cache file may lie in, best first."""
     home = os.path.expanduser("~")  # stays "~" where nobody knows one
     user = Path(os.environ.get("XDG_CACHE_HOME") or (tempfile.gettempdir() if home == "~" else f"{home}/.cache"))
     # Two datasets may share a name: in the user's folder the digest of the root tells them apart.

@@ -1,4 +1,4 @@
-"""How a dataset gets its name: the root folder, paths in configs, and registration with Detectron2."""
+"""Names of datasets: the root folder, paths in configs, and registration with Detectron2."""
 
 from __future__ import annotations
 

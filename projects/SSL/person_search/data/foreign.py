@@ -50,7 +50,7 @@ def read_records(name: str) -> list[Record]:
 
 
 def protocol_reader(name: str) -> Callable[[], SearchProtocol] | None:
-    """What reads the queries of a registered data set; None where nothing does, as for a training set."""
+    """Reader of the queries of a registered data set; None where there is none, as for a training set."""
     if is_own(name) or _protocol(name) is not None:
         return _protocol(name)
 

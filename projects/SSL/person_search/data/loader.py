@@ -113,7 +113,7 @@ Mapper = Callable[[Record], dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a worker hands over. Errors travel as values: raised in a worker, torch would wrap them in a traceback."""
+    """Sample of a worker. Errors travel as values: raised in a worker, torch would wrap them in a traceback."""
 
     data: dict[str, Any] | None = None
     error: PersonSearchError | None = None

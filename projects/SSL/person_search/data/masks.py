@@ -153,7 +153,7 @@ class MaskStore:
 
 
 def default_mask_file(dataset_name: str) -> Path:
-    """Where the masks of a data set are looked for: $DETECTRON2_DATASETS/masks/<dataset_name>.json."""
+    """Default path of the masks of a data set: $DETECTRON2_DATASETS/masks/<dataset_name>.json."""
     return dataset_root() / "masks" / f"{dataset_name}.json"
 
 

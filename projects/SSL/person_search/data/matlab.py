@@ -1,4 +1,4 @@
-"""What the readers of official annotations need of MATLAB files: one variable, its texts, its boxes."""
+"""MATLAB files, as far as the readers of official annotations need them: one variable, its texts, its boxes."""
 
 from __future__ import annotations
 

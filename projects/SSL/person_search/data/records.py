@@ -111,7 +111,7 @@ class Frame:
 
 @dataclass
 class _Tally:
-    """What cleaning did, for one line in the log."""
+    """Counts of what was cleaned, for one line in the log."""
 
     clipped: int = 0
     dropped: int = 0

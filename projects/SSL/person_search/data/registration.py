@@ -23,7 +23,7 @@ _KEY = "DATASETS.CUSTOM"
 
 @dataclass(frozen=True)
 class _Format:
-    """What an entry of a format may say: key -> (argument of `register`, kind of value)."""
+    """Keys of an entry of a format: key -> (argument of `register`, kind of value)."""
 
     register: Callable[..., None]
     required: dict[str, tuple[str, type]]

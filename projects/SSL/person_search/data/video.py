@@ -193,7 +193,7 @@ def _open(file: str) -> cv2.VideoCapture:
 
 
 def _index(file: str) -> Arrays:
-    """What decoding a video from end to end tells, kept by `cached_arrays`.
+    """Index of a video, from decoding it end to end once; kept by `cached_arrays`.
 
     Returns:
         "stamps": (frames,) float64, the time in milliseconds of each frame that can be decoded; "promised": int, the

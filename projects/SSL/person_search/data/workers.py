@@ -64,7 +64,7 @@ def _told(error: BaseException) -> list[str]:
 
 
 def failure_of_workers(error: Exception, loader: DataLoader[Any]) -> str | None:
-    """What an error that a loader has raised says about its workers, and what to do; None: it is not about them."""
+    """Message about the workers for an error that a loader has raised, and what to do; None: it is not about them."""
     text = " ".join(_told(error))
     workers = f"the {loader.num_workers} worker processes that read images"
     if not loader.num_workers:

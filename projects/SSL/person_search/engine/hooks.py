@@ -200,7 +200,7 @@ class ClusterLabels(HookBase):
         logger.info("Pseudo labels: %d clusters and %d singletons of %d persons", clusters, singletons, len(labels))
 
     def _features(self) -> torch.Tensor:
-        """What is clustered, (N, d); rows that cannot be are reported by the frames that show their persons."""
+        """Features to cluster, (N, d); rows that cannot be are reported by the frames that show their persons."""
         features = self._objective.label_features() if self._extract is None else self._extract()
         invalid = torch.from_numpy(invalid_rows(features)).to(features.device)
         finite = features[invalid].isfinite().all(dim=1)

@@ -1,4 +1,4 @@
-"""What a run prints: one line for an error that the user can mend, a traceback only for what nobody expected."""
+"""Messages of a run: one line for an error that the user can mend, a traceback only for what nobody expected."""
 
 from __future__ import annotations
 

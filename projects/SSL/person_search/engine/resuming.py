@@ -1,4 +1,4 @@
-"""What a resumed training does with settings that have changed since its checkpoint."""
+"""Settings of a resumed training that have changed since its checkpoint: which count, and which are refused."""
 
 from __future__ import annotations
 

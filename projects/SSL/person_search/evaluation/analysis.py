@@ -1,4 +1,4 @@
-"""What stands behind the metrics: parts of the queries, curves, single queries, and the protocol in words."""
+"""Analysis behind the metrics: parts of the queries, curves, single queries, and the protocol in words."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def cumulative_matches(result: SearchResult, ranks: int = 20) -> np.ndarray:
 
 
 def gallery_sizes(problem: SearchProblem, gallery: str | None = None) -> np.ndarray:
-    """How many frames are searched for each query, (Q,) int64, in a gallery, by default the main one."""
+    """Number of frames that are searched for each query, (Q,) int64, in a gallery, by default the main one."""
     galleries = problem.galleries[problem.gallery_name(gallery)]
     if galleries.frame_offset is not None:
         return np.diff(galleries.frame_offset)
@@ -98,7 +98,7 @@ def gallery_sizes(problem: SearchProblem, gallery: str | None = None) -> np.ndar
 
 @dataclass(frozen=True)
 class SimilarityHistogram:
-    """How similar queries are to their matches and to all other detections of their galleries.
+    """Histograms of the similarities of queries to their matches and to all other detections of their galleries.
 
     Attributes:
         edges: (n + 1,) float64, bounds of the bins, from -1 to 1.
@@ -337,7 +337,7 @@ def _query_feature(choice: str, detections: bool) -> str:
 def describe_breakdown(
     problem: SearchProblem, results: Mapping[str, SearchResult], options: SearchOptions, detection: bool
 ) -> dict[str, Any]:
-    """What is behind the metrics, as a mapping fit for JSON; metrics in percent.
+    """Breakdown of the metrics as a mapping fit for JSON, in percent.
 
     Args:
         problem: what was searched.
@@ -391,7 +391,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _thinned(curve: PrecisionRecall, points: int = 300) -> dict[str, list[float]]:
-    """At most so many points of a curve, in percent, evenly spaced in recall, first and last among them."""
+    """At most `count` points of a curve, in percent, evenly spaced in recall, first and last among them."""
     place = np.arange(len(curve.recall))
     if len(place) > points:
         wanted = np.linspace(curve.recall[0], curve.recall[-1], points)

@@ -121,7 +121,7 @@ def match_targets(galleries: Galleries, index: DetectionIndex, searchable: np.nd
 
 
 class Members:
-    """Which detections are in the gallery of each query.
+    """Detections in the gallery of each query.
 
     Attributes:
         galleries: the gallery of each of Q queries.

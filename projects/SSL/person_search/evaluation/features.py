@@ -112,7 +112,7 @@ T = TypeVar("T")
 
 
 def image_output(image_id: str, output: Mapping[str, Any]) -> ImageOutput:
-    """What a model returned for a frame, as arrays.
+    """Outputs of a model for one frame, as arrays.
 
     Args:
         image_id: named in errors.
@@ -169,7 +169,7 @@ def extract(
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first process, on all of them; every process has to call this.
+    """Result of `compute` on the first process, given to all of them; every process has to call this.
 
     Raises:
         PersonSearchError: raised by `compute`; a process that did not get it would wait for the others in vain.

@@ -73,7 +73,7 @@ Rescorer = Callable[[int, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How similarities are made of features.
+    """Options of a search: how similarities are made of features.
 
     Attributes:
         score_threshold: detections below this score are not searched.

@@ -30,7 +30,7 @@ _XYXY_ABS = 0  # BoxMode.XYXY_ABS
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """What a model returned for one frame.
+    """Outputs of a model for one frame.
 
     Attributes:
         box: (n, 4) float32 xyxy, pixels of the original frame.
@@ -231,7 +231,7 @@ def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], 
 
 
 def _listed_again(gallery: Gallery) -> int:
-    """How many times a frame with the person is listed after its first time."""
+    """Number of times that frames with the person are listed after their first."""
     if len(set(gallery.image_ids)) == len(gallery.image_ids):
         return 0
     return sum(name in gallery.boxes for name in gallery.image_ids) - len(gallery.boxes)

@@ -16,7 +16,7 @@ _GROUP = 64
 
 
 def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many of the values are at least each threshold.
+    """Number of values that are at least each threshold.
 
     Args:
         values: (n,) of the same dtype as the thresholds.

@@ -1,4 +1,4 @@
-"""How well pseudo labels agree with known identities. Diagnostics only: nothing here may reach training."""
+"""Agreement of pseudo labels with known identities. Diagnostics only: nothing here may reach training."""
 
 from __future__ import annotations
 

@@ -279,8 +279,8 @@ def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[in
 
 
 def _suffix_masses(codes: SparseRows, suffixes: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
-    """What each pair shares beyond the prefixes of both rows, (P,) float32: the suffix of the one that was cut first
-    against the whole other row."""
+    """Mass that each pair shares beyond the prefixes of both rows, (P,) float32: the suffix of the row that was cut
+    first against the whole other row."""
     start = suffixes.pointer
     cut = torch.full((codes.count,), codes.count, device=codes.row.device)
     has_suffix = start.diff() > 0

@@ -45,7 +45,7 @@ class ResNetLastStage(LastStage, nn.Sequential):
 
 
 class LastStageBuilder(NamedTuple):
-    """How the last stage of a kind of network is built.
+    """Builder of the last stage of a kind of network.
 
     Attributes:
         build: gives a last stage of its own, without pretrained weights.

@@ -13,7 +13,7 @@ from .layers import SyncedBatchNorm1d
 
 
 class PooledFeatures(NamedTuple):
-    """What the embedding reads of each RoI or crop.
+    """Pooled vectors of RoIs or crops, which the embedding reads.
 
     Attributes:
         res4: (R, C4), globally pooled res4 features; with S stripes (R, S * C4).

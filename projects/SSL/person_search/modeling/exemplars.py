@@ -158,7 +158,7 @@ _BLOCKS = (BasicBlock, BottleneckBlock)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images lie in a mosaic.
+    """Places of images in a mosaic.
 
     Attributes:
         size: (height, width) of the mosaic in pixels.

@@ -24,7 +24,7 @@ from .layers import BoxRegressor, build_pooler, running_statistics
 
 @dataclass(frozen=True)
 class TrainingEmbeddings:
-    """What the re-id losses read of one batch. Every feature is float32 of unit length.
+    """Embeddings of one batch, which the re-id losses read. Every feature is float32 of unit length.
 
     Attributes:
         rois: (R, d) positive RoIs of the head that embeds.
@@ -78,7 +78,7 @@ class ReIDHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, channels: int) -> dict[str, Any]:
-        """Arguments of the head that MODEL.REID_HEAD describes, on a backbone feature of so many channels.
+        """Arguments of the head that MODEL.REID_HEAD describes, on a backbone feature of `channels` channels.
 
         Raises:
             ConfigError: the kind of pooling or embedding does not exist.
@@ -374,7 +374,7 @@ class PersonSearchROIHeads(ROIHeads):
         return detected, list(embeddings.split(counts)[1::2])
 
     def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> PooledFeatures:
-        """What the embedding reads of boxes, image after image."""
+        """Pooled vectors of boxes, image after image."""
         return self.reid_head.pool(self._pool(features[self.in_feature], boxes))
 
     def _candidates(self, feature: Tensor, proposals: list[Instances]) -> list[Instances]:

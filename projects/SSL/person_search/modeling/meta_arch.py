@@ -176,7 +176,7 @@ class SSLPersonSearch(GeneralizedRCNN):
 
     @torch.no_grad()
     def pool_persons(self, batched_inputs: list[dict[str, Any]]) -> PooledPersons:
-        """What the embedding reads of the annotated persons: their RoIs and exemplars.
+        """Pooled vectors of the annotated persons: of their RoIs and of their exemplars.
 
         Args:
             batched_inputs: images with "instances".

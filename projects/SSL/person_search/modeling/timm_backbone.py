@@ -32,7 +32,7 @@ _FINAL_NORMS = ("norm", "norm_pre")
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a network of timm is cut.
+    """Place where a network of timm is cut.
 
     Attributes:
         trunk, last: dotted names of the modules, each in the order in which they run.
@@ -290,7 +290,7 @@ def import_timm() -> Any:
 
 
 def find_cut(network: nn.Module, name: str) -> Cut:
-    """Where a network is cut: behind its last stage of stride 16.
+    """Place where a network is cut: behind its last stage of stride 16.
 
     Args:
         network: a network of timm.

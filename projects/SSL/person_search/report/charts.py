@@ -55,7 +55,7 @@ class Axis:
         return cls(label, ticks[0] / margin, ticks[-1] * margin, ticks, log=True)
 
     def place(self, value: float) -> float:
-        """Where a value lies between the ends, from 0 to 1."""
+        """Place of a value between the ends, from 0 to 1."""
         scale = math.log if self.log else float
         return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
 

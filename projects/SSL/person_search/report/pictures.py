@@ -184,6 +184,6 @@ def _summary(rows: Sequence[Mapping[str, Any]], drawn: int) -> str:
 
 
 def legend_handles() -> list[Patch]:
-    """What the colours of the crops mean, for a legend."""
+    """Legend handles of the colours of the crops."""
     names = {"query": QUERY, "correct ✓": CORRECT, "wrong ✗": WRONG}
     return [Patch(facecolor="none", edgecolor=color, linewidth=2, label=name) for name, color in names.items()]

@@ -131,7 +131,7 @@ def iterations_per_epoch(metrics: dict[str, Series], clustering_period: int = 1)
 
 
 def learning_rate_steps(metrics: dict[str, Series]) -> list[int]:
-    """Where the learning rate fell to half or less: in each case the iteration after the last one with the old rate.
+    """Iterations at which the learning rate fell to half or less: each time the first after the last with the old rate.
 
     Rates are known only at the iterations that were logged, so a step may have come a few iterations later. A rate that
     was falling already, as at the end of a cosine schedule, makes no step.

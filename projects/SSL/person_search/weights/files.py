@@ -48,7 +48,7 @@ _OLD_NAME = re.compile("|".join(re.escape(name) for name in _RENAMED))
 
 @dataclass(frozen=True)
 class Pixels:
-    """What weights expect of an image's pixels.
+    """Pixel format that weights expect.
 
     Attributes:
         mean, std: by channel, of values from 0 to 255.
@@ -65,7 +65,7 @@ IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
+    """Contents of a weight file.
 
     Attributes:
         state: tensors by the names that they have in it.
@@ -105,7 +105,7 @@ def read_weights(path: str) -> WeightFile:
 
 
 def read_file(path: Path) -> Any:
-    """What a file holds, whatever it is. Nothing in it is executed.
+    """Contents of a file, whatever it is. Nothing in it is executed.
 
     Raises:
         CheckpointError: it does not exist, is damaged, or holds other objects than arrays and plain values.
@@ -295,7 +295,7 @@ def _download_timm(url: str) -> WeightFile:
 
 
 def timm_pixels(network: Any) -> Pixels:
-    """What a network of timm expects of an image's pixels, from timm's own data config."""
+    """Pixel format of a network of timm, from timm's own data config."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(network)

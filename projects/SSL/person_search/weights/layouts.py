@@ -103,7 +103,7 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
 
 
 def _source(file: WeightFile, path: str, named: Mapping[str, Tensor]) -> tuple[str, Pixels | None]:
-    """What the weights are, and the pixels that they expect."""
+    """Origin of the weights, and the pixel format that they expect."""
     author = str(file.rest.get("__author__", ""))
     if file.origin:
         return file.origin, file.pixels

@@ -27,7 +27,7 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Start:
-    """What of a model starts from a pretrained network.
+    """Parts of a model that start from a pretrained network.
 
     Attributes:
         state: weights under the model's names.

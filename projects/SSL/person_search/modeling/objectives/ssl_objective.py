@@ -1,4 +1,4 @@
-"""What SSL trains the re-id features with: memory banks, pseudo labels and the losses that read them (Eq. 13)."""
+"""The objective of SSL: memory banks, pseudo labels and the losses that read them (Eq. 13)."""
 
 from __future__ import annotations
 
