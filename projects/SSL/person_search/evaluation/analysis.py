@@ -42,7 +42,7 @@ def metrics_of(result: SearchResult, chosen: np.ndarray) -> Part:
 
 
 def by_camera(problem: SearchProblem, result: SearchResult) -> dict[int, Part]:
-    """Figures by the camera of the query's frame, by rising camera; empty where the cameras are not known."""
+    """Metrics by the camera of the query's frame, by rising camera; empty where the cameras are not known."""
     if problem.frame_camera is None:
         return {}
     camera = problem.frame_camera[problem.query_frame]
@@ -52,7 +52,7 @@ def by_camera(problem: SearchProblem, result: SearchResult) -> dict[int, Part]:
 def by_height(
     problem: SearchProblem, result: SearchResult, edges: Sequence[float] = HEIGHT_EDGES
 ) -> dict[tuple[float, float], Part]:
-    """Figures by the height of the query box.
+    """Metrics by the height of the query box.
 
     Args:
         problem: its query boxes, in pixels of the original frame.
@@ -391,7 +391,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _thinned(curve: PrecisionRecall, points: int = 300) -> dict[str, list[float]]:
-    """At most `count` points of a curve, in percent, evenly spaced in recall, first and last among them."""
+    """At most `points` points of a curve, in percent, evenly spaced in recall, first and last among them."""
     place = np.arange(len(curve.recall))
     if len(place) > points:
         wanted = np.linspace(curve.recall[0], curve.recall[-1], points)

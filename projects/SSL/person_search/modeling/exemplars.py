@@ -117,7 +117,7 @@ class PersonCrops:
         return pixels.movedim(0, 1)
 
     def _sources(self, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which two pixels (P, length) of the image each pixel of the result lies between, and the second one's
+        """The two pixels (P, length) of the image that each pixel of the result lies between, and the second one's
         weight."""
         steps = torch.arange(length, device=self._image.device) + 0.5
         own = self._length[:, axis, None]

@@ -77,11 +77,11 @@ class TableRow:
         return spread([self.by_seed[seed][_MAIN] - other.by_seed[seed][_MAIN] for seed in common])
 
 
-def flat_metrics(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+def flat_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """ "search" -> "mAP" -> value, as results.json has it, to "search/mAP" -> value; missing values are left out."""
     return {
         f"{group}/{name}": float(value)
-        for group, values in figures.items()
+        for group, values in metrics.items()
         for name, value in values.items()
         if value is not None
     }
