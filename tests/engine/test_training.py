@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import time
+import signal
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from person_search.data import training_set
 from person_search.engine import PersonSearchTrainer
 from person_search.engine.hooks import ClusterLabels
@@ -23,13 +26,14 @@ from ..processes import start
 State = dict[str, torch.Tensor]
 
 
-def run(cfg: CfgNode, output: Path, resume: bool = False) -> PersonSearchTrainer:
+def run(cfg: CfgNode, output: Path, resume: bool = False, hooks: Sequence[HookBase] = ()) -> PersonSearchTrainer:
     """Trains in this process."""
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(output)
     output.mkdir(exist_ok=True, parents=True)
     trainer = PersonSearchTrainer(cfg)
     trainer.resume_or_load(resume)
+    trainer.register_hooks(list(hooks))
     trainer.train()
     return trainer
 
@@ -88,19 +92,30 @@ def test_identities_never_reach_training(cfg, tmp_path, unbroken, monkeypatch):
     assert_equal(expected, state_of(trainer))
 
 
-@pytest.mark.parametrize("wanted", ["model_0000002.pth", "model_0000011.pth"])
-def test_kill_9_and_resume_gives_the_unbroken_run(cfg, tmp_path, unbroken, wanted):
-    """Killed as soon as a checkpoint stands on disk (in the first and in the second epoch), then resumed."""
+class KillLater(HookBase):
+    """Kills its process soon after an iteration, in the middle of whatever it does then."""
+
+    def __init__(self, iteration: int) -> None:
+        self._iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self._iteration:
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def be_killed(cfg: CfgNode, output: Path, iteration: int) -> None:
+    run(cfg, output, hooks=[KillLater(iteration)])
+
+
+@pytest.mark.parametrize("iteration", [2, 11])
+def test_kill_9_and_resume_gives_the_unbroken_run(cfg, tmp_path, unbroken, iteration):
+    """Killed behind a checkpoint, in the first and in the second epoch, then resumed."""
     expected = reference(cfg, tmp_path, unbroken)
     output = tmp_path / "killed"
-    process = start(run, cfg, output)
-    deadline = time.time() + 200
-    tag = output / "last_checkpoint"
-    while process.is_alive() and time.time() < deadline and not (tag.exists() and tag.read_text() >= wanted):
-        time.sleep(0.01)
-    process.kill()  # SIGKILL
+    process = start(be_killed, cfg, output, iteration)
     process.join()
-    assert tag.exists() and not (output / "model_final.pth").exists()
+    assert process.exitcode == -signal.SIGKILL
+    assert (output / "last_checkpoint").exists() and not (output / "model_final.pth").exists()
     trainer = run(cfg, output, resume=True)
     assert 0 < trainer.start_iter < trainer.max_iter
     assert_equal(expected, state_of(trainer))
