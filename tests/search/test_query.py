@@ -224,6 +224,11 @@ def test_a_stored_detection_may_be_the_query(filled):
     person = stored_person(filled, answer.appearances[0].best.id)
     again = find_person(filled, person.embedding, top=1).appearances[0]
     assert again.best.id == person.picture and again.similarity == pytest.approx(1, abs=1e-5)
+    # That somebody is found where the query was taken from says nothing.
+    alone = find_person(
+        filled, person.embedding, where=Filter(tracklets=(again.tracklet,)), top=1, queries=[person]
+    )  # fmt: skip
+    assert alone.appearances[0].verdict == "likely" and alone.likely == () and not alone.found
     with pytest.raises(PersonSearchError, match="no detection"):
         stored_person(filled, "0" * 16 + ":0000000000:0000")
 

@@ -34,7 +34,7 @@ def describe(answer: SearchAnswer) -> str:
 
 def verdict_line(answer: SearchAnswer) -> str:
     """What the search found, in a sentence."""
-    likely = sum(appearance.verdict == "likely" for appearance in answer.appearances)
+    likely = len(answer.likely)
     if likely:
         return f"Found: {likely} likely appearance{'s' if likely > 1 else ''} among about {answer.searched} searched."
     if not answer.appearances:

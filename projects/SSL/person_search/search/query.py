@@ -111,17 +111,26 @@ class SearchAnswer:
 
     Attributes:
         appearances: The best first.
-        found: Whether one of them is likely. If not, "not there" is the answer.
         calibration: What the verdicts rest on.
         searched: Number of appearances that were searched, estimated from the number of detections.
         queries: The persons asked for, where the caller has named them.
     """
 
     appearances: tuple[Appearance, ...]
-    found: bool
     calibration: Calibration
     searched: int
     queries: tuple[QueryPerson, ...] = ()
+
+    @property
+    def likely(self) -> tuple[Appearance, ...]:
+        """Appearances that are likely; where a stored detection was asked for, its finding itself is no hit."""
+        own = {query.picture for query in self.queries if query.chosen == "stored"}
+        return tuple(a for a in self.appearances if a.verdict == "likely" and a.best.id not in own)
+
+    @property
+    def found(self) -> bool:
+        """Whether one is likely. If not, "not there" is the answer."""
+        return bool(self.likely)
 
 
 def query_person(
@@ -218,9 +227,8 @@ def find_person(
     order = _reranked(rows, joined) if rerank and len(rows) else range(len(rows))
     detections = store.count(where)
     appearances = _appearances(store, rows, order, top, calibration, detections)
-    found = any(appearance.verdict == "likely" for appearance in appearances)
     searched = max(round(detections / max(calibration.detections_per_appearance, 1.0)), 1)
-    return SearchAnswer(appearances, found, calibration, searched, tuple(queries))
+    return SearchAnswer(appearances, calibration, searched, tuple(queries))
 
 
 def _most_similar(store: Store, query: np.ndarray, where: Filter, top: int, with_embeddings: bool) -> pa.Table:
