@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -379,7 +380,7 @@ def test_from_end_to_end(repository, tmp_path, scenes, monkeypatch, capfd):
     demo = load_tool(repository, "demo")
     monkeypatch.setattr(demo, "PRESETS", {"demo": PRESETS["tiny"]})
     output = tmp_path / "demo"
-    options = " ".join(f"{key} {value}" for key, value in SHORT.items())
+    options = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in SHORT.items())
     # The small network of synthetic.yaml: the same programs in a third of the time.
     command = demo.TRAIN.replace("output/demo", str(output)).replace("demo.yaml", "synthetic.yaml")
     monkeypatch.setattr(demo, "TRAIN", f"{command} {options}")

@@ -90,6 +90,7 @@ def test_keys_that_a_training_reads_are_not_refused(cfg, tmp_path, monkeypatch):
 
     (tmp_path / "run").mkdir()
     cfg.SOLVER.MAX_ITER = 1
+    cfg.DATASETS.TEST = ("synthetic_tiny_test",)
     check_config(cfg)
     monkeypatch.setattr(CfgNode, "__getattr__", recording)
     trainer = PersonSearchTrainer(cfg)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("lancedb", reason="the extra [search] is not installed")
 
-from person_search.data.mot import read_ground_truth  # noqa: E402
+from person_search.data.mot import read_mot_lines  # noqa: E402
 from person_search.search.maintenance import (  # noqa: E402
     apply_retention,
     describe,
@@ -176,15 +176,14 @@ def test_an_export_for_mot_is_read_by_the_datasets_reader(store: Store, rows: An
         export(store, tmp_path / "all.txt", Filter(cameras=("gate",)))
     assert not (tmp_path / "all.txt").exists()
     written = export(store, tmp_path / "one.txt", one)
-    # The reader knows ground truth, whose seventh column is a flag; here it is the score.
-    found = read_ground_truth(tmp_path / "one.txt")
+    found = list(read_mot_lines(tmp_path / "one.txt"))
     expected = [row for row in rows.to_pylist() if (row["camera"], row["source"]) == ("gate", "/footage/b.mp4")]
-    assert written == sum(map(len, found.values())) == len(expected)
+    assert written == len(found) == len(expected)
     for row in expected:
-        ((_, person),) = found[row["frame"] + 1]
-        np.testing.assert_allclose(person.bbox, [row[name] for name in ("x0", "y0", "x1", "y1")], atol=0.01)
-    identities = {person.person_id for persons in found.values() for _, person in persons}
-    assert identities == set(range(1, len({row["tracklet"] for row in expected}) + 1))
+        (line,) = (line for line in found if line.frame == row["frame"] + 1)
+        np.testing.assert_allclose(line.bbox, [row[name] for name in ("x0", "y0", "x1", "y1")], atol=0.01)
+        assert line.mark == pytest.approx(row["score"], abs=0.01)
+    assert {line.identity for line in found} == set(range(1, len({row["tracklet"] for row in expected}) + 1))
     assert export(store, tmp_path / "folder") == 400
     assert len(list((tmp_path / "folder").glob("*.txt"))) == 6
 
