@@ -32,8 +32,6 @@ TRAIN = (
     f" OUTPUT_DIR {OUTPUT} TEST.EVAL_BEFORE_TRAINING True"
 )
 DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
-STORE = OUTPUT / "store"
-_MODEL_AND_STORE = f"--weights {OUTPUT / 'model_final.pth'} --store {STORE}"
 # All that a training, its evaluations and the drawing leave in an output folder.
 KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth .*.tmp *.part events.out.tfevents.* inference/*/*.json "
@@ -128,16 +126,20 @@ def index(frames: Path) -> None:
     if importlib.util.find_spec("lancedb") is None:
         print("left out: the page needs the extra [search]; `make setup` installs it")
         return
-    run(f"-m person_search.search.cli index {shlex.quote(str(frames))} {_MODEL_AND_STORE}")
+    run(f"-m person_search.search.cli index {shlex.quote(str(frames))} {_model_and_store()}")
+
+
+def _model_and_store() -> str:
+    return f"--weights {OUTPUT / 'model_final.pth'} --store {OUTPUT / 'store'}"
 
 
 def page_command() -> str:
     """How to search the frames on a page, "" where they are not indexed."""
-    if not STORE.is_dir():
+    if not (OUTPUT / "store").is_dir():
         return ""
     program = shlex.quote(os.path.relpath(Path(sys.executable).with_name("person-search")))
     return (
-        f"Search the test frames for a person on a page, at this machine alone:\n  {program} serve {_MODEL_AND_STORE}"
+        f"Search the test frames for a person on a page, at this machine alone:\n  {program} serve {_model_and_store()}"
     )
 
 

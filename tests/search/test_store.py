@@ -375,10 +375,11 @@ def test_writers_at_once_double_nothing_while_others_read_and_tidy_up(
     writers = [start_writer(uri, parts, name, together) for name in ("one", "two")]
     counts: list[int] = []
     failures: list[BaseException] = []
+    ended = threading.Event()  # of two threads that ask a process for its exit status, one is told 255
 
     def read() -> None:
         try:
-            while any(process.exitcode is None for process, _ in writers):
+            while not ended.is_set():
                 counts.append(store.count())
                 (found,) = store.search(embeddings_of(rows)[0], limit=400)
                 assert len(set(found["id"].to_pylist())) == len(found)
@@ -388,7 +389,8 @@ def test_writers_at_once_double_nothing_while_others_read_and_tidy_up(
 
     def tidy() -> None:
         try:
-            _until(lambda: all(_written(progress) for _, progress in writers), writers[0][0])
+            while not ended.is_set() and not all(_written(progress) for _, progress in writers):
+                time.sleep(0.02)
             store.optimize()
             if not uri.startswith("http"):  # takes a Milvus server half a minute
                 store.purge()
@@ -398,10 +400,11 @@ def test_writers_at_once_double_nothing_while_others_read_and_tidy_up(
     threads = [threading.Thread(target=target) for target in (read, read, tidy)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
     for process, _ in writers:
         process.join()
+    ended.set()
+    for thread in threads:
+        thread.join()
     assert not failures and [process.exitcode for process, _ in writers] == [0, 0]
     assert store.count() == 300 and all(count % 30 == 0 for count in counts) and len(counts) > 1
     ids = [i for batch in store.scan(columns=["id"]) for i in batch["id"].to_pylist()]
