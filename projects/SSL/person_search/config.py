@@ -43,7 +43,10 @@ def add_ssl_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg)
     _add_detector_keys(cfg)
     _add_exemplar_keys(cfg)
-    _add_label_keys(cfg)
+    _add_memory_keys(cfg)
+    _add_clustering_keys(cfg)
+    _add_teacher_keys(cfg)
+    _add_threshold_keys(cfg)
     _add_loss_keys(cfg)
     _add_method_keys(cfg)
     _add_schedule_keys(cfg)
@@ -152,7 +155,7 @@ def _add_exemplar_keys(cfg: CfgNode) -> None:
     cfg.SSL.EXEMPLAR.RANDOM_ERASING = 0.0
 
 
-def _add_label_keys(cfg: CfgNode) -> None:
+def _add_memory_keys(cfg: CfgNode) -> None:
     # Memory banks (Eq. 5 and 6).
     cfg.SSL.MEMORY = CfgNode()
     # Weight of the NEW feature in the update of a row (Eq. 5).
@@ -166,6 +169,8 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # persons look alike. 0: leave them as they are.
     cfg.SSL.MEMORY.CALIBRATION_FRAMES = 50
 
+
+def _add_clustering_keys(cfg: CfgNode) -> None:
     # Cluster labels (self-paced, as CGPS and SpCL).
     cfg.SSL.CLUSTERING = CfgNode()
     # Epochs from one clustering to the next.
@@ -204,6 +209,8 @@ def _add_label_keys(cfg: CfgNode) -> None:
     # Quantile of the clusters' independence scores that is frozen as the threshold at the first clustering.
     cfg.SSL.CLUSTERING.INDEPENDENCE_QUANTILE = 0.9
 
+
+def _add_teacher_keys(cfg: CfgNode) -> None:
     # Beyond the paper: a teacher, the exponential moving average of the network, fills the banks before each clustering
     # and is what is evaluated. MOMENTUM is the weight of its old value in each iteration: it looks back over some
     # 1 / (1 - MOMENTUM) of them.
@@ -211,6 +218,8 @@ def _add_label_keys(cfg: CfgNode) -> None:
     cfg.SSL.TEACHER.ENABLED = False
     cfg.SSL.TEACHER.MOMENTUM = 0.999
 
+
+def _add_threshold_keys(cfg: CfgNode) -> None:
     # Dynamic multi-label threshold t(e) = INITIAL + ALPHA * exp(BETA * e) (Eq. 9); ALPHA 0 keeps it fixed.
     cfg.SSL.THRESHOLD = CfgNode()
     # "none": t(e) is the similarity itself (paper). "same_image": t(e) is a quantile, and the threshold is what that

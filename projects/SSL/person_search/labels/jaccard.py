@@ -62,7 +62,7 @@ def jaccard_distance(
     """
     features = as_features(features)
     ranks = nearest_neighbors(features, k1, progress)
-    return distance_from_ranks(features, ranks, k1, k2, max_distance, progress)
+    return distance_of_codes(codes_of_ranks(features, ranks, k1, k2), max_distance, progress)
 
 
 def as_features(features: Tensor | NDArray) -> Tensor:
@@ -84,16 +84,8 @@ def as_features(features: Tensor | NDArray) -> Tensor:
 
 
 @torch.no_grad()
-def distance_from_ranks(
-    features: Tensor, ranks: Tensor, k1: int, k2: int, max_distance: float = 1.0, progress: bool = False
-) -> sparse.csr_matrix:
-    """`jaccard_distance` for neighbours that are known already: ranks (N, min(k1, N)) int64, each row itself first."""
-    return distance_of_codes(codes_of_ranks(features, ranks, k1, k2), max_distance, progress)
-
-
-@torch.no_grad()
 def codes_of_ranks(features: Tensor, ranks: Tensor, k1: int, k2: int) -> SparseRows:
-    """K-reciprocal codes of rows whose neighbours are known, see `encode`."""
+    """K-reciprocal codes (see `encode`) of rows whose neighbours are known: ranks (N, min(k1, N)), each row first."""
     if k2 < 1:
         raise ValueError(f"k2 is {k2}: local query expansion counts the row itself, give k2 >= 1")
     with Workers(features.device) as workers:
