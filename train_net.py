@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from person_search import add_ssl_config
 from person_search.config import get_config_file, merge_file_and_options
 from person_search.data import register_custom
-from person_search.data.training_set import check_registered
+from person_search.data.registration import check_registered
 from person_search.engine import PersonSearchCheckpointer, PersonSearchTrainer
 from person_search.engine.checks import check_inference, visible_device
 from person_search.engine.logging import ending_in_one_line, log_start, quiet_expected_errors, setup_logging

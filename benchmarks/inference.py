@@ -31,7 +31,7 @@ from person_search.config import merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.images import image_size
 from person_search.data.mapper import PersonSearchMapper
-from person_search.data.training_set import registered_records
+from person_search.data.registration import registered_records
 from person_search.engine import PersonSearchCheckpointer
 from person_search.errors import DatasetError, PersonSearchError
 from person_search.modeling import SSLPersonSearch

@@ -40,7 +40,7 @@ from person_search.config import add_ssl_config, merge_file_and_options
 from person_search.data import register_custom
 from person_search.data.mapper import UnreadableImageError, read_frame
 from person_search.data.masks import MaskStore, box_window, default_mask_file, limit_to_box
-from person_search.data.training_set import registered_records
+from person_search.data.registration import registered_records
 from person_search.data.video import split_video_frame
 from person_search.errors import DatasetError, PersonSearchError
 from person_search.io import probe_folder

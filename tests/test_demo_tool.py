@@ -18,7 +18,7 @@ import pytest
 from detectron2.config import get_cfg
 from person_search import add_ssl_config
 from person_search.config import merge_file_and_options
-from person_search.data.training_set import registered_records
+from person_search.data.registration import registered_records
 from person_search.errors import PersonSearchError
 from person_search.synthetic import PRESETS, generate, load_synthetic_protocol
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from person_search.data.training_set import registered_records
+from person_search.data.registration import registered_records
 from person_search.engine.run_folder import config_of_run, evaluated_sets
 from person_search.errors import PersonSearchError
 from person_search.report.pictures import draw_search_results

@@ -8,6 +8,7 @@ import pytest
 from detectron2.structures import BoxMode
 from hypothesis import given
 from hypothesis import strategies as st
+from person_search.data.catalog import require_file, require_folder
 from person_search.data.records import (
     Frame,
     Person,
@@ -16,8 +17,6 @@ from person_search.data.records import (
     build_records,
     check_queries,
     clip_box,
-    require_file,
-    require_folder,
     spread_queries,
 )
 from person_search.errors import DatasetError

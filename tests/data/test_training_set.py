@@ -7,7 +7,8 @@ import copy
 import numpy as np
 import pytest
 from person_search.data import training_set
-from person_search.data.training_set import load_training_set, number_rows, registered_records
+from person_search.data.registration import registered_records
+from person_search.data.training_set import load_training_set, number_rows
 from person_search.errors import ConfigError, DatasetError
 
 

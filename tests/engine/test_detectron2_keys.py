@@ -7,9 +7,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from person_search import add_ssl_config
+from person_search.config_files import flatten
 from person_search.engine.checks import check_config, check_inference
 from person_search.engine.detectron2_keys import _UNREAD, check_image_keys, check_schedule_keys, check_unread_keys
-from person_search.engine.resuming import flatten
 from person_search.engine.solver import build_optimizer
 from person_search.errors import ConfigError
 

@@ -365,7 +365,7 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     cfg.merge_from_list(["TEST.PERSON_SEARCH.CBGM.ENABLED", True, "TEST.PERSON_SEARCH.RERANKING.ENABLED", True])
     with pytest.raises(ConfigError, match="cannot both be on"):
         PersonSearchEvaluator(cfg, registered)
-    with pytest.raises(ConfigError, match="'absent' is not a registered dataset"):
+    with pytest.raises(ConfigError, match="data set absent is not registered"):
         PersonSearchEvaluator(cfg, "absent")
     MetadataCatalog.remove(registered)
     MetadataCatalog.get(registered).set(registered_entry={"format": "own, without queries"})

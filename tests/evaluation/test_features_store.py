@@ -87,7 +87,9 @@ def test_processes_write_beside_each_other(store):
     assert_equal(store.load(KEYS), OUTPUTS)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no archive", "other network", "other arrays"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "no archive", "other network", "other arrays", "fewer arrays", "fewer frames"]
+)
 def test_damaged_files_are_named_deleted_and_missing(store, damage, caplog):
     file = fill(store)[1]
     content = bytearray(file.read_bytes())
@@ -103,8 +105,15 @@ def test_damaged_files_are_named_deleted_and_missing(store, damage, caplog):
         file.write_bytes(b"\0" * 999)
     else:
         arrays = dict(np.load(file))
-        changed = {"network_key": np.array("cd" * 32)} if damage == "other network" else {"score": arrays["score"][1:]}
-        np.savez(file, **{**arrays, **changed})
+        if damage == "other network":
+            arrays["network_key"] = np.array("cd" * 32)
+        elif damage == "other arrays":
+            arrays["score"] = arrays["score"][1:]
+        elif damage == "fewer frames":
+            arrays["frame_key"] = arrays["frame_key"][1:]
+        else:
+            del arrays["frame_key"]
+        np.savez(file, **arrays)
     with caplog.at_level(logging.WARNING):
         found = store.load(KEYS)
     assert 9 <= len(found) < 13 and f"{file} is damaged" in caplog.text and not file.exists()

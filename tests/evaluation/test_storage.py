@@ -119,5 +119,5 @@ def test_arrays_that_would_give_wrong_figures_are_refused(shared, tmp_path, chan
 @pytest.mark.parametrize("content", [b"no archive", b"", b"\x93NUMPY\x01\x00"])
 def test_a_file_that_is_no_archive_is_told(tmp_path, content):
     (tmp_path / "p.npz").write_bytes(content)
-    with pytest.raises(DatasetError, match="p.npz is not a search problem: expected an npz archive"):
+    with pytest.raises(DatasetError, match="p.npz is not a search problem: expected an undamaged npz archive"):
         load_problem(tmp_path / "p.npz")

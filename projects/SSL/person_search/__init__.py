@@ -5,10 +5,25 @@ $DETECTRON2_DATASETS, as importing `person_search.modeling` and `person_search.d
 nothing: its command line answers at once.
 """
 
+import getpass
+import os
 from importlib.util import find_spec
 from typing import Any
 
-from . import user  # noqa: F401  (before PyTorch asks for the user's name)
+
+def name_user() -> None:
+    """Sets $LOGNAME where neither the environment nor the system has a name for the user.
+
+    In a container started with `--user 54321` the number has no line in /etc/passwd. PyTorch names a folder after the
+    user, and would end with a KeyError.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # ImportError: no such users on this system
+        os.environ["LOGNAME"] = f"user{os.getuid()}" if hasattr(os, "getuid") else "user"
+
+
+name_user()
 
 if find_spec("detectron2") is None:  # pragma: no cover
     raise ImportError(

@@ -176,6 +176,21 @@ def _unknown_key(cfg: CfgNode, key: str) -> str:
     return f"unknown config key {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a config; tuples are lists, as YAML has them."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping) and (isinstance(value, CfgNode) or value):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = _listed(value)
+    return flat
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, value in node.items():

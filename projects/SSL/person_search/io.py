@@ -1,13 +1,15 @@
-"""Files and folders: written whole or not at all, and tried before long work."""
+"""Files and folders: written whole or not at all, archives of arrays, and folders tried before long work."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from .errors import DatasetError, PersonSearchError
 
@@ -53,6 +55,35 @@ def replacing(
         raise error(
             f"cannot write {path}: {reason.strerror or reason}; check folder, rights and free space"
         ) from reason
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as an npz archive, atomically; `read_arrays` reads it back.
+
+    Raises:
+        DatasetError: the file cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: str | os.PathLike[str], content: str) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz archive.
+
+    Args:
+        path: the archive.
+        content: what it holds, for messages, such as "a search problem".
+
+    Raises:
+        DatasetError: the file is missing, damaged, no such archive, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist; expected {content} (npz)") from error
+    except Exception as error:  # a damaged archive makes numpy raise any of a dozen types, a single array has no names
+        raise DatasetError(f"{path} is not {content}: expected an undamaged npz archive of arrays ({error})") from error
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
-from ..io import replacing
+from ..io import read_arrays, write_arrays
 from .records import Frame, Person
 
 logger = logging.getLogger(__name__)
@@ -94,23 +94,20 @@ def _folders(root: Path) -> list[Path]:
 
 def _load(file: Path, key: str) -> Arrays | None:
     """The stored arrays, or None where there are none, they are out of date or the file is damaged."""
+    if not os.path.isfile(file):
+        return None
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored[_FINGERPRINT]) != key:
-                return None
-            return {name: stored[name] for name in stored.files if name != _FINGERPRINT}
-    except (FileNotFoundError, NotADirectoryError):
+        arrays = read_arrays(file, "a cache")
+    except DatasetError as error:
+        logger.warning("Ignored a damaged cache file: %s", error)
         return None
-    except Exception as error:  # a damaged zip file makes numpy raise any of a dozen types
-        logger.warning("Ignored the damaged cache file %s (%s)", file, error)
-        return None
+    return arrays if str(arrays.pop(_FINGERPRINT, "")) == key else None
 
 
 def _store(file: Path, key: str, arrays: Arrays) -> bool:
     """Writes the arrays in one step; False where the folder cannot be written."""
     try:
-        with replacing(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **{_FINGERPRINT: np.array(key)}, **arrays)
+        write_arrays(file, {_FINGERPRINT: np.array(key), **arrays})
     except DatasetError:
         return False
     return True

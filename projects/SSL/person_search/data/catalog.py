@@ -1,4 +1,4 @@
-"""Names of datasets: the root folder, paths in configs, and registration with Detectron2."""
+"""Names of datasets: the root folder, paths in configs and below it, and registration with Detectron2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from .records import SearchProtocol
 
 EVALUATOR_TYPE = "person_search"
@@ -83,3 +83,22 @@ def register_dataset(
     metadata.set(thing_classes=["person"], evaluator_type=EVALUATOR_TYPE, **{_ENTRY: entry})
     if load_protocol is not None:
         metadata.set(load_protocol=load_protocol)
+
+
+def require_folder(dataset: str, path: Path, expected: str) -> None:
+    """Raises DatasetError, saying what is expected in `path`, unless it is a folder."""
+    if not path.is_dir():
+        raise DatasetError(_missing(dataset, "folder", path, expected))
+
+
+def require_file(dataset: str, path: Path, expected: str) -> None:
+    """Raises DatasetError, saying what is expected at `path`, unless it is a file."""
+    if not path.is_file():
+        raise DatasetError(_missing(dataset, "file", path, expected))
+
+
+def _missing(dataset: str, kind: str, path: Path, expected: str) -> str:
+    return (
+        f"{dataset}: the {kind} {path} is missing; expected there: {expected}. "
+        "Set DETECTRON2_DATASETS to the folder that holds the datasets (trees: datasets/README.md)"
+    )

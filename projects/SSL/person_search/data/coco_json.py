@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError, DatasetError
 from .box_files import PERSON_CATEGORY, read_coco_results
-from .catalog import check_at_least, check_score, register_dataset
+from .catalog import check_at_least, check_score, register_dataset, require_file
 from .images import image_sizes
 from .masks import EmptyMaskError, mask_of_annotation
 from .records import (
@@ -28,7 +28,6 @@ from .records import (
     check_queries,
     chosen_queries,
     clip_box,
-    require_file,
     say_once,
 )
 

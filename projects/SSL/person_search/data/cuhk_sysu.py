@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import DatasetError
 from . import matlab
 from .cache import Arrays, FrameTable, cached_arrays
+from .catalog import require_file, require_folder
 from .images import image_sizes
 from .records import (
     UNLABELLED,
@@ -26,8 +27,6 @@ from .records import (
     SearchProtocol,
     build_records,
     check_queries,
-    require_file,
-    require_folder,
 )
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DatasetError
 from .box_files import MotLine, read_mot_lines
-from .catalog import check_at_least, check_score, register_dataset
+from .catalog import check_at_least, check_score, register_dataset, require_file
 from .images import image_sizes
 from .records import (
     UNLABELLED,
@@ -21,7 +21,6 @@ from .records import (
     SearchProtocol,
     build_records,
     chosen_queries,
-    require_file,
     say_once,
 )
 from .video import check_numbering, video_frame_name, video_shape

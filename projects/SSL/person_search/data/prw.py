@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..errors import DatasetError
 from . import matlab
 from .cache import Arrays, FrameTable, cached_arrays
+from .catalog import require_file, require_folder
 from .images import image_sizes
 from .records import (
     UNLABELLED,
@@ -23,8 +24,6 @@ from .records import (
     build_records,
     check_queries,
     clip_box,
-    require_file,
-    require_folder,
 )
 
 logger = logging.getLogger(__name__)

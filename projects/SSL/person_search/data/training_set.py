@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 
 from ..errors import ConfigError, DatasetError
-from .foreign import read_records
 from .masks import attach_masks
+from .registration import registered_records
 from .video import split_video_frame
 
 
@@ -135,24 +134,3 @@ def number_rows(records: list[dict[str, Any]]) -> TrainingSet:
             images.append(index)
             persons.append(annotation.get("person_id", -1))
     return TrainingSet(records, np.asarray(images, np.int64), np.asarray(persons, np.int64))
-
-
-def check_registered(name: str) -> None:
-    """Raises ConfigError, which lists the names that there are, unless a data set is registered as `name`."""
-    if name not in DatasetCatalog.list():
-        theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
-        ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
-        raise ConfigError(
-            f"data set {name} is not registered; registered are {', '.join(ours)} (custom sets: DATASETS.CUSTOM)"
-        )
-
-
-def registered_records(name: str) -> list[dict[str, Any]]:
-    """Records of a registered data set.
-
-    Raises:
-        ConfigError: the name is not registered; those that are get listed.
-        DatasetError: see `read_records`.
-    """
-    check_registered(name)
-    return read_records(name)

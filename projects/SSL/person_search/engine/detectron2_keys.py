@@ -10,8 +10,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from ..config import add_ssl_config
+from ..config_files import flatten
 from ..errors import ConfigError
-from .resuming import flatten
 
 _HEADS = "the heads are MODEL.BOX_HEAD and MODEL.REID_HEAD"
 _PERSONS = "the one class is the person, found as a box"

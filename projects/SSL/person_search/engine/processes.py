@@ -1,12 +1,15 @@
-"""The processes of a training: spawned here, or started by torchrun, which then have to find each other."""
+"""Processes of a training: spawned here or started by torchrun, which then have to find each other, and stopped."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
+from detectron2.engine.hooks import HookBase
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Interrupted
+
+logger = logging.getLogger(__name__)
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -122,3 +128,59 @@ def _join(place: Place, arguments: argparse.Namespace) -> None:
     if has_gpu:
         torch.cuda.set_device(place.local_rank)
     comm.synchronize()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# torchrun passes on what the terminal, or SLURM, has sent to its processes: within so many seconds it counts once.
+_SAME = 5.0
+
+
+class FinishOnSignal(HookBase):
+    """On Ctrl-C or SIGTERM, ends the training after the iteration that is under way, with a checkpoint.
+
+    In the middle of an iteration weights, optimizer and memory banks do not belong together, so a checkpoint of that
+    moment could not be resumed from. Several processes stop after the same iteration. A second signal, or one before
+    the first iteration, interrupts at once. A signal that is ignored stays so (nohup). Only the main
+    thread can handle signals; elsewhere the hook does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked = self._running = False
+        self._last = -math.inf
+        self._before: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heeded}
+
+    def before_step(self) -> None:
+        self._running = True
+
+    def after_step(self) -> None:
+        asked = self._asked if comm.get_world_size() == 1 else any(comm.all_gather(self._asked))
+        done = self.trainer.iter + 1
+        if not asked or done >= self.trainer.max_iter:
+            return
+        self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        raise Interrupted(
+            f"stopped after {done} of {self.trainer.max_iter} iterations, and saved: the same command with --resume "
+            "goes on from there"
+        )
+
+    def after_train(self) -> None:
+        self._running = False
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _frame: Any) -> None:
+        again = time.monotonic() - self._last < _SAME and started_by_torchrun()
+        self._last = time.monotonic()
+        if again:
+            return
+        if self._asked or not self._running:
+            raise KeyboardInterrupt
+        self._asked = True
+        if comm.is_main_process():
+            logger.warning("%s: stopping after this iteration; again: at once", signal.Signals(number).name)

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import LRMultiplier
 from torch import nn
 
 from ..errors import ConfigError
@@ -91,3 +92,22 @@ def _build(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return optimizer(parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+
+
+class OptimizerSettings:
+    """Learning rates, decays and the like of an optimizer as its config describes them.
+
+    A checkpoint of an optimizer brings the settings of the past with it; `apply` puts those of the config back.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remembers the settings of a fresh optimizer, before a scheduler has changed its rates."""
+        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    def apply(self, optimizer: torch.optim.Optimizer, scheduler: LRMultiplier) -> None:
+        """Sets what was remembered, the learning rates as the scheduler has them at its present iteration."""
+        scheduler.base_lrs = [settings["lr"] for settings in self._groups]
+        rates = scheduler.get_lr()
+        for group, settings, rate in zip(optimizer.param_groups, self._groups, rates, strict=True):
+            group.update(settings, initial_lr=settings["lr"], lr=rate)
+        scheduler._last_lr = list(rates)

@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data import register_custom
 from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
-from ..data.training_set import TrainingSet, load_training_set, registered_records
+from ..data.registration import registered_records
+from ..data.training_set import TrainingSet, load_training_set
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..io import is_disk_full, replacing
@@ -33,27 +34,33 @@ from ..labels import DynamicThreshold
 from ..modeling import BankObjective, SSLPersonSearch
 from ..weights import PersonSearchCheckpointer
 from ..weights.checkpoint import AVERAGED_MODEL
-from .backbone_control import backbone_features
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
 from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities, visible_device
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
     FillBanks,
+    FollowWithTeacher,
     MetricsWriter,
     ReportSkipped,
     SeedIterations,
     ShareStatistics,
+    Teacher,
     ThresholdSchedule,
     UpdateBanks,
     seed_generators,
 )
-from .interruption import FinishOnSignal
-from .resuming import OptimizerSettings, check_resumed_config
-from .run_folder import begin_run
-from .solver import build_optimizer, iterations_per_epoch, resolve_schedule
-from .teacher import FollowWithTeacher, Teacher
-from .testing import check_expected_results, evaluate_dataset, feature_store, table_of_metrics, verify_expected_results
+from .processes import FinishOnSignal
+from .run_folder import begin_run, check_resumed_config
+from .solver import OptimizerSettings, build_optimizer, iterations_per_epoch, resolve_schedule
+from .testing import (
+    backbone_features,
+    check_expected_results,
+    evaluate_dataset,
+    feature_store,
+    table_of_metrics,
+    verify_expected_results,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.catalog import EVALUATOR_TYPE
-from ..data.foreign import protocol_reader, read_records
 from ..data.images import frame_reader
 from ..data.records import SearchProtocol
+from ..data.registration import check_registered, protocol_reader, registered_records
 from ..errors import ConfigError, DatasetError, PersonSearchError
 from .analysis import describe_breakdown, describe_protocol, query_rows
 from .controls import (
@@ -431,8 +431,7 @@ def _named(section: str, make: Callable[..., T], *values: Any) -> T:
 
 
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
-    if dataset_name not in DatasetCatalog.list():
-        raise ConfigError(f"DATASETS.TEST: {dataset_name!r} is not a registered dataset")
+    check_registered(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in (None, EVALUATOR_TYPE, "coco"):
         raise DatasetError(
@@ -442,4 +441,4 @@ def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:
     load_protocol = protocol_reader(dataset_name)
     if load_protocol is None:
         raise DatasetError(f"{dataset_name} has no queries: DATASETS.TEST needs a dataset with a search protocol")
-    return read_records(dataset_name), load_protocol()
+    return registered_records(dataset_name), load_protocol()

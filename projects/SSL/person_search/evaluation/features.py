@@ -22,7 +22,7 @@ from torch import nn
 
 from ..data.video import split_video_frame
 from ..errors import DatasetError, PersonSearchError, TrainingError
-from ..io import replacing
+from ..io import read_arrays, write_arrays
 from ..progress import Progress
 from .problem import offsets_of
 from .protocols import ImageOutput
@@ -196,6 +196,7 @@ FRAMES_A_FILE = 200
 SECONDS_A_FILE = 60.0
 
 _PARTS = ("box", "score", "feature", "given_feature")
+_ARRAYS = ("network_key", "image_id", "frame_key", "detections", "given", *_PARTS)
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,8 @@ class FeatureStore:
         for file in sorted(self.folder.glob("*.npz")):
             try:
                 rows = _read(file, self.network_key)
-            except Exception as error:  # a damaged zip file makes numpy raise any of a dozen types
-                logger.warning("%s is damaged (%s): its frames are extracted again", file, error)
+            except DatasetError as error:
+                logger.warning("%s is damaged: its frames are extracted again (%s)", file, error)
                 file.unlink(missing_ok=True)
                 continue
             valid = {name: output for (name, key), output in rows.items() if wanted.get(name) == key}
@@ -303,28 +304,35 @@ def _write(store: FeatureStore, rows: Mapping[tuple[str, str], ImageOutput]) -> 
     arrays: dict[str, Any] = {
         part: np.concatenate([getattr(output, part) for output in rows.values()]) for part in _PARTS
     }
-    with replacing(store.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            network_key=np.array(store.network_key),
-            image_id=np.array([image_id for image_id, _ in rows]),
-            frame_key=np.array([frame_key for _, frame_key in rows]),
-            detections=np.array([len(output.score) for output in rows.values()]),
-            given=np.array([len(output.given_feature) for output in rows.values()]),
+    write_arrays(
+        store.folder / f"{name}.npz",
+        {
+            "network_key": np.array(store.network_key),
+            "image_id": np.array([image_id for image_id, _ in rows]),
+            "frame_key": np.array([frame_key for _, frame_key in rows]),
+            "detections": np.array([len(output.score) for output in rows.values()]),
+            "given": np.array([len(output.given_feature) for output in rows.values()]),
             **arrays,
-        )
+        },
+    )
 
 
 def _read(file: Path, network_key: str) -> dict[tuple[str, str], ImageOutput]:
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = read_arrays(file, "a file of a feature store")
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise DatasetError(f"array {missing[0]} is missing")
     if str(arrays["network_key"]) != network_key:
-        raise ValueError("it is of another network")
+        raise DatasetError("it is of another network")
+    frames = len(arrays["image_id"])
+    for name in ("frame_key", "detections", "given"):
+        if arrays[name].shape != (frames,):
+            raise DatasetError(f"{name} has shape {arrays[name].shape}, expected {(frames,)}")
     detections, given = offsets_of(arrays["detections"]), offsets_of(arrays["given"])
     ends = {"box": detections, "score": detections, "feature": detections, "given_feature": given}
     for part, end in ends.items():
         if len(arrays[part]) != end[-1]:
-            raise ValueError(f"{part} has {len(arrays[part])} rows, expected {end[-1]}")
+            raise DatasetError(f"{part} has {len(arrays[part])} rows, expected {end[-1]}")
     names = zip(arrays["image_id"].tolist(), arrays["frame_key"].tolist(), strict=True)
     return {
         name: ImageOutput(**{part: arrays[part][end[i] : end[i + 1]] for part, end in ends.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
-from ..io import replacing
+from ..io import read_arrays, replacing, write_arrays
 from .problem import UNLABELLED, Galleries, SearchProblem, own_frame_galleries, with_galleries
 
 # Array of a problem -> key in the file.
@@ -52,8 +51,7 @@ def save_problem(problem: SearchProblem, path: str | os.PathLike[str]) -> None:
         for part in _GALLERY_FIELDS:
             if getattr(galleries, part) is not None:
                 arrays[f"gallery.{name}.{part}"] = getattr(galleries, part)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
@@ -67,7 +65,7 @@ def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
     Raises:
         DatasetError: the file is missing, not an npz file, lacks an array or holds one that does not fit.
     """
-    arrays = _read_arrays(Path(path))
+    arrays = read_arrays(path, "a search problem")
     if "image_name" in arrays:
         arrays = _from_cuhk_layout(arrays, path)
     missing = [key for key in _KEYS.values() if key not in arrays]
@@ -111,18 +109,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DatasetError(f"{path} cannot be read ({error.strerror}); an evaluation of a search writes it") from error
     except ValueError as error:
         raise DatasetError(f"{path} is not the evaluator's {Path(path).name} ({error!r}); evaluate again") from error
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise DatasetError(f"{path} is not a search problem: expected an npz archive as `save_problem` writes it")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist; expected a search problem (npz)") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise DatasetError(f"{path} is not a search problem (npz without pickled objects): {error}") from error
 
 
 def _gallery_arrays(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:

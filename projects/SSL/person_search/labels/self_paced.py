@@ -14,10 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from torch import Tensor
 
-from .clustering import centre_cameras, dbscan, hdbscan, number_by_first_row
+from .clustering import centre_cameras, dbscan, hdbscan, keep_one_to_one, number_by_first_row
 from .jaccard import as_features, codes_of_ranks, distance_of_codes, distances_of_pairs
 from .k_reciprocal import SparseRows
-from .matching import keep_one_to_one
 from .multi_label import same_image_pairs
 from .neighbors import nearest_neighbors
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.training_set import load_training_set, registered_records
+from ..data.registration import registered_records
+from ..data.training_set import load_training_set
 from ..engine.checks import check_config
 from ..errors import ConfigError
 from ..io import probe_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..data.training_set import registered_records
+from ..data.registration import registered_records
 from ..errors import ConfigError
 from ..evaluation.analysis import read_queries
 from ..report.training_curves import read_metrics

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from person_search.config_files import flatten
 from person_search.engine import PersonSearchTrainer
-from person_search.engine.resuming import check_resumed_config, flatten
+from person_search.engine.run_folder import check_resumed_config
 from person_search.errors import CheckpointError, ConfigError
 
 

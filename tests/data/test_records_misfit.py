@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from person_search.data.box_fit import misfit
 from person_search.data.coco_json import load_coco_json
-from person_search.data.records import Frame, Person, build_records
+from person_search.data.records import Frame, Person, build_records, misfit
 from person_search.errors import DatasetError
 
 FRAME = (480, 640)

@@ -8,7 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
-from person_search.data.foreign import protocol_reader, read_records
+from person_search.data.registration import protocol_reader, registered_records
 from person_search.data.training_set import load_training_set
 from person_search.errors import DatasetError
 
@@ -47,7 +47,7 @@ def instances(tmp_path):
 
 def test_of_coco_instances_the_persons_are_taken(instances):
     folder = instances()
-    records = read_records(NAME)
+    records = registered_records(NAME)
     assert [(r["file_name"], r["image_id"]) for r in records] == [
         (str(folder / "7.jpg"), "7.jpg"), (str(folder / "8.jpg"), "8.jpg"),
     ]  # fmt: skip
@@ -60,15 +60,15 @@ def test_of_coco_instances_the_persons_are_taken(instances):
 def test_what_coco_instances_lack_is_named(instances, tmp_path):
     instances(lambda content: content.update(categories=[{"id": 17, "name": "dog"}, {"id": 40, "name": "cat"}]))
     with pytest.raises(DatasetError, match="all.json: no category is named person"):
-        read_records(NAME)
+        registered_records(NAME)
     (tmp_path / "all.json").unlink()
     with pytest.raises(DatasetError, match="their_set: the file .*all.json is missing"):
-        read_records(NAME)
+        registered_records(NAME)
 
 
 def test_the_sets_that_detectron2_brings_along_are_read_or_refused(tmp_path):
     with pytest.raises(DatasetError, match="coco_2017_val: the file .*instances_val2017.json is missing"):
-        read_records("coco_2017_val")
+        registered_records("coco_2017_val")
 
 
 def register(*annotations, classes=("cat", "Person"), **changes):
@@ -88,7 +88,7 @@ def test_of_detectron2s_records_the_persons_are_taken():
         annotation(segmentation=polygon, person_id=5), annotation(category_id=0), annotation(iscrowd=1),
         annotation(bbox=[5, 2, 15, 22], bbox_mode=BoxMode.XYXY_ABS), camera_id=2,
     )  # fmt: skip
-    (record,) = read_records(NAME)
+    (record,) = registered_records(NAME)
     assert (record["image_id"], record["camera_id"]) == ("7", 2)
     assert [(a["bbox"], a["person_id"], a["instance_index"]) for a in record["annotations"]] == [
         ([1, 2, 11, 22], 5, 0), ([5, 2, 15, 22], -1, 1),
@@ -99,23 +99,23 @@ def test_of_detectron2s_records_the_persons_are_taken():
 @pytest.mark.parametrize("classes", [("player",), ()])
 def test_the_only_category_is_persons_whatever_its_name(classes):
     register(annotation(category_id=0), classes=classes)
-    assert len(read_records(NAME)[0]["annotations"]) == 1
+    assert len(registered_records(NAME)[0]["annotations"]) == 1
 
 
 def test_a_set_without_persons_is_refused():
     register(annotation(), classes=("cat", "dog", "cow"))
     with pytest.raises(DatasetError, match="their_set: none of its 3 categories is named person .cat, dog, cow"):
-        read_records(NAME)
+        registered_records(NAME)
 
 
 def test_records_of_another_form_are_refused_in_one_line():
     register({"bbox": [1, 2, 3, 4]})
     with pytest.raises(DatasetError, match="their_set: is registered by other code, .*KeyError.*register_coco_json"):
-        read_records(NAME)
+        registered_records(NAME)
     DatasetCatalog.pop(NAME)
     DatasetCatalog.register(NAME, lambda: 1 / 0)
     with pytest.raises(DatasetError, match="ZeroDivisionError: division by zero"):
-        read_records(NAME)
+        registered_records(NAME)
 
 
 def test_a_set_without_identities_cannot_be_searched():

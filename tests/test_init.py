@@ -6,7 +6,7 @@ import getpass
 import os
 
 import pytest
-from person_search.user import name_user
+from person_search import name_user
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), OSError("No username set")])

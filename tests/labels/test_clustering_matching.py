@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.labels import SelfPacedDBSCAN, pair_precision_recall
-from person_search.labels.matching import keep_one_to_one
+from person_search.labels.clustering import keep_one_to_one
 from person_search.labels.self_paced import keep_confirmed
 from scipy import sparse
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from person_search.data.training_set import registered_records
+from person_search.data.registration import registered_records
 from person_search.engine import PersonSearchTrainer
-from person_search.engine.backbone_control import backbone_features
+from person_search.engine.testing import backbone_features
 from person_search.errors import CheckpointError
 from person_search.evaluation.problem import SearchProblem, own_frame_galleries, with_galleries
 
