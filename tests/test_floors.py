@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "person_search"
-BASE = {"errors", "io", "progress", "tf32", "config", "config_files"}
+BASE = {"errors", "io", "progress", "tf32", "config", "config_files", "values"}
 # Folder -> what it may import beside itself. Three modules reach further than their folders: `data.registration`, which
 # registers the synthetic sets too, the evaluator, which writes the page of a report, and `search.adapt`, which trains.
 FLOORS = {

@@ -182,5 +182,5 @@ def test_a_folder_is_no_image(tmp_path):
 
 
 def test_an_unknown_order_is_named():
-    with pytest.raises(ConfigError, match="INPUT.FORMAT is 'HSV'; expected 'RGB' or 'BGR'"):
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is 'HSV', expected 'RGB' or 'BGR'"):
         read_image("a.jpg", "HSV")

@@ -62,5 +62,5 @@ def test_the_config_chooses():
         expected = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
         assert type(resize) is InterpolatedResize and resize.max_size == expected
     cfg.INPUT.RESIZE = "opencv"
-    with pytest.raises(ConfigError, match="INPUT.RESIZE is 'opencv'; expected 'pillow' or 'torchvision'"):
+    with pytest.raises(ConfigError, match="INPUT.RESIZE is 'opencv', expected 'pillow' or 'torchvision'"):
         PersonSearchMapper(cfg, False)

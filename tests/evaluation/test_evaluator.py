@@ -324,9 +324,12 @@ def test_nobody_to_search_and_nobody_detected(records, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["SCORE_THRESHOLD", 1.5], "^TEST.PERSON_SEARCH.SCORE_THRESHOLD: 1.5 has to be in 0..1"),
-        (["CBGM.ENABLED", True, "CBGM.K1", 0], "^TEST.PERSON_SEARCH.CBGM: .*k1 = 0"),
-        (["RERANKING.ENABLED", True, "RERANKING.LAMBDA", 2.0], "^TEST.PERSON_SEARCH.RERANKING: .*= 2.0"),
+        (["SCORE_THRESHOLD", 1.5], "^TEST.PERSON_SEARCH.SCORE_THRESHOLD is 1.5, expected a number from 0 to 1"),
+        (["CBGM.ENABLED", True, "CBGM.K1", 0], "^TEST.PERSON_SEARCH.CBGM.K1 is 0, expected 1 or more"),
+        (
+            ["RERANKING.ENABLED", True, "RERANKING.LAMBDA", 2.0],
+            "^TEST.PERSON_SEARCH.RERANKING.LAMBDA is 2.0, expected a number from 0 to 1",
+        ),
         (["CBGM.ENABLED", True, "RERANKING.ENABLED", True], "CBGM.ENABLED and .*RERANKING.ENABLED cannot .* set one"),
     ],
 )

@@ -231,7 +231,7 @@ def test_bad_requests_are_named():
         evaluate_search(problem, gallery="cross")
     with pytest.raises(DatasetError, match="no gallery"):
         evaluate_search(replace(problem, galleries={}))
-    with pytest.raises(ConfigError, match="score threshold 50 has to be"):
+    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.SCORE_THRESHOLD is 50, expected"):
         SearchOptions(score_threshold=50)
     with pytest.raises(ConfigError, match="cannot both be on"):
         SearchOptions(context_matching=ContextMatching(), reranking=Reranking())

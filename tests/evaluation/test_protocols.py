@@ -165,9 +165,9 @@ def test_inputs_that_do_not_fit_are_named():
     outputs["1.jpg"] = replace(outputs["1.jpg"], given_feature=FEATURES[:1])
     with pytest.raises(DatasetError, match="frame 1.jpg: .* 1 given boxes, expected 2"):
         build_problem(RECORDS, PRW, outputs)
-    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.QUERY_FEATURE: 'box' is not one of"):
+    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.QUERY_FEATURE is 'box', expected 'ground_truth' or"):
         build_problem(RECORDS, PRW, perfect_outputs(), query_feature="box")
-    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.GALLERY: 'gt' is not one of"):
+    with pytest.raises(ConfigError, match="TEST.PERSON_SEARCH.GALLERY is 'gt', expected 'detections' or"):
         given_boxes_by_image(RECORDS, PRW, "gt")
     wrong_mode = [*RECORDS[:3], record("4.jpg", (A, 5))]
     wrong_mode[3]["annotations"][0]["bbox_mode"] = 1

@@ -129,9 +129,9 @@ def test_query_nms_leaves_out_what_overlaps_the_query(slow):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="query_nms = 2"):
+    with pytest.raises(ConfigError, match="CBGM.QUERY_NMS is 2"):
         ContextMatching(query_nms=2)
-    with pytest.raises(ConfigError, match="k1 = 0"):
+    with pytest.raises(ConfigError, match="CBGM.K1 is 0"):
         ContextMatching(k1=0)
-    with pytest.raises(ConfigError, match="k2 = 0"):
+    with pytest.raises(ConfigError, match="CBGM.K2 is 0"):
         ContextMatching(k2=0)

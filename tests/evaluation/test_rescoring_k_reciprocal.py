@@ -106,6 +106,11 @@ def test_detections_beyond_the_shortlist_keep_their_order():
 
 
 def test_settings_are_checked():
-    for wrong in ({"k1": 0}, {"k2": 0}, {"shortlist": 0}, {"original_weight": 1.5}):
-        with pytest.raises(ConfigError, match="re-ranking"):
+    for wrong, message in (
+        ({"k1": 0}, "RERANKING.K1 is 0"),
+        ({"k2": 0}, "RERANKING.K2 is 0"),
+        ({"shortlist": 0}, "re-ranking: shortlist is 0"),
+        ({"original_weight": 1.5}, "RERANKING.LAMBDA is 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             Reranking(**wrong)

@@ -180,7 +180,7 @@ def test_folded_normalisation_is_the_same_function(narrow_cfg, name, frozen_norm
             "mobilenetv3_small_050' and MODEL.TIMM.STRIDE 8: timm cannot build it",
         ),
         (LITE, {"STRIDE": 4}, "MODEL.TIMM.STRIDE is 4, expected 16 or 8"),
-        (LITE, {"freeze_at": 5}, "MODEL.BACKBONE.FREEZE_AT is 5, expected 0"),
+        (LITE, {"freeze_at": 5}, "MODEL.BACKBONE.FREEZE_AT is 5, expected a number from 0 to 4: 0 freezes nothing"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(narrow_cfg, name, keys, message):

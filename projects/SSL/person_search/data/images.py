@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError
+from ..values import check_value
 from .video import read_video_frame, split_video_frame
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -127,8 +128,7 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
             has no such frame.
         ConfigError: another format.
     """
-    if format not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT is {format!r}; expected 'RGB' or 'BGR'")
+    check_value("INPUT.FORMAT", format)
     frame = split_video_frame(file_name)
     if frame is not None:
         image = read_video_frame(*frame)

@@ -14,7 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from PIL import Image
 
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError
+from ..values import check_value
 from .images import read_image
 from .masks import box_window, decode_columns
 
@@ -100,8 +101,7 @@ class PersonSearchMapper:
         Raises:
             ConfigError: the image format is neither RGB nor BGR.
         """
-        if image_format not in ("RGB", "BGR"):
-            raise ConfigError(f"INPUT.FORMAT is {image_format!r}; expected 'RGB' or 'BGR'")
+        check_value("INPUT.FORMAT", image_format)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -112,11 +112,10 @@ class PersonSearchMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The constructor's arguments from a config: Detectron2's keys of INPUT and SSL.EXEMPLAR."""
+        check_value("INPUT.RESIZE", cfg.INPUT.RESIZE)
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if cfg.INPUT.RESIZE == "torchvision":
             augmentations[0] = InterpolatedResize.like(augmentations[0])
-        elif cfg.INPUT.RESIZE != "pillow":
-            raise ConfigError(f"INPUT.RESIZE is {cfg.INPUT.RESIZE!r}; expected 'pillow' or 'torchvision'")
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {

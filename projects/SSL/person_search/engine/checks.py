@@ -5,118 +5,25 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..config import add_ssl_config
+from ..config_files import flatten
 from ..data.training_set import TrainingSet
 from ..data.workers import check_shared_memory
 from ..errors import ConfigError, DatasetError
 from ..labels import SelfPacedDBSCAN
 from ..modeling.objectives.base import BankObjective, objective_class
-from .detectron2_keys import check_image_keys, check_schedule_keys, check_unread_keys
-
-
-@dataclass(frozen=True)
-class Range:
-    """An interval of numbers.
-
-    Attributes:
-        low, high: its bounds, which belong to it.
-        above: where given, the numbers have to be larger than this.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: float = -math.inf
-
-    def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
-
-    def __str__(self) -> str:
-        if math.isfinite(self.low) and math.isfinite(self.high):
-            return f"a number from {self.low:g} to {self.high:g}"
-        if math.isfinite(self.above):
-            return f"a number above {self.above:g}" + (f" and up to {self.high:g}" if math.isfinite(self.high) else "")
-        return f"{self.low:g} or more" if math.isfinite(self.low) else "a finite number"
-
-
-_NOT_NEGATIVE, _POSITIVE, _FINITE = Range(low=0), Range(above=0), Range()
-_SHARE, _SOME_SHARE = Range(0, 1), Range(above=0, high=1)
-
-SOLVER_RANGES = {
-    "BASE_LR": _NOT_NEGATIVE,
-    "BIAS_LR_FACTOR": _NOT_NEGATIVE,
-    "MOMENTUM": _SHARE,
-    "WEIGHT_DECAY": _NOT_NEGATIVE,
-    "WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
-    "WEIGHT_DECAY_BIAS": _NOT_NEGATIVE,
-    "GAMMA": _NOT_NEGATIVE,
-    "WARMUP_FACTOR": _SHARE,
-    "WARMUP_ITERS": _NOT_NEGATIVE,
-    "CHECKPOINTS_KEPT": Range(low=1),
-    "CHECKPOINT_PERIOD": Range(low=1),
-    "LOG_PERIOD": Range(low=1),
-    "CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
-}
-LOSS_RANGES = {
-    "MODEL.BOX_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.REID_HEAD.BOX_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.REID_HEAD.CLS_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "SSL.MEMORY.LAMBDA": _SHARE,
-    "SSL.THRESHOLD.INITIAL": Range(-1, 1),  # a cosine similarity
-    "SSL.THRESHOLD.ALPHA": _FINITE,
-    "SSL.THRESHOLD.BETA": _FINITE,
-    "SSL.SCALE_LOSS.WEIGHT": _NOT_NEGATIVE,
-    "SSL.SCALE_LOSS.MARGIN": _NOT_NEGATIVE,
-    "SSL.SCALE_LOSS.GAMMA": _NOT_NEGATIVE,
-    "SSL.MULTI_LABEL_LOSS.WEIGHT": _NOT_NEGATIVE,
-    "SSL.MULTI_LABEL_LOSS.DELTA": _NOT_NEGATIVE,
-    "SSL.MULTI_LABEL_LOSS.HARD_NEGATIVE_RATIO": _SOME_SHARE,
-    "SSL.EXEMPLAR.RANDOM_ERASING": _SHARE,
-    "SSL.TEACHER.MOMENTUM": _SHARE,
-    "SSL.IN_SCENE_LOSS.WEIGHT": _NOT_NEGATIVE,
-    "SSL.IN_SCENE_LOSS.MARGIN": Range(-1, 1),
-    "SSL.CLUSTER_LOSS.WEIGHT": _NOT_NEGATIVE,
-    "SSL.CLUSTER_LOSS.TEMPERATURE": _POSITIVE,
-    "SSL.CLUSTER_LOSS.HARD_NEGATIVE_MASS": _SOME_SHARE,
-    "SSL.CLUSTER_LOSS.EPSILON": _SHARE,
-    "OIM.WEIGHT": _NOT_NEGATIVE,
-    "OIM.MOMENTUM": _SHARE,
-    "CGPS.CONTEXT_WEIGHT": _NOT_NEGATIVE,
-    "CGPS.MARGIN": _NOT_NEGATIVE,
-    "CGPS.BACKGROUND_WEIGHT": _NOT_NEGATIVE,
-    "RSIAMNET.REGION_WEIGHT": _NOT_NEGATIVE,
-    "RSIAMNET.SIMILARITY_WEIGHT": _NOT_NEGATIVE,
-    "RSIAMNET.SIMILARITY_TEMPERATURE": _POSITIVE,
-}
-TRAINING_RANGES: Mapping[str, Range] = {**{f"SOLVER.{key}": r for key, r in SOLVER_RANGES.items()}, **LOSS_RANGES}
-
-
-def check_ranges(cfg: CfgNode, ranges: Mapping[str, Range] = TRAINING_RANGES) -> None:
-    """Refuses numbers outside their ranges; a key whose value is None is not looked at.
-
-    Args:
-        cfg: a configuration with the project's keys.
-        ranges: dotted key -> the numbers that it takes.
-
-    Raises:
-        ConfigError: naming the first such key, its value and what it takes.
-    """
-    for key, accepted in ranges.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value is not None and value not in accepted:
-            raise ConfigError(f"{key} is {value}, expected {accepted}")
-
+from ..values import INFERENCE_VALUES, TRAINING_VALUES, check_values
 
 # Argument of the clusterer -> its key.
 _KEYS = {
@@ -152,13 +59,8 @@ def check_clustering(cfg: CfgNode) -> None:
     Raises:
         ConfigError: naming the key and what to do.
     """
-    clustering = cfg.SSL.CLUSTERING
     build_clusterer(cfg)
-    if clustering.PERIOD < 1:
-        raise ConfigError(f"SSL.CLUSTERING.PERIOD is {clustering.PERIOD}: clusterings are 1 or more epochs apart")
-    if clustering.FEATURES not in ("bank", "extract"):
-        raise ConfigError(f"SSL.CLUSTERING.FEATURES is {clustering.FEATURES!r}, expected 'bank' or 'extract'")
-    if clustering.FEATURES == "extract" and not cfg.SSL.CLUSTER_LOSS.WEIGHT:
+    if cfg.SSL.CLUSTERING.FEATURES == "extract" and not cfg.SSL.CLUSTER_LOSS.WEIGHT:
         raise ConfigError(
             "SSL.CLUSTERING.FEATURES 'extract' passes the training set through the network before each clustering, and "
             "with SSL.CLUSTER_LOSS.WEIGHT 0 no loss reads the cluster labels: set it to 'bank'"
@@ -243,6 +145,7 @@ def check_config(cfg: CfgNode) -> None:
         ConfigError: naming the key and what to do.
     """
     check_inference(cfg)
+    check_values(cfg, TRAINING_VALUES)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: with it a run could not resume exactly")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
@@ -251,14 +154,8 @@ def check_config(cfg: CfgNode) -> None:
             "each epoch draws every frame once"
         )
     check_mixed_precision(cfg)
-    check_image_keys(cfg, True)
+    check_image_keys(cfg)
     check_schedule_keys(cfg)
-    if cfg.SSL.MEMORY.LABEL_SOURCE not in ("mean", "instance"):
-        raise ConfigError(f"SSL.MEMORY.LABEL_SOURCE is {cfg.SSL.MEMORY.LABEL_SOURCE!r}, expected 'mean' or 'instance'")
-    reduction = cfg.SSL.MULTI_LABEL_LOSS.REDUCTION
-    if reduction not in ("sum", "mean"):
-        raise ConfigError(f"SSL.MULTI_LABEL_LOSS.REDUCTION is {reduction!r}, expected 'sum' or 'mean'")
-    check_ranges(cfg)
     _check_exemplars(cfg)
     _check_threshold(cfg)
     check_objective(cfg)
@@ -306,15 +203,7 @@ def check_inference(cfg: CfgNode) -> None:
                 f"MODEL.{section}.NAME is {cfg.MODEL[section].NAME!r}, which is not registered; registered are {known}"
             )
     check_unread_keys(cfg)
-    check_image_keys(cfg, False)
-    if not cfg.DATALOADER.TIMEOUT >= 0:
-        raise ConfigError(f"DATALOADER.TIMEOUT is {cfg.DATALOADER.TIMEOUT}, expected seconds; 0: wait for ever")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise ConfigError(
-            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 "
-            "(images are read by the main process) or "
-            "more"
-        )
+    check_values(cfg, INFERENCE_VALUES)
 
 
 def check_workers(cfg: CfgNode, is_train: bool, persons: float = 0.0) -> None:
@@ -341,8 +230,6 @@ def check_workers(cfg: CfgNode, is_train: bool, persons: float = 0.0) -> None:
 
 def _check_threshold(cfg: CfgNode) -> None:
     threshold = cfg.SSL.THRESHOLD
-    if threshold.CALIBRATION not in ("none", "same_image"):
-        raise ConfigError(f"SSL.THRESHOLD.CALIBRATION is {threshold.CALIBRATION!r}, expected 'none' or 'same_image'")
     if threshold.CALIBRATION == "same_image" and not 0 <= threshold.INITIAL <= threshold.INITIAL + threshold.ALPHA <= 1:
         raise ConfigError(
             f"SSL.THRESHOLD.CALIBRATION is 'same_image', so that t(e) is a quantile, and SSL.THRESHOLD has INITIAL "
@@ -357,7 +244,116 @@ def _check_exemplars(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"SSL.EXEMPLAR.SCALES holds {scale!r}, expected (height, width) in pixels, such as (112, 48)"
             )
-    if exemplar.BACKGROUND not in ("black", "mean"):
-        raise ConfigError(f"SSL.EXEMPLAR.BACKGROUND is {exemplar.BACKGROUND!r}, expected 'black' or 'mean'")
     if exemplar.ENABLED and not exemplar.ORIGINAL and not len(exemplar.SCALES):
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
+
+
+_HEADS = "the heads are MODEL.BOX_HEAD and MODEL.REID_HEAD"
+_PERSONS = "the one class is the person, found as a box"
+UNREAD_KEYS: Mapping[str, str] = {
+    "DATALOADER.REPEAT_": "each epoch draws every frame once",
+    "DATASETS.PRECOMPUTED_PROPOSAL": "proposals come from the RPN",
+    "DATASETS.PROPOSAL_FILES": "proposals come from the RPN",
+    "GLOBAL.HACK": "it is for experiments with Detectron2 itself",
+    "INPUT.MASK_FORMAT": "foreground masks are read in whatever form they have",
+    "MODEL.FPN": "the backbone has no feature pyramid",
+    "MODEL.KEYPOINT_ON": _PERSONS,
+    "MODEL.LOAD_PROPOSALS": "proposals come from the RPN",
+    "MODEL.MASK_ON": _PERSONS,
+    "MODEL.PANOPTIC_FPN": _PERSONS,
+    "MODEL.RETINANET": _HEADS,
+    "MODEL.ROI_BOX_CASCADE_HEAD": _HEADS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "it is BOX_LOSS_WEIGHT of MODEL.BOX_HEAD and of MODEL.REID_HEAD",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": _PERSONS,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": _HEADS,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": _HEADS,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS": _PERSONS,
+    "MODEL.ROI_BOX_HEAD.NAME": _HEADS,
+    "MODEL.ROI_BOX_HEAD.NORM": _HEADS,
+    "MODEL.ROI_BOX_HEAD.NUM_": _HEADS,
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": _HEADS,
+    "MODEL.ROI_BOX_HEAD.USE_": _PERSONS,
+    "MODEL.ROI_KEYPOINT_HEAD": _PERSONS,
+    "MODEL.ROI_MASK_HEAD": _PERSONS,
+    "MODEL.SEM_SEG_HEAD": _PERSONS,
+    "TEST.AUG": "each frame is searched at one size",
+    "TEST.KEYPOINT_OKS_SIGMAS": _PERSONS,
+    "TEST.PRECISE_BN": "the statistics of the embedding are counted before training, SSL.MEMORY.CALIBRATION_FRAMES",
+}
+"""Keys of Detectron2 that nothing here reads, or what they begin with -> why not."""
+
+
+def check_unread_keys(cfg: CfgNode) -> None:
+    """Refuses keys of Detectron2 that are set and that nothing here would heed.
+
+    A model with heads of the user's own may read what it likes, and is not checked.
+
+    Raises:
+        ConfigError: naming the first such key, and what there is in its place.
+    """
+    heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    if not heads.__module__.startswith("person_search."):
+        return
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != 1:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, expected 1: the one class is the "
+            "person, and the background is not counted"
+        )
+    defaults = get_cfg()
+    add_ssl_config(defaults)
+    before, now = flatten(defaults), flatten(cfg)
+    for key, default in before.items():
+        reason = next((why for start, why in UNREAD_KEYS.items() if key.startswith(start)), None)
+        if key.startswith("MODEL.FPN") and "fpn" in cfg.MODEL.BACKBONE.NAME.lower():
+            continue
+        if reason is not None and now.get(key, default) != default:
+            raise ConfigError(f"{key} is {now[key]!r}, but nothing here reads it ({reason}): leave it at {default!r}")
+
+
+def check_image_keys(cfg: CfgNode) -> None:
+    """Refuses sizes and crops of training images that Detectron2 would stumble over.
+
+    Raises:
+        ConfigError: naming the key and what it takes.
+    """
+    inputs = cfg.INPUT
+    sizes = inputs.MIN_SIZE_TRAIN
+    if not len(sizes) or min(sizes) < 1:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one or more lengths of the shorter side in pixels, such as "
+            "(900,)"
+        )
+    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' expects (smallest, largest)"
+        )
+    if inputs.CROP.ENABLED:
+        check_values(cfg, ["INPUT.CROP.TYPE"])
+        most = 1.0 if inputs.CROP.TYPE.startswith("relative") else math.inf
+        if len(inputs.CROP.SIZE) != 2 or not all(0 < side <= most for side in inputs.CROP.SIZE):
+            raise ConfigError(
+                f"INPUT.CROP.SIZE is {inputs.CROP.SIZE}, expected (height, width) as "
+                f"{'shares of the frame from 0 to 1' if most == 1 else 'pixels'} for INPUT.CROP.TYPE {inputs.CROP.TYPE}"
+            )
+
+
+def check_schedule_keys(cfg: CfgNode) -> None:
+    """Refuses learning-rate schedules and gradient clipping that Detectron2 would stumble over.
+
+    Raises:
+        ConfigError: naming the key and what it takes.
+    """
+    solver = cfg.SOLVER
+    if solver.CLIP_GRADIENTS.ENABLED:
+        check_values(cfg, ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE"])
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR > 0:
+        raise ConfigError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}, expected a rate from 0 to SOLVER.BASE_LR, which is "
+            f"{solver.BASE_LR} and must be above 0 for WarmupCosineLR"
+        )
+    if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+        check_values(cfg, ["SOLVER.NUM_DECAYS"])
+    for key in ("STEPS", "STEP_EPOCHS"):
+        steps: Any = list(solver[key])
+        if steps != sorted(set(steps)) or any(step <= 0 for step in steps):
+            raise ConfigError(f"SOLVER.{key} is {tuple(steps)}, expected rising numbers above 0")

@@ -14,6 +14,7 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from torch import nn
 
 from ..errors import ConfigError
+from ..values import check_values
 
 
 def iterations_per_epoch(num_images: int, batch_size: int) -> int:
@@ -33,8 +34,7 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     solver = cfg.SOLVER
-    if solver.IMS_PER_BATCH < 1:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, expected 1 or more")
+    check_values(cfg, ["SOLVER.IMS_PER_BATCH"])
     epoch = iterations_per_epoch(num_images, solver.IMS_PER_BATCH)
     if solver.MAX_ITER <= 0:
         if solver.MAX_EPOCH <= 0:
@@ -79,10 +79,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 def _build(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
+    check_values(cfg, ["SOLVER.OPTIMIZER"])
     if solver.OPTIMIZER == "SGD":
         return build_sgd(cfg, model)
-    if solver.OPTIMIZER != "AdamW":
-        raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected 'SGD' or 'AdamW'")
     parameters = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,

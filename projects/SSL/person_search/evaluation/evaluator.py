@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
@@ -22,6 +22,7 @@ from ..data.images import frame_reader
 from ..data.records import SearchProtocol
 from ..data.registration import check_registered, protocol_reader, registered_records
 from ..errors import ConfigError, DatasetError, PersonSearchError
+from ..values import check_value
 from .analysis import describe_breakdown, describe_protocol, query_rows
 from .controls import (
     BACKBONE,
@@ -46,11 +47,8 @@ from .metrics import (
 from .problem import SearchProblem
 from .protocols import (
     CUHK_SYSU_SIZES,
-    GALLERY_KINDS,
-    QUERY_FEATURES,
     ImageOutput,
     build_problem,
-    check_choice,
     check_frame_gap,
     given_boxes_by_image,
 )
@@ -58,8 +56,6 @@ from .rescoring import ContextMatching, Reranking
 from .storage import save_problem, write_json
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class PersonSearchEvaluator(DatasetEvaluator):
@@ -112,8 +108,8 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 records.
             ConfigError: an option has a value that cannot work.
         """
-        check_choice("query_feature", query_feature, QUERY_FEATURES)
-        check_choice("gallery", gallery, GALLERY_KINDS)
+        check_value("TEST.PERSON_SEARCH.QUERY_FEATURE", query_feature)
+        check_value("TEST.PERSON_SEARCH.GALLERY", gallery)
         _check_measurable(dataset_name, protocol, gallery)
         self.given_boxes_by_image = given_boxes_by_image(records, protocol, "ground_truth")
         self.problem: SearchProblem | None = None
@@ -181,7 +177,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
             ConfigError: the dataset is not registered, or TEST.PERSON_SEARCH.GALLERY is unknown.
             DatasetError: the dataset has no queries, or one in a frame that it lacks.
         """
-        check_choice("gallery", cfg.TEST.PERSON_SEARCH.GALLERY, GALLERY_KINDS)
+        check_value("TEST.PERSON_SEARCH.GALLERY", cfg.TEST.PERSON_SEARCH.GALLERY)
         return given_boxes_by_image(*_load(dataset_name), "ground_truth")
 
     def reset(self) -> None:
@@ -393,18 +389,14 @@ def _detection_metrics(detection: DetectionResult) -> dict[str, float]:
 def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]:
     """Context matching and re-ranking as TEST.PERSON_SEARCH asks for them; errors name its keys."""
     cbgm, reranking, section = keys.CBGM, keys.RERANKING, "TEST.PERSON_SEARCH"
-    if not 0 <= keys.SCORE_THRESHOLD <= 1:
-        raise ConfigError(f"{section}.SCORE_THRESHOLD: {keys.SCORE_THRESHOLD} has to be in 0..1")
     if cbgm.ENABLED and reranking.ENABLED:
         raise ConfigError(
             f"{section}.CBGM.ENABLED and {section}.RERANKING.ENABLED cannot both be on, since each replaces the "
             "similarities; set one of them to False"
         )
     return (
-        _named(f"{section}.CBGM", ContextMatching, cbgm.K1, cbgm.K2, cbgm.QUERY_NMS) if cbgm.ENABLED else None,
-        _named(f"{section}.RERANKING", Reranking, reranking.K1, reranking.K2, reranking.LAMBDA)
-        if reranking.ENABLED
-        else None,
+        ContextMatching(cbgm.K1, cbgm.K2, cbgm.QUERY_NMS) if cbgm.ENABLED else None,
+        Reranking(reranking.K1, reranking.K2, reranking.LAMBDA) if reranking.ENABLED else None,
     )
 
 
@@ -421,13 +413,6 @@ def _check_cross_camera(
         raise ConfigError(
             f"{key}, but {dataset_name} has frames without camera_id: annotate it, or set the key to False"
         )
-
-
-def _named(section: str, make: Callable[..., T], *values: Any) -> T:
-    try:
-        return make(*values)
-    except ConfigError as error:
-        raise ConfigError(f"{section}: {error}") from error
 
 
 def _load(dataset_name: str) -> tuple[list[dict[str, Any]], SearchProtocol]:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError
+from ..values import check_value
 from .detections import DetectionIndex, Matches, Members, box_iou, match_targets
 from .problem import Galleries, SearchProblem, offsets_of, pairs
 from .ranking import Found, count_at_least, count_at_least_in_group, rank
@@ -91,8 +92,7 @@ class SearchOptions:
     reranking: Reranking | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_threshold <= 1:
-            raise ConfigError(f"score threshold {self.score_threshold} has to be in 0..1")
+        check_value("TEST.PERSON_SEARCH.SCORE_THRESHOLD", self.score_threshold)
         if self.context_matching and self.reranking:
             raise ConfigError("context matching and re-ranking cannot both be on: each replaces the similarities")
 

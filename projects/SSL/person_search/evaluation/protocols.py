@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.records import Gallery, SearchProtocol
 from ..errors import ConfigError, DatasetError
+from ..values import check_value
 from .detections import box_iou
 from .problem import (
     Galleries,
@@ -22,8 +23,6 @@ from .problem import (
     with_galleries,
 )
 
-QUERY_FEATURES = ("ground_truth", "detection")
-GALLERY_KINDS = ("detections", "ground_truth")
 CUHK_SYSU_SIZES = ("50", "100", "500", "1000", "2000", "4000")
 _XYXY_ABS = 0  # BoxMode.XYXY_ABS
 
@@ -46,12 +45,6 @@ class ImageOutput:
     given_feature: np.ndarray
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ConfigError, naming the key TEST.PERSON_SEARCH.<name>, unless `value` is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"TEST.PERSON_SEARCH.{name.upper()}: {value!r} is not one of {', '.join(choices)}")
-
-
 def given_boxes_by_image(
     records: Sequence[Mapping[str, Any]], protocol: SearchProtocol, gallery: str = "detections"
 ) -> dict[str, np.ndarray]:
@@ -72,7 +65,7 @@ def given_boxes_by_image(
         DatasetError: a query's frame is not among the records, which are named with the query.
         ConfigError: `gallery` is something else.
     """
-    check_choice("gallery", gallery, GALLERY_KINDS)
+    check_value("TEST.PERSON_SEARCH.GALLERY", gallery)
     boxes: dict[str, list[Sequence[float]]] = {record["image_id"]: [] for record in records}
     for number, query in enumerate(protocol.queries):
         if query.image_id not in boxes:
@@ -127,7 +120,7 @@ def build_problem(
             not fit the given boxes, or cameras are asked for and not known.
         ConfigError: query_feature or gallery is something else, or frames lack the number that a gap needs.
     """
-    check_choice("query_feature", query_feature, QUERY_FEATURES)
+    check_value("TEST.PERSON_SEARCH.QUERY_FEATURE", query_feature)
     check_frame_gap(min_frame_gap, records, protocol)
     given = given_boxes_by_image(records, protocol, gallery)
     _check_outputs(given, given_boxes_by_image(records, protocol, "ground_truth"), outputs)
@@ -175,8 +168,7 @@ def check_frame_gap(least: int, records: Sequence[Mapping[str, Any]], protocol: 
         ConfigError: it is negative, the set lists its galleries, or frames have no number.
     """
     key = f"TEST.PERSON_SEARCH.MIN_FRAME_GAP is {least}"
-    if least < 0:
-        raise ConfigError(f"{key}, expected 0 (none) or a number of frames")
+    check_value("TEST.PERSON_SEARCH.MIN_FRAME_GAP", least)
     if least and protocol.kind != "custom" or least and protocol.galleries:
         raise ConfigError(f"{key}, but the galleries of {protocol.kind} are fixed by its protocol: set it to 0")
     unnumbered = next((record for record in records if "frame_number" not in record), None) if least else None

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..errors import ConfigError
+from ..values import check_value
 from .detections import DetectionIndex, box_iou
 from .problem import SearchProblem, offsets_of
 from .ranking import highest
@@ -33,10 +34,8 @@ class ContextMatching:
     query_nms: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.k1 < 1 or self.k2 < 1:
-            raise ConfigError(f"context matching: k1 = {self.k1} and k2 = {self.k2} have to be at least 1")
-        if not 0 <= self.query_nms <= 1:
-            raise ConfigError(f"context matching: query_nms = {self.query_nms} has to be in 0..1")
+        for key, value in (("K1", self.k1), ("K2", self.k2), ("QUERY_NMS", self.query_nms)):
+            check_value(f"TEST.PERSON_SEARCH.CBGM.{key}", value)
 
 
 class ContextRescorer:
@@ -110,12 +109,10 @@ class Reranking:
     shortlist: int = 500
 
     def __post_init__(self) -> None:
-        if min(self.k1, self.k2, self.shortlist) < 1:
-            raise ConfigError(
-                f"re-ranking: k1 = {self.k1}, k2 = {self.k2} and shortlist = {self.shortlist} have to be at least 1"
-            )
-        if not 0 <= self.original_weight <= 1:
-            raise ConfigError(f"re-ranking: original weight (lambda) = {self.original_weight} has to be in 0..1")
+        for key, value in (("K1", self.k1), ("K2", self.k2), ("LAMBDA", self.original_weight)):
+            check_value(f"TEST.PERSON_SEARCH.RERANKING.{key}", value)
+        if self.shortlist < 1:
+            raise ConfigError(f"re-ranking: shortlist is {self.shortlist}, expected 1 or more")
 
 
 def k_reciprocal_distance(feature: np.ndarray, settings: Reranking) -> np.ndarray:

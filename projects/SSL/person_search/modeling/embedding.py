@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..values import check_value
 from .layers import SyncedBatchNorm1d
 
 
@@ -48,10 +49,8 @@ class GlobalPooling(nn.Module):
             ConfigError: another kind, or no stripe.
         """
         super().__init__()
-        if kind not in self._KINDS:
-            raise ConfigError(f"MODEL.REID_HEAD.GLOBAL_POOLING is {kind!r}, expected one of {', '.join(self._KINDS)}")
-        if stripes < 1:
-            raise ConfigError(f"MODEL.REID_HEAD.STRIPES is {stripes}, expected 1 or more")
+        check_value("MODEL.REID_HEAD.GLOBAL_POOLING", kind)
+        check_value("MODEL.REID_HEAD.STRIPES", stripes)
         self.kind, self.stripes = kind, stripes
 
     def forward(self, features: Tensor) -> Tensor:
@@ -203,22 +202,19 @@ def build_embedding(
     Raises:
         ConfigError: there is no such embedding, or it cannot have that size.
     """
+    check_value("MODEL.REID_HEAD.EMBEDDING", kind)
     if kind == "norm_aware":
         return NormAwareEmbedding(res4_channels, res5_channels, dim)
     if kind == "linear":
         return LinearEmbedding(res5_channels, dim)
     if kind == "fused_linear":
         return FusedLinearEmbedding(res4_channels, res5_channels, dim)
-    if kind == "bn_neck":
-        if dim != res4_channels + res5_channels:
-            raise ConfigError(
-                f"MODEL.REID_HEAD.EMBEDDING_DIM is {dim}, but the embedding 'bn_neck' has all of the pooled "
-                f"channels: set it to {res4_channels + res5_channels}"
-            )
-        return BNNeckEmbedding(res4_channels, res5_channels)
-    raise ConfigError(
-        f"MODEL.REID_HEAD.EMBEDDING is {kind!r}, expected 'norm_aware', 'linear', 'fused_linear' or 'bn_neck'"
-    )
+    if dim != res4_channels + res5_channels:
+        raise ConfigError(
+            f"MODEL.REID_HEAD.EMBEDDING_DIM is {dim}, but the embedding 'bn_neck' has all of the pooled channels: set "
+            f"it to {res4_channels + res5_channels}"
+        )
+    return BNNeckEmbedding(res4_channels, res5_channels)
 
 
 def _projector(channels: int, dim: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
+from ..values import check_values
 from .backbone import LAST_STAGES, LastStage, LastStageBuilder
 from .layers import FusedFrozenBatchNorm2d
 
@@ -209,13 +210,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmTrunk:
         ConfigError: timm has no such network, it has no stages, or it cannot be changed as the keys say.
     """
     timm_cfg = cfg.MODEL.TIMM
-    if timm_cfg.STRIDE not in (8, 16):
-        raise ConfigError(f"MODEL.TIMM.STRIDE is {timm_cfg.STRIDE}, expected 16 or 8")
-    if not 0 <= cfg.MODEL.BACKBONE.FREEZE_AT <= 4:
-        raise ConfigError(
-            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, expected 0 (nothing), 1 (the stem), 2 (up to "
-            "stride 4), 3 (up to stride 8) or 4 (the whole trunk)"
-        )
+    check_values(cfg, ["MODEL.TIMM.STRIDE", "MODEL.BACKBONE.FREEZE_AT"])
     network = create_network(timm_cfg.NAME, input_shape.channels)
     cut = find_cut(network, timm_cfg.NAME)
     _compare(network, cut, timm_cfg.NAME, input_shape.channels)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...values import check_values
 from ..heads import TrainingEmbeddings
 from .base import REID_OBJECTIVE_REGISTRY, ReIDObjective
 
@@ -109,10 +109,7 @@ class OIMObjective(ReIDObjective):
             ConfigError: a key of OIM cannot work.
         """
         oim = cfg.OIM
-        if oim.QUEUE_SIZE < 0:
-            raise ConfigError(f"OIM.QUEUE_SIZE is {oim.QUEUE_SIZE}, expected 0 (no queue) or more")
-        if oim.TEMPERATURE <= 0:
-            raise ConfigError(f"OIM.TEMPERATURE is {oim.TEMPERATURE}, expected more than 0")
+        check_values(cfg, ["OIM.QUEUE_SIZE", "OIM.TEMPERATURE"])
         return {
             "dim": cfg.MODEL.REID_HEAD.EMBEDDING_DIM,
             "queue_size": oim.QUEUE_SIZE,

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...values import check_values
 from ..heads import TrainingEmbeddings
 from .base import REID_OBJECTIVE_REGISTRY, BankObjective
 
@@ -87,8 +87,7 @@ class RSiamNetObjective(BankObjective):
             ConfigError: the temperature is not positive.
         """
         keys = cfg.RSIAMNET
-        if keys.SIMILARITY_TEMPERATURE <= 0:
-            raise ConfigError(f"RSIAMNET.SIMILARITY_TEMPERATURE is {keys.SIMILARITY_TEMPERATURE}, expected more than 0")
+        check_values(cfg, ["RSIAMNET.SIMILARITY_TEMPERATURE"])
         return {
             **super().from_config(cfg),
             "region_weight": keys.REGION_WEIGHT,

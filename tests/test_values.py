@@ -1,4 +1,4 @@
-"""The numbers that training accepts, and the words for them."""
+"""Values that keys take, and the words for them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from detectron2.config import get_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from person_search import add_ssl_config
-from person_search.engine.checks import TRAINING_RANGES, Range, check_ranges
 from person_search.errors import ConfigError
+from person_search.values import VALUES, OneOf, Range, check_values
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -37,23 +37,31 @@ def test_what_is_above_a_number_excludes_it_and_whatever_is_not_finite(value):
         (Range(above=0), "a number above 0"),
         (Range(above=0, high=1), "a number above 0 and up to 1"),
         (Range(), "a finite number"),
+        (Range(low=0, note="seconds"), "0 or more: seconds"),
     ],
 )
 def test_ranges_in_words(accepted, words):
     assert str(accepted) == words
 
 
-def test_the_defaults_lie_within_and_what_lies_outside_is_named():
+def test_choices_in_words():
+    assert str(OneOf("sum", "mean")) == "'sum' or 'mean'"
+    assert str(OneOf("none", "horizontal", "vertical")) == "'none', 'horizontal' or 'vertical'"
+
+
+def test_the_defaults_are_taken_and_what_is_not_taken_is_named():
     cfg = get_cfg()
     add_ssl_config(cfg)
-    check_ranges(cfg)
-    for key in TRAINING_RANGES:
+    check_values(cfg, VALUES)
+    for key, accepted in VALUES.items():
         wrong = cfg.clone()
-        wrong.merge_from_list([key, -5 if isinstance(value_of(cfg, key), int) else math.inf])
-        with pytest.raises(
-            ConfigError, match=re.escape(f"{key} is {value_of(wrong, key)}, expected {TRAINING_RANGES[key]}")
-        ):
-            check_ranges(wrong)
+        value = value_of(cfg, key)
+        wrong.merge_from_list(
+            [key, "no such" if isinstance(value, str) else -5 if isinstance(value, int) else math.inf]
+        )
+        message = f"{key} is {value_of(wrong, key)!r}, expected {accepted}"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            check_values(wrong, [key])
 
 
 def value_of(cfg, key):

@@ -8,8 +8,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from person_search import add_ssl_config
 from person_search.config_files import flatten
-from person_search.engine.checks import check_config, check_inference
-from person_search.engine.detectron2_keys import _UNREAD, check_image_keys, check_schedule_keys, check_unread_keys
+from person_search.engine.checks import (
+    UNREAD_KEYS,
+    check_config,
+    check_image_keys,
+    check_inference,
+    check_schedule_keys,
+    check_unread_keys,
+)
 from person_search.engine.solver import build_optimizer
 from person_search.errors import ConfigError
 
@@ -46,7 +52,7 @@ def test_there_is_one_class(narrow_cfg, classes):
 
 def test_every_reason_belongs_to_keys_that_exist():
     keys = flatten(get_cfg())
-    assert [start for start in _UNREAD if not any(key.startswith(start) for key in keys)] == []
+    assert [start for start in UNREAD_KEYS if not any(key.startswith(start) for key in keys)] == []
 
 
 def test_no_config_of_the_project_sets_a_key_without_effect(repository):
@@ -57,7 +63,7 @@ def test_no_config_of_the_project_sets_a_key_without_effect(repository):
         add_ssl_config(cfg)
         cfg.merge_from_file(str(file))
         check_unread_keys(cfg)
-        check_image_keys(cfg, True)
+        check_image_keys(cfg)
         check_schedule_keys(cfg)
 
 
@@ -98,7 +104,7 @@ def test_keys_that_a_training_reads_are_not_refused(cfg, tmp_path, monkeypatch):
     trainer.resume_or_load(False)
     trainer.train()
     assert "MODEL.RPN.NMS_THRESH" in read and "TEST.PERSON_SEARCH.GALLERY" in read
-    assert sorted(key for key in read if key.startswith(tuple(_UNREAD))) == []
+    assert sorted(key for key in read if key.startswith(tuple(UNREAD_KEYS))) == []
 
 
 def _read_by_the_check():
@@ -109,18 +115,21 @@ def _read_by_the_check():
     ("options", "message"),
     [
         (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"), r"'range' expects \(smallest, largest\)"),
-        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"), "_SAMPLING is 'any', expected one of choice, range"),
-        (("INPUT.MAX_SIZE_TRAIN", 0), "INPUT.MAX_SIZE_TRAIN is 0, expected the largest length.*100000 sets no bound"),
+        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"), "_SAMPLING is 'any', expected 'choice' or 'range'"),
+        (
+            ("INPUT.MAX_SIZE_TRAIN", 0),
+            "INPUT.MAX_SIZE_TRAIN is 0, expected 1 or more: .*100000 sets no bound",
+        ),
         (("INPUT.MAX_SIZE_TEST", 0), "INPUT.MAX_SIZE_TEST is 0"),
         (("INPUT.MIN_SIZE_TEST", -1), "INPUT.MIN_SIZE_TEST is -1"),
-        (("INPUT.RANDOM_FLIP", "both"), "INPUT.RANDOM_FLIP is 'both', expected one of none, horizontal, vertical"),
+        (("INPUT.RANDOM_FLIP", "both"), "INPUT.RANDOM_FLIP is 'both', expected 'none', 'horizontal' or 'vertical'"),
         (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "square"), "INPUT.CROP.TYPE is 'square'"),
         (("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [2.0, 0.5]), "INPUT.CROP.SIZE is .* as shares of the frame"),
-        (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"), "CLIP_TYPE is 'l2', expected one of full_model, norm, value"),
-        (("SOLVER.WARMUP_METHOD", "slow"), "SOLVER.WARMUP_METHOD is 'slow', expected one of linear, constant"),
+        (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"), "CLIP_TYPE is 'l2', expected 'full_model', 'norm' or 'value'"),
+        (("SOLVER.WARMUP_METHOD", "slow"), "SOLVER.WARMUP_METHOD is 'slow', expected 'linear' or 'constant'"),
         (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 1.0), "SOLVER.BASE_LR_END is 1.0"),
         (("SOLVER.STEP_EPOCHS", (3, 2)), r"SOLVER.STEP_EPOCHS is \(3, 2\), expected rising"),
-        (("DATALOADER.TIMEOUT", -1.0), "DATALOADER.TIMEOUT is -1.0, expected seconds"),
+        (("DATALOADER.TIMEOUT", -1.0), "DATALOADER.TIMEOUT is -1.0, expected 0 or more: seconds"),
     ],
 )
 def test_values_that_detectron2_stumbles_over_are_named(narrow_cfg, options, message):
