@@ -101,7 +101,7 @@ def test_a_value_of_another_type_and_a_missing_file_are_refused():
         get_config("cuhk_sisu")
     with pytest.raises(ConfigError, match="command line"):
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA"])
-    with pytest.raises(ConfigError, match="--num-gpus stands behind a config key"):
+    with pytest.raises(ConfigError, match="--num-gpus follows a config key"):
         merge_file_and_options(fresh(), "", ["SSL.MEMORY.LAMBDA", "0.5", "--num-gpus", "1"])
 
 
@@ -176,14 +176,14 @@ def test_keys_of_earlier_versions_are_understood_with_one_line(tmp_path, caplog)
     assert (cfg.SSL.MEMORY.LAMBDA, cfg.SSL.MEMORY.CALIBRATION_FRAMES) == (0.5, 7) and not cfg.SSL.MEMORY.RENORMALIZE
     assert cfg.MODEL.META_ARCHITECTURE == "SSLPersonSearch"
     (line,) = caplog.messages
-    assert line.startswith(str(file)) and "SSL.MEMORY.MOMENTUM is SSL.MEMORY.LAMBDA now" in line
-    assert "SSL.MEMORY.INIT_BN_BATCHES is SSL.MEMORY.CALIBRATION_FRAMES now" in line
+    assert line.startswith(str(file)) and "SSL.MEMORY.MOMENTUM is now SSL.MEMORY.LAMBDA" in line
+    assert "SSL.MEMORY.INIT_BN_BATCHES is now SSL.MEMORY.CALIBRATION_FRAMES" in line
 
     caplog.clear()
     merge_file_and_options(cfg, "", ["SSL.MEMORY.MOMENTUM", "0.25", "SOLVER.BASE_LR", "0.5"])
     assert (cfg.SSL.MEMORY.LAMBDA, cfg.SOLVER.BASE_LR) == (0.25, 0.5)
     (line,) = caplog.messages
-    assert line.startswith("command line") and "SSL.MEMORY.MOMENTUM is SSL.MEMORY.LAMBDA now" in line
+    assert line.startswith("command line") and "SSL.MEMORY.MOMENTUM is now SSL.MEMORY.LAMBDA" in line
 
     file.write_text(
         "MODEL: {SECOND_HEAD: {FIRST_HEAD_SCORE: False, BN_NECK: False}, FIRST_HEAD: {NMS_THRESH_TEST: 0.3}}"
@@ -194,7 +194,7 @@ def test_keys_of_earlier_versions_are_understood_with_one_line(tmp_path, caplog)
     assert cfg.MODEL.BOX_HEAD.NMS_THRESH_TEST == 0.3
 
     file.write_text("SSL:\n  MEMORY: {MOMENTUM: 0.5, LAMBDA: 0.4}\n")
-    with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM and SSL.MEMORY.LAMBDA are names of one key"):
+    with pytest.raises(ConfigError, match="SSL.MEMORY.MOMENTUM and SSL.MEMORY.LAMBDA are names of the same key"):
         merge_file_and_options(cfg, str(file), [])
     # Detectron2's own means name the new key.
     with pytest.raises(KeyError, match="SSL.MEMORY.LAMBDA"):

@@ -176,7 +176,7 @@ def test_a_detectors_boxes_train_a_model_and_measure_detection(folder: Path, det
     assert "12 frames with 24 persons" in printed and "search " in printed
     for counted in (
         "yard_train: 12 of the 18 boxes of",
-        "gate_train: 12 boxes count; left out are 6 below the score 0.6",
+        "gate_train: 12 boxes used; skipped 6 below the score 0.6",
     ):
         assert printed.count(counted) == 1
     options = ["--eval-only", "--resume", "DATASETS.TEST", "('gate_train',)", "OUTPUT_DIR", "output/detected"]

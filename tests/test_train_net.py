@@ -116,7 +116,7 @@ def test_an_unknown_key(capfd, train_net, repository, tmp_path):
 
 def test_a_data_set_that_is_not_registered_or_not_there(capfd, train_net, repository, tmp_path):
     line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TRAIN", "('prw_trian',)"))
-    assert "data set prw_trian is not registered" in line and "prw_train" in line
+    assert "dataset prw_trian is not registered" in line and "prw_train" in line
     line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TRAIN", "('prw_train',)"))
     assert "PRW" in line and "DETECTRON2_DATASETS" in line
 
@@ -159,7 +159,7 @@ def test_an_unreadable_image_stops_the_evaluation_and_is_skipped_in_training(
     [
         (("MODEL.DEVICE", "tpu"), "MODEL.DEVICE is 'tpu', expected a device"),
         (("SEED", "99999999999"), "SEED is 99999999999, expected less than"),
-        (("OUTPUT_DIR", "{}/a.txt"), "give a folder whose name ends with neither .txt nor .log"),
+        (("OUTPUT_DIR", "{}/a.txt"), "the name of a folder must not end in .txt or .log"),
         (("OUTPUT_DIR", "{}/taken/x"), "taken/x cannot be written"),
         (("OUTPUT_DIR", "{}/taken"), "taken cannot be written"),
     ],
@@ -171,7 +171,7 @@ def test_values_that_the_set_up_would_stumble_over(capfd, train_net, repository,
 
 
 def test_a_bad_test_set_ends_the_run_before_its_training(capfd, train_net, repository, tmp_path):
-    for name, message in (("prw_tset", "data set prw_tset is not registered"), ("prw_test", "PRW is missing")):
+    for name, message in (("prw_tset", "dataset prw_tset is not registered"), ("prw_test", "PRW is missing")):
         line = refused(capfd, train_net, repository, tmp_path, options=("DATASETS.TEST", f"('{name}',)"))
         assert message in line
     options = ("TEST.PERSON_SEARCH.GALLERY", "nothing")

@@ -96,7 +96,7 @@ def test_errors_are_one_line(program: Path, tmp_path: Path) -> None:
         ("short.npz",): "image in short.npz has shape (3,), expected (4,)",
         ("second.npz",): "feature2 in second.npz has shape (3, 4), expected (4, 4)",
         ("words.npz",): "expected real numbers",
-        ("nan.npz",): "4 of 4 feature rows hold NaN or infinite values",
+        ("nan.npz",): "4 of 4 feature rows have NaN or infinite values",
         ("good.npz", "--out", "nowhere/labels.npz"): "the folder nowhere does not exist",
         ("good.npz", "--compare", "no_image.npz"): "no_image.npz cannot be read as a labels file",
         ("good.npz", "--device", "cuda"): "no usable GPU",

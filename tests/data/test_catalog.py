@@ -93,6 +93,6 @@ def test_metadata_set_before_registration_stays(name):
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "2", True, None])
 def test_counts_are_checked(value):
-    with pytest.raises(ConfigError, match=f"pets: queries is {value!r}, expected a whole number of 1 or more"):
+    with pytest.raises(ConfigError, match=f"pets: queries is {value!r}, expected an integer of 1 or more"):
         check_at_least("pets", "queries", value, 1)
     check_at_least("pets", "queries", 1, 1)

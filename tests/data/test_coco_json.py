@@ -116,13 +116,13 @@ def test_categories_that_are_persons_can_be_named(write, caplog):
     def change(content):
         content["categories"] = [{"id": 3, "name": "Rider"}, {"id": 8, "name": "walker"}]
 
-    with pytest.raises(DatasetError, match="no category is named person; there are Rider, walker: say with CATEGORIES"):
+    with pytest.raises(DatasetError, match="no category is named person; there are Rider, walker: set CATEGORIES"):
         load_coco_json("d", *write(change))
     with caplog.at_level("INFO", logger="person_search"):
         assert identities(load_coco_json("d", *write(change), choice=Choice(("rider",)))) == [5, -1, 5, -1]
-    assert "d: 4 boxes count; left out are 1 of category walker, 1 marked iscrowd or ignore" in caplog.text
+    assert "d: 4 boxes used; skipped 1 of category walker, 1 marked iscrowd or ignore" in caplog.text
     assert len(identities(load_coco_json("d", *write(change), choice=Choice(("rider", "Walker"))))) == 5
-    with pytest.raises(DatasetError, match="CATEGORIES names bus, which is no category; there are Rider, walker"):
+    with pytest.raises(DatasetError, match="CATEGORIES has bus, which is not a category; there are Rider, walker"):
         load_coco_json("d", *write(change), choice=Choice(("rider", "bus")))
 
 
@@ -157,7 +157,7 @@ def test_boxes_of_a_detector_stand_in_for_annotations(write, results, name, capl
     assert identities(records) == [-1, -1]
     assert MetadataCatalog.get(name).load_protocol().no_search == "no person has an identity"
     left_out = "1 of category dog, 1 below the score 0.5, 1 of category 77"
-    assert f"{name}: 2 boxes count; left out are {left_out}" in caplog.text
+    assert f"{name}: 2 boxes used; skipped {left_out}" in caplog.text
 
 
 def test_a_detector_of_coco_calls_persons_1_where_the_images_have_no_categories(write, results):
@@ -173,14 +173,14 @@ def test_results_that_do_not_fit_are_named(write, results, name, tmp_path):
     choice = Choice((), results(lambda entries: entries[1].update(image_id="z.jpg")), 0.5)
     with pytest.raises(DatasetError, match="results.json: entry 1: image_id 'z.jpg' is neither the id nor the file_na"):
         load_coco_json("d", *write(), choice=choice)
-    with pytest.raises(DatasetError, match="no.json is missing; expected there: boxes of a detector"):
+    with pytest.raises(DatasetError, match="no.json is missing, expected boxes of a detector"):
         load_coco_json("d", *write(), choice=Choice((), tmp_path / "no.json", 0.5))
     for key, value in (("bbox", [1, 2, 3]), ("bbox", None), ("image_id", None), ("image_id", True), ("score", "nan")):
         file = results(lambda entries, key=key, value=value: entries[3].update({key: value}))
         with pytest.raises(DatasetError, match="results.json: entry 3: expected image_id, bbox"):
             load_coco_json("d", *write(), choice=Choice((), file, 0.5))
     for options in ({"results_file": "a.json"}, {"min_score": 0.5}):
-        with pytest.raises(ConfigError, match="min_score is .* and results_file .*: they go together"):
+        with pytest.raises(ConfigError, match="min_score is .* and results_file .*: give both or neither"):
             register_coco_json(name, *write(), **options)
     with pytest.raises(ConfigError, match="categories is 'rider', expected names"):
         register_coco_json(name, *write(), categories="rider")
@@ -201,8 +201,8 @@ def test_the_files_own_queries(write):
         ([3], r"queries\[0\]: 3 is not the id of a person's annotation"),
         ([[1]], r"queries\[0\]: \[1\] is not the id"),
         ([6], r"queries\[0\]: the annotation 6 \(frame 'x/a.jpg'\) has no person_id"),
-        ([7], r"queries\[0\]: the annotation 7 \(frame 'c.jpg'\) shows nothing of its frame"),
-        ([], "has no query"),
+        ([7], r"queries\[0\]: the annotation 7 \(frame 'c.jpg'\) is empty or outside its frame"),
+        ([], "has no queries"),
         ("all", "'queries' is 'all', expected list"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_mask_without_an_area_costs_its_person_alone(write, caplog, form):
 
     masks = ["segmentation" in a for r in load_coco_json("d", *write(change)) for a in r["annotations"]]
     assert sum(masks) == 1
-    assert "d: 1 masks show nothing, their persons go without (for example" in caplog.text
+    assert "d: 1 masks are empty, their persons have none (for example" in caplog.text
     assert "annotations[0]: its polygon has" in caplog.text
 
 
@@ -417,7 +417,7 @@ def spoil(*path, value=None, drop=False):
         (spoil("annotations", value={}), "data.json: 'annotations' is {}, expected list"),
         (spoil("images", 1, value=5), r"images\[1\]: expected an object, found a int"),
         (spoil("images", 1, "id", drop=True), r"images\[1\]: has no 'id'"),
-        (spoil("images", 1, "id", value=10), r"images\[1\]: the id 10 stands for two images"),
+        (spoil("images", 1, "id", value=10), r"images\[1\]: the id 10 is used by two images"),
         (spoil("images", 1, "file_name", value=7), r"images\[1\]: 'file_name' is 7, expected str"),
         (spoil("images", 1, "file_name", value="c.jpg"), "two frames are named 'c.jpg'"),
         (spoil("images", 1, "height", value="40 px"), r"images\[1\]: 'height' is '40 px', expected int"),
@@ -427,7 +427,7 @@ def spoil(*path, value=None, drop=False):
         (spoil("annotations", 1, "iscrowd", value=0.5), r"annotations\[1\]: 'iscrowd' is 0.5, expected"),
         (spoil("images", 1, "camera_id", value=True), r"images\[1\]: 'camera_id' is True, expected int"),
         (spoil("annotations", 1, "image_id", value=99), r"annotations\[1\]: image_id 99 is not the id of an image"),
-        (spoil("annotations", 1, "id", value=1), r"annotations\[1\]: the id 1 stands for two annotations"),
+        (spoil("annotations", 1, "id", value=1), r"annotations\[1\]: the id 1 is used by two annotations"),
         (spoil("annotations", 1, "bbox", drop=True), r"annotations\[1\]: has no 'bbox'"),
         (spoil("annotations", 1, "bbox", value=[1, 2, 3]), r"annotations\[1\]: 'bbox' is \[1, 2, 3\], expected \[x, y"),
         (spoil("annotations", 1, "bbox", 0, value="1"), r"annotations\[1\]: 'bbox' is"),

@@ -92,7 +92,10 @@ def test_real_frames_boxes_and_identities(root, boxes, monkeypatch):
 
 def test_boxes_of_zero_width_are_dropped_and_counted(root, caplog):
     records = load_cuhk_sysu(root, "train")
-    assert "cuhk_sysu_train: dropped 1 boxes that show nothing (for example box 1 of s15160.jpg" in caplog.text
+    assert (
+        "cuhk_sysu_train: dropped 1 boxes that are empty or outside their frame (for example box 1 of s15160.jpg"
+        in caplog.text
+    )
     assert sum(len(r["annotations"]) for r in records) == 9
 
 
@@ -181,7 +184,7 @@ def test_sizes_must_ask_the_same_queries(root):
     file = root / "annotation" / "test" / "train_test" / "TestG100.mat"
     savemat(file, {"TestG100": loadmat(file)["TestG100"][:, :2]})
     galleries = load_cuhk_sysu_protocol(root).galleries
-    with pytest.raises(DatasetError, match="TestG100.mat: asks other queries"):
+    with pytest.raises(DatasetError, match="TestG100.mat: has other queries"):
         galleries["100"]
 
 
@@ -302,7 +305,7 @@ def test_a_frame_listed_twice_is_named(root):
     file = root / "annotation" / "Images.mat"
     images = loadmat(file)["Img"]
     savemat(file, {"Img": np.concatenate([images, images[:, :1]], axis=1)})
-    with pytest.raises(DatasetError, match=r"Images.mat: Img\(9\): the frame s15160.jpg stands there twice"):
+    with pytest.raises(DatasetError, match=r"Images.mat: Img\(9\): the frame s15160.jpg occurs twice"):
         load_cuhk_sysu(root, "train")
 
 

@@ -230,7 +230,7 @@ def test_bank_filling_stops_when_no_image_can_be_read(records):
     for record in records:
         record["file_name"] += ".gone"
     with pytest.raises(
-        DatasetError, match="none of 7 images can be read, for example .*0.jpg.gone; the warnings above say why"
+        DatasetError, match="none of 7 images can be read, for example .*0.jpg.gone; see the warnings above"
     ):
         list(build_bank_loader(records, eval_mapper(with_instances=True)))
 

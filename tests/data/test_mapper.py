@@ -227,7 +227,7 @@ def test_evaluation_gives_boxes_in_the_resized_image_in_order(record):
     other = mapper(is_train=False, given_boxes={"b.png": boxes})(record)["given_boxes"]
     assert other.shape == (0, 4) and other.dtype == torch.float32
     assert "given_boxes" not in mapper(is_train=False)(record)
-    with pytest.raises(DatasetError, match="a.png: a box"):
+    with pytest.raises(DatasetError, match="a.png: a given box"):
         mapper(is_train=False, given_boxes={"a.png": boxes * np.nan})(record)
 
 
@@ -285,7 +285,7 @@ def test_bad_input_is_named(record, tmp_path):
         ([[1, 2, 3, 4, 5, 6]], "a.png: segmentation is list"),
         (
             {"size": [90, 160], "counts": "12"},
-            "a.png: segmentation is damaged.*; mend its annotation, or make the masks again",
+            "a.png: segmentation is damaged.*; fix its annotation, or make the masks again",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_file_that_was_cut_off_anywhere_is_told_without_reading_it(tmp_path, c
     for length in range(0, len(whole), 5):
         if length not in ends:
             file.write_bytes(whole[:length])
-            with pytest.raises(DatasetError, match=rf"a.mat: was cut off, it has {length} of at least \d+ bytes"):
+            with pytest.raises(DatasetError, match=rf"a.mat: is truncated, it has {length} of at least \d+ bytes"):
                 matlab.check_complete(file)
 
 

@@ -208,7 +208,7 @@ def test_hidden_files_and_folders_are_no_frames(sequence):
 def test_a_foreign_image_makes_the_numbering_unclear(sequence, name, message):
     folder, truth = sequence("2,7,3,4,20,30")
     Image.new("RGB", (60, 40)).save(folder / name)
-    with pytest.raises(DatasetError, match=f"d: .*do not tell which frame each of them is .*{message}.*take out"):
+    with pytest.raises(DatasetError, match=f"d: .*have no frame number .*{message}.*remove"):
         load_mot("d", folder, truth)
 
 
@@ -216,7 +216,7 @@ def test_names_that_differ_in_two_numbers_are_unclear(sequence):
     folder, truth = sequence("2,7,3,4,20,30")
     for file in folder.iterdir():
         file.rename(folder / f"{int(file.stem) // 3}_{file.stem}.png")
-    with pytest.raises(DatasetError, match="differ in 2 numbers of their names .*rename them to the number"):
+    with pytest.raises(DatasetError, match="differ in 2 numbers of their names .*rename them to the frame number"):
         load_mot("d", folder, truth)
 
 
@@ -224,7 +224,7 @@ def test_images_from_zero_beside_lines_from_one_are_unclear(sequence):
     folder, truth = sequence("1,7,3,4,20,30", "3,8,3,4,20,30")
     for file in sorted(folder.iterdir()):
         file.rename(folder / f"{int(file.stem) - 1:06}.png")
-    with pytest.raises(DatasetError, match=r"000000.png is frame 0, but .* has no line of a frame 0.*FRAMES \[0, 4"):
+    with pytest.raises(DatasetError, match=r"000000.png is frame 0, but .* has no line for frame 0.*FRAMES \[0, 4"):
         load_mot("d", folder, truth)
     records = load_mot("d", folder, truth, frames=(0, 4))
     assert [len(r["annotations"]) for r in records] == [0, 1, 0, 1, 0]
@@ -240,7 +240,7 @@ def test_two_images_of_one_number_are_named(sequence):
 
 
 def test_frames_outside_the_sequence_are_refused(sequence):
-    with pytest.raises(DatasetError, match=r"d: frames 2 to 9 are asked for, .* has 1 to 5"):
+    with pytest.raises(DatasetError, match=r"d: frames 2 to 9 are requested, .* has 1 to 5"):
         load_mot("d", *sequence("2,7,3,4,20,30"), frames=(2, 9))
 
 
@@ -294,12 +294,12 @@ def test_what_does_not_count_is_counted_by_its_reason(sequence, caplog):
     with caplog.at_level("INFO", logger="person_search"):
         records = load_mot("d", *sequence(*lines))
     assert [a["person_id"] for r in records for a in r["annotations"]] == [7]
-    (line,) = [r for r in caplog.records if "count; left out are 2 of class 7, 1 of flag 0" in r.getMessage()]
-    assert line.getMessage().startswith("d: 1 of the 4 boxes of") and line.levelname == "INFO"
+    (line,) = [r for r in caplog.records if "used; skipped 2 of class 7, 1 of flag 0" in r.getMessage()]
+    assert line.getMessage().startswith("d: 1 of 4 boxes of") and line.levelname == "INFO"
     records = load_mot("d", *sequence(*lines), categories=(1, 7))
     assert [a["person_id"] for r in records for a in r["annotations"]] == [7, 8, 9]
     load_mot("d", *sequence(*lines), categories=(2,))
-    assert caplog.records[-1].levelname == "WARNING" and "d: 0 of the 4 boxes" in caplog.records[-1].getMessage()
+    assert caplog.records[-1].levelname == "WARNING" and "d: 0 of 4 boxes" in caplog.records[-1].getMessage()
 
 
 def test_detections_train_from_the_least_score_on(sequence, caplog):
@@ -308,13 +308,13 @@ def test_detections_train_from_the_least_score_on(sequence, caplog):
         records = load_mot("d", *sequence(*lines), min_score=0.5)
     assert [[a["bbox"][0] for a in r["annotations"]] for r in records] == [[3, 30], [], [3], [], []]
     assert {a["person_id"] for r in records for a in r["annotations"]} == {-1}
-    assert "left out are 1 below the score 0.5" in caplog.text
+    assert "skipped 1 below the score 0.5" in caplog.text
     ten = [f"{line},-1,-1,-1" for line in lines]  # MOT 2015's columns
     assert load_mot("d", *sequence(*ten), min_score=0.5) == records
 
 
 def test_scores_in_the_place_of_flags_are_refused(sequence):
-    with pytest.raises(DatasetError, match="line 2: the seventh column is 0.93, .*: give MIN_SCORE"):
+    with pytest.raises(DatasetError, match="line 2: the seventh column is 0.93, .*: set MIN_SCORE"):
         load_mot("d", *sequence("1,-1,3,4,20,30,1", "1,-1,3,4,20,30,0.93"))
     with pytest.raises(DatasetError, match="line 1: has no score, and MIN_SCORE asks for 0.5"):
         load_mot("d", *sequence("1,-1,3,4,20,30"), min_score=0.5)

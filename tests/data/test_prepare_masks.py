@@ -209,7 +209,7 @@ def test_mistakes_end_in_one_line(script, records, tmp_path, capsys):
     MaskStore("toy_train", "mask_rcnn").save(out)
     cases = [
         (["--out", out], "holds masks of toy_train by mask_rcnn, not of toy_train by grabcut"),
-        (["--dataset", "nowhere"], "data set nowhere is not registered"),
+        (["--dataset", "nowhere"], "dataset nowhere is not registered"),
         (["--provider", "schp", "--parsing-dir", tmp_path / "none"], "none is not a folder"),
         (["--provider", "mask_rcnn", "--weights", tmp_path / "w.pkl"], "w.pkl does not exist"),
         (["--config-file", tmp_path / "none.yaml"], "none.yaml does not exist"),

@@ -286,8 +286,8 @@ def test_a_missing_annotation_file_is_named(small):
     "array, message",
     [
         (np.ones((2, 4)), r"expected rows of id, x, y, w, h, found float64 of shape \(2, 4\)"),
-        (np.array([[1.5, 1, 1, 9, 9]]), r"the identities \[1.5\] are not whole numbers"),
-        (np.array([[np.nan, 1, 1, 9, 9]]), r"the identities \[nan\] are not whole numbers"),
+        (np.array([[1.5, 1, 1, 9, 9]]), r"the identities \[1.5\] are not integers"),
+        (np.array([[np.nan, 1, 1, 9, 9]]), r"the identities \[nan\] are not integers"),
         (np.array([["text"]]), "expected rows of id"),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_frame_that_is_listed_twice_is_not_called_missing(small, caplog):
             "7 842.0 444.0 96.0 259.0 c1s1_999999",
             "the query's frame 'c1s1_999999.jpg' is not one of PRW's 6 test frames",
         ),
-        ("7 842.0 444.0 0.0 259.0 c1s1_002301", "the query's box shows nothing of the frame 'c1s1_002301.jpg'"),
+        ("7 842.0 444.0 0.0 259.0 c1s1_002301", "the query's box is empty or outside the frame 'c1s1_002301.jpg'"),
     ],
 )
 def test_bad_query_lines_are_named(small, line, message):
@@ -367,10 +367,8 @@ def test_a_list_without_queries_and_a_resized_frame_are_named(small):
     file = small / "query_info.txt"
     line = file.read_text().splitlines()[0]
     file.write_text("\n")
-    with pytest.raises(DatasetError, match="query_info.txt: holds no query"):
+    with pytest.raises(DatasetError, match="query_info.txt: has no queries"):
         load_prw_protocol(small)
     file.write_text(line.replace(line.split()[1], "1919.5", 1).replace(line.split()[3], "-3.0", 1))
-    with pytest.raises(
-        DatasetError, match="shows nothing of the frame .*, which has 1920 x 1080 pixels; mend the line"
-    ):
+    with pytest.raises(DatasetError, match="is empty or outside the frame .* of 1920 x 1080 pixels; fix the line"):
         load_prw_protocol(small)

@@ -108,7 +108,7 @@ def test_dropped_and_clipped_boxes_are_counted_in_one_line_however_often_a_set_i
         for _ in range(3):
             build_records("d", [frame("a", empty, inside), frame("b", outside, over_the_edge)])
     assert [record.getMessage() for record in caplog.records] == [
-        "d: dropped 2 boxes that show nothing (for example "
+        "d: dropped 2 boxes that are empty or outside their frame (for example "
         "box 0 of a: [5.0, 5.0, 5.0, 45.0]; box 0 of b: [300.0, 10.0, 340.0, 50.0]), clipped 1 boxes to their frame",
     ]
 
@@ -121,7 +121,7 @@ def test_clean_boxes_leave_the_log_alone(caplog):
 
 @pytest.mark.parametrize("bbox", [(5, 5, 5, 45), (20, 5, 10, 45), (-30, 5, -10, 45), (0, 0, 0.5, 45)])
 def test_strict_names_the_bad_box(bbox):
-    with pytest.raises(DatasetError, match=r"d: box 1 of a: .* shows nothing of the frame of 200 x 100"):
+    with pytest.raises(DatasetError, match=r"d: box 1 of a: .* is empty or outside the frame of 200 x 100"):
         build_records("d", [frame("a", Person((1, 1, 9, 9)), Person(bbox))], strict=True)
 
 
@@ -151,7 +151,7 @@ def test_query_in_an_unknown_frame_is_named():
 
 
 def test_protocol_without_query_is_an_error():
-    with pytest.raises(DatasetError, match="d: has no query"):
+    with pytest.raises(DatasetError, match="d: has no queries"):
         check_queries("d", SearchProtocol("custom", ()), ["a"])
 
 

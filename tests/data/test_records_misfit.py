@@ -33,7 +33,7 @@ def test_persons_at_the_edge_fit(amodal, seed):
 def test_frames_that_were_made_smaller():
     for factor in (0.5, 0.8):
         frame = tuple(int(side * factor) for side in FRAME)
-        assert "made smaller after they were annotated" in cause(scattered(), frame)
+        assert "downscaled after annotation" in cause(scattered(), frame)
         assert f"frame of {frame[1]} x {frame[0]} pixels" in cause(scattered(), frame)
 
 
@@ -44,7 +44,7 @@ def test_corners_written_as_sizes():
 
 
 def test_shares_of_the_frame():
-    assert "look like shares of the frame" in cause(scattered() / [*FRAME[::-1], *FRAME[::-1]])
+    assert "look like fractions of the frame" in cause(scattered() / [*FRAME[::-1], *FRAME[::-1]])
 
 
 def test_boxes_of_other_frames():

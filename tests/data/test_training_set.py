@@ -49,7 +49,7 @@ def test_identities_of_two_data_sets_differ(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_unknown_name_lists_person_search_sets_alone():
-    with pytest.raises(ConfigError, match="data set prw_trian is not registered; registered are .*prw_train") as caught:
+    with pytest.raises(ConfigError, match="dataset prw_trian is not registered; registered are .*prw_train") as caught:
         registered_records("prw_trian")
     assert "coco" not in str(caught.value)
 
@@ -58,7 +58,7 @@ def test_a_set_of_which_no_image_is_there_is_refused_and_one_with_some_is_not(tm
     both = records([[1], [2]])
     for record in both:
         record["file_name"] = str(tmp_path / record["file_name"])
-    with pytest.raises(DatasetError, match="none of the 2 training images is there, the first is .*frame0.jpg"):
+    with pytest.raises(DatasetError, match="none of the 2 training images exists, the first is .*frame0.jpg"):
         number_rows(both).check_images()
     (tmp_path / "frame1.jpg").touch()
     number_rows(both).check_images()

@@ -59,7 +59,7 @@ def fill(mapper, **options):
 @pytest.mark.parametrize(
     ("mapper", "timeout", "message"),
     [
-        (stuck, 1.0, r"worker processes .* gave nothing for 1 s: .*DATALOADER.TIMEOUT .*df -h /dev/shm"),
+        (stuck, 1.0, r"worker processes .* sent nothing for 1 s: .*DATALOADER.TIMEOUT .*df -h /dev/shm"),
         (killed, 30.0, r"one of the 1 worker processes .* has died \(.*killed by signal: Killed.*lower"),
         (without_shared_memory, 30.0, r"have run out of shared memory in /dev/shm: .*--shm-size"),
         (with_a_bug, 30.0, r"one of the 1 worker processes .* has died"),

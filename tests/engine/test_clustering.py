@@ -143,7 +143,7 @@ def test_unusable_values_are_refused(cfg, options, message):
 
 def test_extracting_for_labels_that_no_loss_reads_is_refused(cfg):
     cfg.merge_from_list(["SSL.CLUSTERING.FEATURES", "extract", "SSL.CLUSTER_LOSS.WEIGHT", 0.0])
-    with pytest.raises(ConfigError, match="SSL.CLUSTER_LOSS.WEIGHT 0 no loss reads the cluster labels"):
+    with pytest.raises(ConfigError, match="SSL.CLUSTER_LOSS.WEIGHT 0 no loss uses the cluster labels"):
         PersonSearchTrainer(cfg)
 
 

@@ -47,7 +47,7 @@ def short(cfg):
 def test_a_signal_leaves_a_checkpoint_that_gives_the_unbroken_run(short, tmp_path, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     short.OUTPUT_DIR = str(tmp_path / "stopped")
-    with pytest.raises(Interrupted, match="stopped after 3 of 5 iterations, and saved: .* --resume"):
+    with pytest.raises(Interrupted, match="stopped after 3 of 5 iterations, checkpoint saved: .* --resume"):
         start(short, Signal(number)).train()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
@@ -71,7 +71,7 @@ def test_a_second_signal_interrupts_at_once(short):
     ("error", "status", "words"),
     [
         (Interrupted("stopped after 3"), 130, "stopped after 3"),
-        (KeyboardInterrupt(), 130, "interrupted at once; what was saved before is whole: go on"),
+        (KeyboardInterrupt(), 130, "interrupted; earlier checkpoints are intact: go on"),
         (ConfigError("SEED is wrong"), 2, "SEED is wrong"),
         (OSError(errno.ENOSPC, "No space left on device", "/out/log.txt"), 2, "/out/log.txt cannot be written"),
     ],

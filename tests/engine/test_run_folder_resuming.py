@@ -49,7 +49,7 @@ def test_a_model_of_another_shape_is_refused(begun):
 
 def test_an_end_that_lies_behind_is_refused(begun):
     begun.SOLVER.MAX_ITER = 1
-    with pytest.raises(ConfigError, match="has done 2 iterations, and with this config it ends after 1: raise"):
+    with pytest.raises(ConfigError, match="has done 2 iterations, and this config ends after 1: raise"):
         run(begun, resume=True)
 
 
@@ -77,7 +77,7 @@ def test_what_is_applied_is_said_and_what_changes_nothing_is_not(cfg, caplog):
     check_resumed_config(changed(cfg, "SSL.SCALE_LOSS.WEIGHT", 0.5, "SOLVER.STEPS", (5, 7)), cfg.dump())
     assert "SSL.SCALE_LOSS.WEIGHT 0.1 -> 0.5" in caplog.text and "SOLVER.STEPS [] -> [5, 7]" in caplog.text
     check_resumed_config(changed(cfg, "MODEL.WEIGHTS", "other.pth"), cfg.dump())
-    assert "MODEL.WEIGHTS is not read" in caplog.text
+    assert "MODEL.WEIGHTS is ignored" in caplog.text
 
 
 def test_a_config_survives_its_text(cfg):

@@ -180,7 +180,7 @@ def test_rejects_arrays_that_do_not_fit() -> None:
         ({"k1": 0}, "k1 is 0"),
         ({"k2": 0}, "k2 is 0"),
         ({"quantile": 1.5}, "quantile is 1.5"),
-        ({"clusterer": "kmeans"}, "clusterer is 'kmeans': expected one of dbscan, hdbscan"),
+        ({"clusterer": "kmeans"}, "clusterer is 'kmeans', expected one of dbscan, hdbscan"),
     ],
 )
 def test_rejects_unusable_arguments(arguments: dict, message: str) -> None:

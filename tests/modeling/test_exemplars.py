@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from detectron2.modeling import build_backbone
@@ -33,6 +35,25 @@ def scenes() -> tuple[torch.Tensor, list[Instances]]:
     return images, [first, Instances((110, 150), gt_boxes=Boxes([[20, 20, 90, 109]]))]
 
 
+def build_branch(
+    scales: Sequence[tuple[int, int]],
+    *,
+    original: bool = True,
+    mask_background: bool = True,
+    pooling: GlobalPooling | None = None,
+    random_erasing: float = 0.0,
+) -> ExemplarBranch:
+    return ExemplarBranch(
+        scales=scales,
+        original=original,
+        mask_background=mask_background,
+        background=None,
+        pooling=pooling or GlobalPooling(),
+        separate=None,
+        random_erasing=random_erasing,
+    )
+
+
 @pytest.mark.parametrize(("scales", "original"), [
     ([(48, 24), (96, 48), (28, 12)], True), ([(48, 24), (96, 48), (28, 12)], False), ([], True)
 ])  # fmt: skip
@@ -44,7 +65,7 @@ def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scal
     for module in (*backbone.modules(), *res5.modules()):
         if isinstance(module, nn.BatchNorm2d):  # so that nothing outside the crops stays zero by itself
             nn.init.uniform_(module.bias, 0.1, 0.9)
-    branch = ExemplarBranch(scales=scales, original=original, mask_background=True)
+    branch = build_branch(scales, original=original)
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
     crops = branch._crops(images, targets, [t.gt_boxes.tensor for t in scenes[1]])
     expected = []
@@ -64,7 +85,7 @@ def test_all_exemplars_take_one_pass_on_a_gpu_and_one_a_size_on_a_cpu(narrow_cfg
     backbone, res5 = (module.to(device) for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
     passes = []
     backbone.stem.register_forward_hook(lambda *_: passes.append(1))
-    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    branch = build_branch([(48, 24), (96, 48)])
     branch(
         scenes[0].to(device), [t.to(device) for t in scenes[1]], [t.gt_boxes.tensor for t in scenes[1]], backbone, res5
     )
@@ -76,7 +97,7 @@ def test_exemplars_are_pooled_as_regions_are(narrow_cfg, scenes, device, kind, s
     torch.manual_seed(0)
     backbone, res5 = (module.to(device).eval() for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
     pooling = GlobalPooling(kind, stripes)
-    branch = ExemplarBranch(scales=[(96, 48)], original=False, mask_background=False, pooling=pooling)
+    branch = build_branch([(96, 48)], original=False, mask_background=False, pooling=pooling)
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
     boxes = [t.gt_boxes.tensor for t in scenes[1]]
     found = branch(images, targets, boxes, backbone, res5)
@@ -88,7 +109,7 @@ def test_exemplars_are_pooled_as_regions_are(narrow_cfg, scenes, device, kind, s
 def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):
     """With tensors that know their device and no values, so that no GPU is needed."""
     backbone, res5 = build_backbone(narrow_cfg), build_res5(narrow_cfg)
-    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    branch = build_branch([(48, 24), (96, 48)])
     crops = branch._crops(*scenes, [t.gt_boxes.tensor for t in scenes[1]])
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (*backbone.modules(), *res5.modules()):
@@ -111,7 +132,7 @@ def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):
 
 def test_nothing_waits_for_a_gpu(narrow_cfg, scenes, gpu):
     backbone, res5 = (module.to(gpu) for module in (build_backbone(narrow_cfg), build_res5(narrow_cfg)))
-    branch = ExemplarBranch(scales=[(48, 24), (96, 48)], original=True, mask_background=True)
+    branch = build_branch([(48, 24), (96, 48)])
     images, targets = scenes[0].to(gpu), [t.to(gpu) for t in scenes[1]]
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -129,7 +150,7 @@ def test_random_erasing_paints_exemplars_in_training_alone(narrow_cfg, scenes, o
     boxes = [t.gt_boxes.tensor for t in targets]
 
     def features(rate: float, training: bool = True) -> torch.Tensor:
-        branch = ExemplarBranch(scales=[(48, 24)], original=original, mask_background=False, random_erasing=rate)
+        branch = build_branch([(48, 24)], original=original, mask_background=False, random_erasing=rate)
         with running_statistics(backbone), running_statistics(res5), torch.no_grad():
             return getattr(branch.train(training), way)(branch._crops(images, targets, boxes), backbone, res5).res4
 

@@ -172,8 +172,8 @@ def test_folded_normalisation_is_the_same_function(narrow_cfg, name, frozen_norm
     [
         ("efficientnet_lite", {}, "'efficientnet_lite', which timm .* does not have; it has"),
         ("vit_tiny_patch16_224", {}, "vit_tiny_patch16_224', which has no stages of strides 16 and 32"),
-        ("hrnet_w18_small", {}, "hrnet_w18_small', whose stages are not modules of their own"),
-        ("ghostnet_050", {}, "ghostnet_050', which cannot be cut into trunk and last stage"),
+        ("hrnet_w18_small", {}, "hrnet_w18_small', whose stages are not separate modules"),
+        ("ghostnet_050", {}, "ghostnet_050', which cannot be split into trunk and last stage"),
         (
             "mobilenetv3_small_050",
             {"STRIDE": 8},

@@ -1,8 +1,8 @@
 """SSL, self-similarity driven scale-invariant learning for weakly supervised person search, on Detectron2.
 
-`from person_search import add_ssl_config`, or `get_config`, registers the model parts, and the data sets below
-$DETECTRON2_DATASETS, as importing `person_search.modeling` and `person_search.data` does. The package alone loads
-nothing: its command line answers at once.
+Importing `add_ssl_config` or `get_config` from here registers the model parts and the datasets below
+$DETECTRON2_DATASETS, as do `person_search.modeling` and `person_search.data`. The package itself imports nothing heavy,
+so its command line starts quickly.
 """
 
 import getpass
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def name_user() -> None:
-    """Sets $LOGNAME where neither the environment nor the system has a name for the user.
+    """Sets $LOGNAME if neither the environment nor the system has a name for the user.
 
-    In a container started with `--user 54321` the number has no line in /etc/passwd. PyTorch names a folder after the
-    user, and would end with a KeyError.
+    In a container started with `--user 54321`, /etc/passwd has no entry for the user. PyTorch names a folder after the
+    user, and would fail with a KeyError.
     """
     try:
         getpass.getuser()
-    except (KeyError, OSError, ImportError):  # ImportError: no such users on this system
+    except (KeyError, OSError, ImportError):  # ImportError: the platform has no user database
         os.environ["LOGNAME"] = f"user{os.getuid()}" if hasattr(os, "getuid") else "user"
 
 

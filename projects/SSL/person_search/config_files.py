@@ -1,4 +1,4 @@
-"""Configuration files: those that come with the package, their names, keys of earlier versions, and what is wrong."""
+"""Config files: those of the package, their names, renamed keys, and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .errors import ConfigError
 logger = logging.getLogger(__name__)
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
-"""The configurations that come with the package; in a checkout a link to projects/SSL/configs."""
+"""Folder of the configs in the package; in a checkout, a link to projects/SSL/configs."""
 
 RENAMED_KEYS = {
     "MODEL.SECOND_HEAD.FIRST_HEAD_SCORE": "MODEL.REID_HEAD.BOX_HEAD_SCORE",
@@ -28,18 +28,18 @@ RENAMED_KEYS = {
     "SSL.MEMORY.MOMENTUM": "SSL.MEMORY.LAMBDA",
     "SSL.MEMORY.INIT_BN_BATCHES": "SSL.MEMORY.CALIBRATION_FRAMES",
 }
-"""Names that keys, or nodes with all keys below, had in earlier versions -> the names that they have now."""
+"""Current names of renamed keys, or of renamed nodes with all keys below them."""
 
 
 def get_config_file(name: str) -> str:
-    """The path of a configuration file.
+    """Path of a config file.
 
     Args:
-        name: a path, or where there is no such file one of the package: "prw", "prw.yaml", "ablations/dml", or the path
-            that it has in a checkout.
+        name: path or, if there is no such file, name of a config in the package: "prw", "prw.yaml", "ablations/dml", or
+            its path in a checkout.
 
     Raises:
-        ConfigError: there is neither; the nearest names are given.
+        ConfigError: there is no such config; the message suggests similar names.
     """
     path = os.path.expanduser(name)
     if os.path.isfile(path):
@@ -54,13 +54,13 @@ def get_config_file(name: str) -> str:
 
 
 class _Files(CfgNode):
-    """Reads YAML files whose `_BASE_` may be one of the package's, under its name alone."""
+    """Reader of YAML files whose `_BASE_` may be the bare name of a config in the package."""
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Nested values of a file and of those that it inherits from."""
+        """Nested values of a file, merged with those that it inherits from."""
         file = Path(filename)
-        # The name comes with the folder of the file that inherits, which has no such file of its own.
+        # The name is joined to the folder of the inheriting file, where no such file exists.
         for folder in () if file.is_file() else list(file.parents)[:3]:
             if folder.is_dir() and (CONFIG_FOLDER / file.relative_to(folder)).is_file():
                 filename = str(CONFIG_FOLDER / file.relative_to(folder))
@@ -72,16 +72,16 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
     """Merges a YAML file and command-line options into `cfg`, in place.
 
     Args:
-        cfg: a configuration with the project's keys.
+        cfg: config with the project's keys.
         config_file: path of a YAML file, or a name (`get_config_file`); "" for none.
         options: KEY VALUE KEY VALUE ...
 
     Raises:
-        ConfigError: a key does not exist (the nearest that do are named) or a value does not fit.
+        ConfigError: a key does not exist (the message suggests similar ones) or a value does not fit.
     """
     flags = [word for word in options if word.startswith("--")]
     if flags:
-        raise ConfigError(f"command line: {flags[0]} stands behind a config key; flags come before all KEY VALUE pairs")
+        raise ConfigError(f"command line: {flags[0]} follows a config key; flags come before all KEY VALUE pairs")
     if len(options) % 2:
         raise ConfigError(f"command line: expected KEY VALUE pairs, found {len(options)} words: {' '.join(options)}")
     if config_file:
@@ -98,14 +98,14 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
 
 
 def with_current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Config values with the keys of earlier versions under the names of now; one line warns of all that were renamed.
+    """Config values under the current names of their keys. Logs one warning that lists the renamed ones.
 
     Args:
-        values: nested mapping, as a YAML file holds it; it stays as it is.
-        where: what holds it, for the warning.
+        values: nested mapping, as in a YAML file; not modified.
+        where: source of the values, for the warning.
 
     Raises:
-        ConfigError: a key stands there under both names.
+        ConfigError: a key occurs under both names.
     """
     current: dict[str, Any] = {}
     renamed = []
@@ -117,14 +117,14 @@ def with_current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         if name in node:
-            raise ConfigError(f"{where}: {key} and {new} are names of one key: leave the former out")
+            raise ConfigError(f"{where}: {key} and {new} are names of the same key: remove {key}")
         node[name] = value
     _warn_of_old_names(where, renamed)
     return current
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is no mapping, or an empty one; those under their present names first."""
+    """Dotted keys and values of all leaves, those under current names first."""
     later = []
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -140,24 +140,24 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _current_name(key: str) -> str:
     for old, new in RENAMED_KEYS.items():
         if key == old or key.startswith(f"{old}."):
-            # A node may have been renamed, and a key in it as well.
+            # A node and a key in it may both have been renamed.
             return _current_name(new + key[len(old) :])
     return key
 
 
 def _warn_of_old_names(where: str, renamed: Sequence[tuple[str, str]]) -> None:
     if renamed:
-        names = ", ".join(f"{old} is {new} now" for old, new in renamed)
-        logger.warning("%s has keys under the names of an earlier version, which are understood: %s", where, names)
+        names = ", ".join(f"{old} is now {new}" for old, new in renamed)
+        logger.warning("%s uses the old names of renamed keys: %s", where, names)
 
 
 @contextmanager
 def _named(cfg: CfgNode, where: str) -> Iterator[None]:
-    """Turns what goes wrong within into one line that says where it stands."""
+    """Context that turns errors into a ConfigError of one line that begins with `where`."""
     try:
         yield
     except yaml.YAMLError as error:
-        # With the line and the column, which the first argument alone lacks.
+        # The whole message, with line and column, which the first argument lacks.
         raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"{where}: expected a mapping of config keys, found something else") from error
@@ -177,7 +177,7 @@ def _unknown_key(cfg: CfgNode, key: str) -> str:
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of a config; tuples are lists, as YAML has them."""
+    """Values of a config by dotted key, with tuples as lists, as in YAML."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping) and (isinstance(value, CfgNode) or value):

@@ -1,8 +1,8 @@
-"""Errors whose message alone tells a user what is wrong: what, where, what was expected and what to do."""
+"""Errors with self-contained messages: what is wrong and where, what was expected, and what to do."""
 
 
 class PersonSearchError(RuntimeError):
-    """Base of every error caused by input that the user can mend. The entry points print it without a traceback."""
+    """Base of all errors in input that the user can fix. Entry points print them without a traceback."""
 
 
 class DatasetError(PersonSearchError):
@@ -10,7 +10,7 @@ class DatasetError(PersonSearchError):
 
 
 class ConfigError(PersonSearchError):
-    """A configuration key is unknown or holds a value that cannot work; the message names the key."""
+    """A config key is unknown or has an invalid value; the message names the key."""
 
 
 class CheckpointError(PersonSearchError):
@@ -18,20 +18,20 @@ class CheckpointError(PersonSearchError):
 
 
 class ExportError(PersonSearchError):
-    """A model cannot be traced: what would be written gives wrong answers, or none, on the next image."""
+    """A model cannot be traced, since the trace would fail or be wrong for other images."""
 
 
 class LoaderError(PersonSearchError):
-    """The processes that read images have failed; the message says what they lack."""
+    """The worker processes that read images have failed; the message names the cause."""
 
 
 class ExpectationError(PersonSearchError):
-    """A metric of an evaluation is not what TEST.EXPECTED_RESULTS says."""
+    """A metric differs from TEST.EXPECTED_RESULTS."""
 
 
 class Interrupted(PersonSearchError):
-    """Somebody asked the program to stop; the message says how to go on. Its exit status is 130."""
+    """The program was asked to stop; the message says how to continue. Its exit status is 130."""
 
 
 class TrainingError(PersonSearchError):
-    """Training cannot go on (for example a loss became NaN); the message names iteration and images."""
+    """Training cannot continue, for example since a loss became NaN; the message names iteration and images."""

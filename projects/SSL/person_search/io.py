@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, archives of arrays, and folders tried before long work."""
+"""Atomic writing of files, archives of arrays, and checks of folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that a file cannot grow: disk, quota or limit reached."""
+    """Whether an error, or a cause of it, means that a file cannot grow: disk full, quota or size limit reached."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -29,15 +29,15 @@ def is_disk_full(error: BaseException | None) -> bool:
 def replacing(
     path: str | os.PathLike[str], *, error: type[PersonSearchError] = DatasetError, durable: bool = False
 ) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes otherwise.
+    """Context with a temporary path that replaces `path` on success and is removed on failure.
 
     Args:
-        path: the file to write; its folder is made where it is missing.
-        error: class of the error of a file that cannot be written.
-        durable: wait until the disk has the content, so that not even a power failure leaves half a file.
+        path: file to write; its folder is created if missing.
+        error: class of the error to raise if the file cannot be written.
+        durable: whether to flush to disk first, so that not even a power failure leaves half a file.
 
     Raises:
-        PersonSearchError: folder or file cannot be written; of the class `error`.
+        PersonSearchError: folder or file cannot be written; of class `error`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -68,29 +68,29 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
 
 
 def read_arrays(path: str | os.PathLike[str], content: str) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz archive.
+    """Arrays of an npz archive, by name.
 
     Args:
-        path: the archive.
-        content: what it holds, for messages, such as "a search problem".
+        path: path of the archive.
+        content: description of its content for messages, such as "a search problem".
 
     Raises:
-        DatasetError: the file is missing, damaged, no such archive, or holds pickled objects.
+        DatasetError: the file is missing, damaged, not an npz archive, or has pickled objects.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; expected {content} (npz)") from error
-    except Exception as error:  # a damaged archive makes numpy raise any of a dozen types, a single array has no names
+    except Exception as error:  # numpy raises a dozen different types for damaged archives; a single array has no names
         raise DatasetError(f"{path} is not {content}: expected an undamaged npz archive of arrays ({error})") from error
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder where it is missing, and writes a file there that is gone at once.
+    """Creates a folder if it is missing, and checks that files can be written there.
 
     Raises:
-        OSError: either cannot be done.
+        OSError: the folder cannot be created or written to.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()

@@ -1,4 +1,4 @@
-"""Progress of long work: how much is done, how fast it goes, and how long the rest will take."""
+"""Progress of long-running work: rate and time left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS_A_LINE = 5
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words, such as "45 s", "12 min" or "3 h 05 min"."""
+    """Duration in words, such as "45 s", "12 min" or "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -19,35 +19,35 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Rate, time left, and the share of time spent waiting for input, logged every few seconds.
+    """Rate, time left and share of time spent waiting for input, logged every few seconds.
 
-    The work is split evenly over the processes, so what all have done is what this one has, times their number.
+    Work is assumed to be split evenly over the processes.
     """
 
     def __init__(self, name: str, total: int, unit: str, *, processes: int = 1) -> None:
         """
         Args:
-            name: of the work.
-            total: units of all processes together.
-            unit: in the plural, such as "frames".
-            processes: how many share them.
+            name: name of the work.
+            total: number of units over all processes.
+            unit: name of a unit in the plural, such as "frames".
+            processes: number of processes.
         """
         self._name, self._total, self._unit, self._processes = name, total, unit, processes
         self._own, self._waited = 0, 0.0
         self._start = self._last = time.perf_counter()
 
     def loaded(self) -> None:
-        """Marks that the next input has come."""
+        """Marks that the next input has been loaded."""
         self._waited += time.perf_counter() - self._last
 
     def finished(self, units: int) -> None:
-        """Counts items as done."""
+        """Counts units as done."""
         self._own += units
         self._last = time.perf_counter()
         log_every_n_seconds(logging.INFO, self.line(), n=_SECONDS_A_LINE, name=__name__)
 
     def line(self) -> str:
-        """The state in a line."""
+        """Current state in one line."""
         done, seconds = self._done(), self._seconds()
         left = (self._total - done) * seconds / done if done else 0.0
         return (
@@ -56,7 +56,7 @@ class Progress:
         )
 
     def summary(self) -> str:
-        """A line for the end."""
+        """Summary of the finished work in one line."""
         rate, taken = self._done() / self._seconds(), duration(self._seconds())
         shared = f" on {self._processes} processes" if self._processes > 1 else ""
         return f"{self._name}: {self._done()} {self._unit} in {taken}, {rate:.3g} {self._unit}/s{shared}"

@@ -1,4 +1,4 @@
-"""Matrix products whose results are compared and counted."""
+"""Full precision of matrix products that decide about neighbours and ranks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Within, GPUs multiply without TF32, whose ten bits would change neighbours and ranks, whatever the program has
-    chosen for training."""
+    """Context in which GPUs multiply without TF32, whatever the program has set for training: its ten bits of precision
+    would change neighbours and ranks."""
     matmul = torch.backends.cuda.matmul
     name: str
     chosen: bool | str
     full: bool | str
     try:
         name, chosen, full = "allow_tf32", matmul.allow_tf32, False
-    except RuntimeError:  # the program has chosen through PyTorch's newer switch, beside which the older cannot be read
+    except RuntimeError:  # the program uses PyTorch's newer setting, and the older one cannot be read
         name, chosen, full = "fp32_precision", matmul.fp32_precision, "ieee"
     setattr(matmul, name, full)
     try:

@@ -1,4 +1,4 @@
-"""Values that config keys take, ranges and choices in one table, and the error about those that they do not."""
+"""Valid values of config keys: ranges and choices in one table, and their checks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers.
+    """Interval of finite numbers.
 
     Attributes:
-        low, high: its bounds, which belong to it.
-        above: where given, the numbers have to be larger than this.
-        note: what the numbers mean, for messages.
+        low, high: inclusive bounds.
+        above: exclusive lower bound.
+        note: meaning of the numbers, for messages.
     """
 
     low: float = -math.inf
@@ -40,7 +40,7 @@ class Range:
 
 
 class OneOf:
-    """The values that a key chooses from."""
+    """Choice of values."""
 
     def __init__(self, *known: str | int) -> None:
         self.known = known
@@ -56,22 +56,22 @@ class OneOf:
 _NOT_NEGATIVE, _POSITIVE, _FINITE, _COUNT = Range(low=0), Range(above=0), Range(), Range(low=1)
 _SHARE, _SOME_SHARE = Range(0, 1), Range(above=0, high=1)
 _LONGEST_SIDE = Range(
-    low=1, note="the largest length of the longer side in pixels; a large number such as 100000 sets no bound"
+    low=1, note="maximum length of the longer side in pixels; for no limit use a large number such as 100000"
 )
 
 INFERENCE_VALUES: Mapping[str, Range | OneOf] = {
-    "DATALOADER.NUM_WORKERS": Range(low=0, note="processes that read images; with 0 the main process does"),
-    "DATALOADER.TIMEOUT": Range(low=0, note="seconds; 0 waits for ever"),
+    "DATALOADER.NUM_WORKERS": Range(low=0, note="worker processes; with 0 images are read by the main process"),
+    "DATALOADER.TIMEOUT": Range(low=0, note="seconds; 0 to wait forever"),
     "INPUT.FORMAT": OneOf("RGB", "BGR"),
     "INPUT.RESIZE": OneOf("pillow", "torchvision"),
     "INPUT.MAX_SIZE_TEST": _LONGEST_SIDE,
-    "INPUT.MIN_SIZE_TEST": Range(low=0, note="pixels of the shorter side; 0 leaves frames as they are"),
+    "INPUT.MIN_SIZE_TEST": Range(low=0, note="pixels of the shorter side; 0 to keep the size of the frames"),
     "TEST.PERSON_SEARCH.QUERY_FEATURE": OneOf("ground_truth", "detection"),
     "TEST.PERSON_SEARCH.GALLERY": OneOf("detections", "ground_truth"),
     "TEST.PERSON_SEARCH.SCORE_THRESHOLD": _SHARE,
-    "TEST.PERSON_SEARCH.MIN_FRAME_GAP": Range(low=0, note="frames; 0 leaves none out"),
+    "TEST.PERSON_SEARCH.MIN_FRAME_GAP": Range(low=0, note="frames; 0 to keep all"),
 }
-"""Values of the keys that evaluation reads as training does."""
+"""Valid values of the keys used by evaluation and training."""
 
 TRAINING_VALUES: Mapping[str, Range | OneOf] = {
     "INPUT.MAX_SIZE_TRAIN": _LONGEST_SIDE,
@@ -115,7 +115,7 @@ TRAINING_VALUES: Mapping[str, Range | OneOf] = {
     "SSL.TEACHER.MOMENTUM": _SHARE,
     "SSL.IN_SCENE_LOSS.WEIGHT": _NOT_NEGATIVE,
     "SSL.IN_SCENE_LOSS.MARGIN": Range(-1, 1),
-    "SSL.CLUSTERING.PERIOD": Range(low=1, note="epochs from one clustering to the next"),
+    "SSL.CLUSTERING.PERIOD": Range(low=1, note="epochs between clusterings"),
     "SSL.CLUSTERING.FEATURES": OneOf("bank", "extract"),
     "SSL.CLUSTER_LOSS.WEIGHT": _NOT_NEGATIVE,
     "SSL.CLUSTER_LOSS.TEMPERATURE": _POSITIVE,
@@ -130,7 +130,7 @@ TRAINING_VALUES: Mapping[str, Range | OneOf] = {
     "RSIAMNET.SIMILARITY_WEIGHT": _NOT_NEGATIVE,
     "RSIAMNET.SIMILARITY_TEMPERATURE": _POSITIVE,
 }
-"""Values of the keys that every training reads."""
+"""Valid values of the keys used by every training."""
 
 VALUES: Mapping[str, Range | OneOf] = {
     **INFERENCE_VALUES,
@@ -143,7 +143,7 @@ VALUES: Mapping[str, Range | OneOf] = {
     "MODEL.REID_HEAD.GLOBAL_POOLING": OneOf("max", "average"),
     "MODEL.REID_HEAD.STRIPES": _COUNT,
     "MODEL.TIMM.STRIDE": OneOf(16, 8),
-    "OIM.QUEUE_SIZE": Range(low=0, note="rows; with 0 there is no queue"),
+    "OIM.QUEUE_SIZE": Range(low=0, note="rows; 0 for no queue"),
     "OIM.TEMPERATURE": _POSITIVE,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf("full_model", "norm", "value"),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
@@ -155,32 +155,32 @@ VALUES: Mapping[str, Range | OneOf] = {
     "TEST.PERSON_SEARCH.RERANKING.K2": _COUNT,
     "TEST.PERSON_SEARCH.RERANKING.LAMBDA": _SHARE,
 }
-"""Values of all keys, those included that only some choice of another key brings into use."""
+"""Valid values of all keys, including those that are only used with certain values of others."""
 
 
 def check_value(key: str, value: Any) -> None:
-    """Refuses a value that its key does not take.
+    """Checks the value of a key.
 
     Args:
-        key: a key of `VALUES`.
-        value: from a configuration, or an argument that stands for the key.
+        key: key of `VALUES`.
+        value: value in a config, or argument that stands for it.
 
     Raises:
-        ConfigError: naming the key, the value and what the key takes.
+        ConfigError: the value is invalid; the message names key, value and valid values.
     """
     if value not in VALUES[key]:
         raise ConfigError(f"{key} is {value!r}, expected {VALUES[key]}")
 
 
 def check_values(cfg: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuses a configuration with a value that its key does not take; None, where a key has it, is not looked at.
+    """Checks the values of keys in a config; values of None are skipped.
 
     Args:
-        cfg: a configuration with the project's keys.
+        cfg: config with the project's keys.
         keys: dotted keys of `VALUES`.
 
     Raises:
-        ConfigError: see `check_value`; about the first such key.
+        ConfigError: a value is invalid; see `check_value`.
     """
     for key in keys:
         value: Any = cfg

@@ -1,6 +1,6 @@
-"""Data: dataset records and protocols of PRW, CUHK-SYSU and custom sets, images, masks, caches and loaders.
+"""Data: dataset records and search protocols, images, masks, caches and loaders.
 
-May import `synthetic` (in `registration` alone) and the modules beside the folders. All folders but `labels` import it.
+May import `synthetic` (in `registration` only) and the top-level modules. Imported by all folders but `labels`.
 Importing it registers the built-in datasets; custom ones are registered with the functions below.
 """
 

@@ -1,4 +1,4 @@
-"""Files of boxes that annotators, trackers and detectors write: lines of MOTChallenge's text format, COCO results."""
+"""Box files of annotators, trackers and detectors: MOTChallenge text files and COCO results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import DatasetError
 from .records import BoxXYXY
 
-PERSON_CATEGORY = 1  # COCO's
-_WITH_CLASS = (8, 9)  # columns of MOT16 and later; with 10 they are those of 2015, which end in world coordinates
+PERSON_CATEGORY = 1  # in COCO
+_WITH_CLASS = (8, 9)  # columns of MOT16 and later; the 10 columns of 2015 end in world coordinates
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class MotLine:
     """A line "frame,id,x,y,w,h[,mark[,class[,visibility]]]".
 
     Attributes:
-        number: of the line, from 1.
-        frame: counted as the file does, from 1 as a rule.
-        identity: negative where there is none.
+        number: line number, from 1.
+        frame: frame number as in the file, usually from 1.
+        identity: identity; negative if unlabelled.
         bbox: (x0, y0, x1, y1) in pixels.
-        mark: seventh column: the flag of a ground truth, the score of a detector; None where it is not there.
-        category: class of MOT16 and later; None where it is not there.
+        mark: seventh column, the flag of a ground truth or the score of a detector; None if missing.
+        category: class in MOT16 and later; None if missing.
     """
 
     number: int
@@ -37,7 +37,7 @@ class MotLine:
 
 
 def read_mot_lines(file: Path) -> Iterator[MotLine]:
-    """The lines of a MOT file, empty ones left out.
+    """Lines of a MOT file, without empty ones.
 
     Raises:
         DatasetError: the file cannot be read, or a line is malformed; the message gives file and line.
@@ -75,13 +75,13 @@ def _whole(value: float) -> int:
 
 @dataclass(frozen=True)
 class ResultBox:
-    """An entry of a COCO results file.
+    """Entry of a COCO results file.
 
     Attributes:
-        image_id: as it stands there.
-        category_id: `PERSON_CATEGORY` where it is absent.
+        image_id: image id as in the file.
+        category_id: category; `PERSON_CATEGORY` if missing.
         bbox: (x0, y0, x1, y1) in pixels.
-        score: 1 where it is absent.
+        score: detection score; 1 if missing.
     """
 
     image_id: int | str
@@ -91,10 +91,10 @@ class ResultBox:
 
 
 def read_coco_results(file: Path) -> list[ResultBox]:
-    """The boxes of a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
+    """Boxes of a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, w, h], "score"}.
 
     Raises:
-        DatasetError: the file cannot be read or holds something else; the message gives the place.
+        DatasetError: the file cannot be read or has another format; the message gives the position.
     """
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))

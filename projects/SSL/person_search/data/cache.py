@@ -1,4 +1,4 @@
-"""Parsed annotations kept on disk between runs, as a few flat arrays."""
+"""On-disk cache of parsed annotations, stored as flat arrays."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def fingerprint(sources: Sequence[Path], version: int) -> str:
-    """Digest of the names, sizes and modification times of the files that a reader uses.
+    """Digest of the names, sizes and modification times of a reader's source files.
 
     Args:
-        sources: files, or folders that stand for every file directly inside them. A missing one counts as absent.
-        version: version of the reader; a reader that gives other arrays from the same files has another version.
+        sources: files, or folders, which stand for all files directly inside. Missing ones count as absent.
+        version: version of the reader, to be changed when it returns other arrays for the same files.
 
     Returns:
         64 hexadecimal digits.
@@ -43,18 +43,18 @@ def fingerprint(sources: Sequence[Path], version: int) -> str:
 
 
 def cached_arrays(name: str, root: Path, sources: Sequence[Path], version: int, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `build` gives, from disk where they were stored and no source has changed since.
+    """Arrays returned by `build`, read from the cache unless a source has changed.
 
-    The file lies in `root`/.person_search_cache, or, where that cannot be written, in
-    $XDG_CACHE_HOME/person_search (default ~/.cache/person_search). Where neither can be written nothing is
-    stored and reading is merely slower. A damaged file is ignored and written anew.
+    The cache file is stored in `root`/.person_search_cache or, if that is not writable, in
+    $XDG_CACHE_HOME/person_search (default ~/.cache/person_search). If neither is writable nothing is stored. Damaged
+    files are ignored and rewritten.
 
     Args:
-        name: name of the file without ending, unique under `root`.
+        name: file name without extension, unique under `root`.
         root: folder of the dataset.
         sources: see `fingerprint`.
         version: see `fingerprint`.
-        build: reads the sources; called only where nothing valid is stored. Arrays of objects are not allowed.
+        build: reads the sources; called only without a valid cache file. Must not return object arrays.
     """
     files = [folder / f"{name}.npz" for folder in _folders(root)]
     key = fingerprint(sources, version)
@@ -63,14 +63,14 @@ def cached_arrays(name: str, root: Path, sources: Sequence[Path], version: int, 
         if stored is not None:
             return stored
     arrays = build()
-    # Files that changed while they were read may be half old, half new: such arrays serve this run only.
+    # Arrays of files that changed while being read may be inconsistent, so they are not stored.
     if fingerprint(sources, version) == key and not any(_store(file, key, arrays) for file in files):
         logger.warning("No cache for %s: neither %s can be written", name, " nor ".join(str(f.parent) for f in files))
     return arrays
 
 
 def _describe(source: Path) -> list[str]:
-    """One line (name, bytes, nanoseconds) for each file that `source` stands for, in sorted order."""
+    """Line "name size mtime_ns" of each file that `source` stands for, sorted."""
     try:
         if not source.is_dir():
             status = source.stat()
@@ -83,17 +83,17 @@ def _describe(source: Path) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Folders that a cache file may lie in, best first."""
-    home = os.path.expanduser("~")  # stays "~" where nobody knows one
+    """Candidate folders for cache files, preferred first."""
+    home = os.path.expanduser("~")  # stays "~" if unknown
     user = Path(os.environ.get("XDG_CACHE_HOME") or (tempfile.gettempdir() if home == "~" else f"{home}/.cache"))
-    # Two datasets may share a name: in the user's folder the digest of the root tells them apart.
+    # Datasets may share a name: in the user's folder, a digest of the root separates them.
     place = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()[:16]
     below_root = [root / CACHE_FOLDER] if root.is_dir() else []
     return [*below_root, user / "person_search" / place]
 
 
 def _load(file: Path, key: str) -> Arrays | None:
-    """The stored arrays, or None where there are none, they are out of date or the file is damaged."""
+    """Cached arrays; None if there are none, or the file is outdated or damaged."""
     if not os.path.isfile(file):
         return None
     try:
@@ -105,7 +105,7 @@ def _load(file: Path, key: str) -> Arrays | None:
 
 
 def _store(file: Path, key: str, arrays: Arrays) -> bool:
-    """Writes the arrays in one step; False where the folder cannot be written."""
+    """Writes the arrays atomically; returns False if the folder is not writable."""
     try:
         write_arrays(file, {_FINGERPRINT: np.array(key), **arrays})
     except DatasetError:
@@ -115,13 +115,13 @@ def _store(file: Path, key: str, arrays: Arrays) -> bool:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """F frames with A boxes in all.
+    """Table of F frames with A boxes in total.
 
     Attributes:
-        image_ids: (F,) str, the frames' names.
-        sizes: (F, 2) int, height and width in pixels; 0 and 0 where the image cannot be read.
-        counts: (F,) int, boxes of each frame; they sum to A.
-        boxes: (A, 4) float64, (x0, y0, x1, y1) in pixels, frame after frame.
+        image_ids: (F,) str, names of the frames.
+        sizes: (F, 2) int64, height and width in pixels; 0 if the image cannot be read.
+        counts: (F,) int64, number of boxes per frame, A in total.
+        boxes: (A, 4) float64, (x0, y0, x1, y1) in pixels, frame by frame.
         person_ids: (A,) int64, identities; -1 is unlabelled.
     """
 
@@ -139,7 +139,7 @@ class FrameTable:
         boxes: Sequence[np.ndarray],
         person_ids: Sequence[np.ndarray],
     ) -> FrameTable:
-        """Joins what was read frame by frame: F sizes (None: unknown), arrays of boxes (n, 4), of identities (n,)."""
+        """Table from lists by frame: F sizes (None if unknown), boxes (n, 4) and identities (n,)."""
         return cls(
             np.array(image_ids, dtype=np.str_),
             np.asarray([size or (0, 0) for size in sizes], dtype=np.int64).reshape(-1, 2),
@@ -149,11 +149,11 @@ class FrameTable:
         )
 
     def arrays(self) -> Arrays:
-        """The columns by name; `FrameTable(**arrays)` is the way back."""
+        """Columns by name; `FrameTable(**arrays)` is the inverse."""
         return dict(vars(self))
 
     def frames(self, folder: Path, camera_of: Callable[[str], int] | None = None) -> Iterator[Frame]:
-        """The frames one by one; `folder` holds the images, `camera_of` tells a frame's camera from its name."""
+        """Frames one by one; `folder` has the images, `camera_of` maps a frame's name to its camera."""
         boxes, person_ids = self.boxes.tolist(), self.person_ids.tolist()
         start = 0
         for image_id, (height, width), count in zip(

@@ -1,4 +1,4 @@
-"""Names of datasets: the root folder, paths in configs and below it, and registration with Detectron2."""
+"""Dataset catalog: root folder, paths in configs, and registration with Detectron2."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ _ENTRY = "registered_entry"
 
 
 def dataset_root() -> Path:
-    """The folder that holds the datasets: $DETECTRON2_DATASETS, as Detectron2 has it, or "datasets"."""
+    """Folder of the datasets: $DETECTRON2_DATASETS, as in Detectron2, or "datasets"."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser().absolute()
 
 
 def resolve_path(path: str | Path, root: Path | None = None) -> Path:
-    """Absolute form of a path of a config: below `root` (default `dataset_root()`), else below the current folder.
+    """Absolute path of a path in a config: below `root` (default `dataset_root()`), else below the current folder.
 
-    Where neither exists the one below `root` is given, so that the reader's message names it.
+    If neither exists, the one below `root` is returned, which error messages then name.
     """
     path = Path(path).expanduser()
-    below_root = (root or dataset_root()).absolute() / path  # an absolute path stays itself
+    below_root = (root or dataset_root()).absolute() / path  # absolute paths are unchanged
     here = Path.cwd() / path
     return here if here.exists() and not below_root.exists() else below_root
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set was registered by `register_dataset`, and not by other code."""
+    """Whether a dataset was registered by `register_dataset` rather than by other code."""
     return hasattr(MetadataCatalog.get(name), _ENTRY)
 
 
 def check_at_least(name: str, key: str, value: Any, least: int) -> None:
-    """Raises ConfigError unless `value`, given as `key` for the dataset `name`, is a whole number >= `least`."""
+    """Raises ConfigError unless `value`, given as `key` of the dataset `name`, is an integer >= `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}: {key} is {value!r}, expected a whole number of {least} or more")
+        raise ConfigError(f"{name}: {key} is {value!r}, expected an integer of {least} or more")
 
 
 def check_score(name: str, min_score: float | None) -> None:
-    """Raises ConfigError unless `min_score`, given for the dataset `name`, is a number or None."""
+    """Raises ConfigError unless `min_score` of the dataset `name` is a finite number or None."""
     number = isinstance(min_score, int | float) and not isinstance(min_score, bool) and math.isfinite(min_score)
     if min_score is not None and not number:
-        raise ConfigError(f"{name}: min_score is {min_score!r}, expected the least score that counts, such as 0.5")
+        raise ConfigError(f"{name}: min_score is {min_score!r}, expected the minimum score, such as 0.5")
 
 
 def register_dataset(
@@ -60,13 +60,13 @@ def register_dataset(
     """Registers a person search dataset with Detectron2's catalogs. Reads no file.
 
     Args:
-        name: as in DATASETS.TRAIN and DATASETS.TEST.
-        entry: what the dataset is made of; the same name with an equal entry again changes nothing.
+        name: name in DATASETS.TRAIN and DATASETS.TEST.
+        entry: description of the dataset; registering an equal entry again has no effect.
         load_records: reads the records.
-        load_protocol: reads the queries, for datasets that have some.
+        load_protocol: reads the queries; None for datasets without.
 
     Raises:
-        ConfigError: the name stands for another dataset.
+        ConfigError: the name is taken by another dataset.
     """
     if name in DatasetCatalog:
         before = getattr(MetadataCatalog.get(name), _ENTRY, None)
@@ -86,19 +86,19 @@ def register_dataset(
 
 
 def require_folder(dataset: str, path: Path, expected: str) -> None:
-    """Raises DatasetError, saying what is expected in `path`, unless it is a folder."""
+    """Raises a DatasetError, with the expected content, unless `path` is a folder."""
     if not path.is_dir():
         raise DatasetError(_missing(dataset, "folder", path, expected))
 
 
 def require_file(dataset: str, path: Path, expected: str) -> None:
-    """Raises DatasetError, saying what is expected at `path`, unless it is a file."""
+    """Raises a DatasetError, with the expected content, unless `path` is a file."""
     if not path.is_file():
         raise DatasetError(_missing(dataset, "file", path, expected))
 
 
 def _missing(dataset: str, kind: str, path: Path, expected: str) -> str:
     return (
-        f"{dataset}: the {kind} {path} is missing; expected there: {expected}. "
-        "Set DETECTRON2_DATASETS to the folder that holds the datasets (trees: datasets/README.md)"
+        f"{dataset}: the {kind} {path} is missing, expected {expected}. "
+        "Set DETECTRON2_DATASETS to the folder with the datasets (see datasets/README.md)"
     )

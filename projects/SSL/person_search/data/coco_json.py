@@ -1,4 +1,4 @@
-"""Custom data in COCO's JSON format, with `person_id` on annotations and `camera_id` on images where they are known."""
+"""Custom datasets in COCO's JSON format, with optional `person_id` of annotations and `camera_id` of images."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from .records import (
 )
 
 PERSON_NAMES = ("person", "pedestrian")
-_LARGEST = 2**63 - 1  # what arrays of whole numbers hold
-_UNKNOWN = -1  # the width and height that VIA writes where it knows none
+_LARGEST = 2**63 - 1  # of int64
+_UNKNOWN = -1  # width and height that VIA writes if it does not know them
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a JSON file counts.
+    """Selection of boxes from a JSON file.
 
     Attributes:
-        categories: names of the categories that are persons; (): `PERSON_NAMES`.
-        results_file: COCO results whose boxes stand in for the annotations of the file.
-        min_score: the least score that counts of them.
+        categories: names of the person categories; () for `PERSON_NAMES`.
+        results_file: COCO results whose boxes replace the annotations of the file; None for none.
+        min_score: minimum score of the boxes in `results_file`.
     """
 
     categories: tuple[str, ...] = ()
@@ -69,26 +69,26 @@ def register_coco_json(
 ) -> None:
     """Registers a COCO JSON file as the person search dataset `name`. Reads no file.
 
-    Beyond COCO's fields, an image may have `camera_id` (int) and an annotation `person_id` (int; negative, null or
-    absent is unlabelled); without it CVAT's `attributes.track_id` counts. A list `queries` of annotation ids at the top
-    of the file fixes the queries; without it `spread_queries` chooses them. Crowds (`iscrowd` 1), regions to `ignore`
-    and categories other than person are left out; a file's only category is taken for persons whatever its name. A
-    whole number may be written as 7, 7.0 or "7"; a width or height of -1 is unknown.
+    In addition to COCO's fields, images may have `camera_id` (int) and annotations `person_id` (int; negative, null or
+    missing means unlabelled; CVAT's `attributes.track_id` is used if it is missing). A top-level list `queries` of
+    annotation ids defines the queries; without it, `spread_queries` selects them. Crowds (`iscrowd` 1), regions to
+    `ignore` and categories other than person are skipped; if the file has a single category, it means person whatever
+    its name. Integers may be written as 7, 7.0 or "7"; a width or height of -1 is unknown.
 
     Args:
-        name: as in DATASETS.TRAIN and DATASETS.TEST.
-        json_file: the annotations.
-        image_root: folder below which `file_name` lies.
-        queries_per_identity: most queries of an identity under a camera, where they are chosen.
-        strict: a box that shows nothing of its frame is an error instead of being dropped.
-        categories: names of those that are persons, where that is neither "person" nor "pedestrian".
-        results_file: a detector's boxes, a list of {"image_id", "category_id", "bbox", "score"}, that stand in for the
-            annotations. The JSON file then tells images and categories alone; without categories 1 is a person, as in
+        name: name in DATASETS.TRAIN and DATASETS.TEST.
+        json_file: annotation file.
+        image_root: folder that `file_name` is relative to.
+        queries_per_identity: maximum number of queries per identity and camera, if queries are selected.
+        strict: raise an error for a box that is empty or outside its frame, instead of dropping it.
+        categories: names of the person categories, if other than "person" and "pedestrian".
+        results_file: boxes of a detector, a list of {"image_id", "category_id", "bbox", "score"}, which replace the
+            annotations. The JSON file then only provides images and categories; without categories, 1 is person, as in
             COCO. `image_id` is the id of an image or its `file_name`.
-        min_score: the least score that counts of `results_file`, which cannot be without.
+        min_score: minimum score in `results_file`; required with it.
 
     Raises:
-        ConfigError: a bad value, or the name stands for another dataset.
+        ConfigError: a value is invalid, or the name is taken by another dataset.
     """
     check_at_least(name, "queries_per_identity", queries_per_identity, 1)
     choice = _choice(name, categories, results_file, min_score)
@@ -114,8 +114,8 @@ def _choice(name: str, categories: Sequence[str], results_file: str | Path | Non
     check_score(name, min_score)
     if (results_file is None) != (min_score is None):
         raise ConfigError(
-            f"{name}: min_score is {min_score} and results_file {results_file}: they go together, since a detector "
-            "also writes what it hardly believes"
+            f"{name}: min_score is {min_score} and results_file {results_file}: give both or neither, since detectors "
+            "also write boxes of very low score"
         )
     file = None if results_file is None else Path(results_file).absolute()
     return Choice(tuple(categories), file, min_score or 0.0)
@@ -124,19 +124,19 @@ def _choice(name: str, categories: Sequence[str], results_file: str | Path | Non
 def load_coco_json(
     dataset: str, json_file: Path, image_root: Path, strict: bool = False, choice: Choice = _ANNOTATIONS
 ) -> list[Record]:
-    """The records of a COCO JSON file; `register_coco_json` says what it may hold.
+    """Records of a COCO JSON file; for its content see `register_coco_json`.
 
     Raises:
-        DatasetError: the file is missing, no JSON (the message gives the line), or an entry is malformed (its place).
+        DatasetError: the file is missing or not JSON (the message gives the line), or an entry is malformed (its path).
     """
     content = _read(dataset, json_file, image_root, choice)
     if content.left_out:
         reasons = ", ".join(f"{number} {why}" for why, number in content.left_out.most_common())
         level = logging.INFO if content.kept else logging.WARNING
-        say_once(logger, level, f"{dataset}: {content.kept} boxes count; left out are {reasons}")
+        say_once(logger, level, f"{dataset}: {content.kept} boxes used; skipped {reasons}")
     if content.useless_masks:
         count, example = len(content.useless_masks), content.useless_masks[0]
-        message = f"{dataset}: {count} masks show nothing, their persons go without (for example {example})"
+        message = f"{dataset}: {count} masks are empty, their persons have none (for example {example})"
         say_once(logger, logging.WARNING, message)
     return build_records(dataset, content.frames, strict)
 
@@ -148,13 +148,13 @@ def load_coco_protocol(
     queries_per_identity: int = 10,
     choice: Choice = _ANNOTATIONS,
 ) -> SearchProtocol:
-    """The queries of a COCO JSON file, its own or chosen ones; each is searched in all frames but its own.
+    """Queries of a COCO JSON file, listed in it or selected; each is searched in all frames but its own.
 
     Raises:
-        DatasetError: as `load_coco_json`; or a query is no annotation of a labelled person.
+        DatasetError: see `load_coco_json`; or a query is not the annotation of a labelled person.
     """
     content = _read(dataset, json_file, image_root, choice)
-    # Built for its checks too: the queries must refer to a dataset that can be read.
+    # Builds the records for their checks: the dataset must be readable.
     records = build_records(dataset, content.frames)
     if content.queries is None:
         return chosen_queries(dataset, records, queries_per_identity)
@@ -164,15 +164,15 @@ def load_coco_protocol(
 
 @dataclass
 class _Content:
-    """A JSON file taken apart.
+    """Parsed content of a JSON file.
 
     Attributes:
-        frames: in the order of the file.
-        queries: ids of annotations, None where the file fixes no queries.
-        persons: every person by the id of its annotation.
-        kept: number of boxes that count.
-        left_out: why how many do not.
-        useless_masks: where masks without an area stand, and what is wrong with them.
+        frames: frames in the order of the file.
+        queries: annotation ids; None if the file lists no queries.
+        persons: frame and person by annotation id.
+        kept: number of boxes used.
+        left_out: number of boxes skipped, by reason.
+        useless_masks: position and problem of each empty mask.
     """
 
     frames: list[Frame]
@@ -184,7 +184,7 @@ class _Content:
 
 
 def _query(content: _Content, number: Any, where: str) -> Query:
-    """The query that is the annotation of the id `number`."""
+    """Query made from the annotation with the id `number`."""
     found = _entry(content.persons, number)
     if found is None:
         raise DatasetError(f"{where}: {number!r} is not the id of a person's annotation")
@@ -193,7 +193,7 @@ def _query(content: _Content, number: Any, where: str) -> Query:
         raise DatasetError(f"{where}: the image of the annotation {number!r} cannot be read: {frame.file_name}")
     bbox = clip_box(person.bbox, frame.height, frame.width)
     if person.person_id < 0 or bbox is None:
-        problem = "has no person_id" if person.person_id < 0 else "shows nothing of its frame"
+        problem = "has no person_id" if person.person_id < 0 else "is empty or outside its frame"
         raise DatasetError(f"{where}: the annotation {number!r} (frame {frame.image_id!r}) {problem}")
     return Query(frame.image_id, bbox, person.person_id)
 
@@ -201,12 +201,12 @@ def _query(content: _Content, number: Any, where: str) -> Query:
 def _read(dataset: str, json_file: Path, image_root: Path, choice: Choice) -> _Content:
     data = _parse(dataset, json_file)
     frames: dict[Any, Frame] = {}
-    persons_in: dict[Any, list[Person]] = {}  # the frames hold these very lists
+    persons_in: dict[Any, list[Person]] = {}  # shared with the frames
     for i, image in enumerate(_field(data, "images", list, str(json_file))):
         where = f"{json_file}: images[{i}]"
         number = _field(image, "id", (int, str), where)
         if number in frames:
-            raise DatasetError(f"{where}: the id {number!r} stands for two images")
+            raise DatasetError(f"{where}: the id {number!r} is used by two images")
         persons_in[number] = []
         frames[number] = _frame(image, image_root, persons_in[number], where)
     content = _Content(list(frames.values()), _field(data, "queries", list, str(json_file), None))
@@ -231,7 +231,7 @@ def _read(dataset: str, json_file: Path, image_root: Path, choice: Choice) -> _C
             persons_in[image].append(person)
             identifier = _field(annotation, "id", (int, str), where, None)
             if identifier is not None and identifier in content.persons:
-                raise DatasetError(f"{where}: the id {identifier!r} stands for two annotations")
+                raise DatasetError(f"{where}: the id {identifier!r} is used by two annotations")
             content.persons[identifier] = frames[image], person
     return content
 
@@ -243,7 +243,7 @@ def _add_results(
     frames: Mapping[Any, Frame],
     persons_in: Mapping[Any, list[Person]],
 ) -> None:
-    """Puts a detector's boxes into the frames. What it calls no category of the file is none of persons."""
+    """Adds a detector's boxes to the frames. Boxes of categories that the file does not know are skipped."""
     assert choice.results_file is not None
     known = categories or {PERSON_CATEGORY: ("person", True)}
     by_name = {frame.image_id: number for number, frame in frames.items()}
@@ -284,7 +284,7 @@ _REQUIRED = object()
 
 
 def _field(item: Any, key: str, kinds: type | tuple[type, ...], where: str, default: Any = _REQUIRED) -> Any:
-    """`item[key]`, once it is known to be of one of the kinds; null counts as absent."""
+    """Value of a key after a check of its type; null counts as missing."""
     if not isinstance(item, Mapping):
         raise DatasetError(f"{where}: expected an object, found a {type(item).__name__}")
     value = item.get(key)
@@ -303,14 +303,14 @@ def _field(item: Any, key: str, kinds: type | tuple[type, ...], where: str, defa
 
 
 def _whole(value: Any, texts: bool) -> Any:
-    """A whole number that is written as 7.0 or, where texts may be numbers, as "7"; any other value as it is."""
+    """Integer written as 7.0 or, if `texts`, as "7"; other values are returned unchanged."""
     if texts and isinstance(value, str) and re.fullmatch(r"\s*[-+]?[0-9]{1,19}(\.0*)?\s*", value):
         return int(value.partition(".")[0])
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST else value
 
 
 def _flag(item: Mapping[str, Any], key: str, where: str) -> bool:
-    """Whether a mark of 0 or 1 is set; absent and null count as 0."""
+    """Whether a 0/1 flag is set; missing and null count as 0."""
     value = _field(item, key, (int, str, bool), where, 0) if not isinstance(item.get(key), bool) else item[key]
     words = {"0": False, "1": True, "false": False, "true": True, "": False}
     flag = words.get(str(value).strip().lower())
@@ -320,7 +320,7 @@ def _flag(item: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def _entry(table: Mapping[Any, Any], number: Any) -> Any:
-    """The key of `table` that an id stands for: itself, or the same number written as a text or not; None: no such."""
+    """Key of `table` that an id refers to: equal, or the same number as text; None if there is none."""
     number = _whole(number, texts=False)
     if isinstance(number, bool) or not isinstance(number, int | str):
         return None
@@ -337,12 +337,12 @@ def _frame(image: Any, image_root: Path, persons: list[Person], where: str) -> F
     if height in (None, _UNKNOWN) or width in (None, _UNKNOWN):
         height, width = image_sizes([file])[0] or (None, None)
     elif height < 1 or width < 1:
-        raise DatasetError(f"{where}: the frame has the size {width} x {height}, expected pixels of 1 or more")
+        raise DatasetError(f"{where}: the frame has the size {width} x {height}, expected at least 1 pixel each")
     return Frame(file, name, height, width, persons, _field(image, "camera_id", int, where, None))
 
 
 def _categories(data: dict[str, Any], json_file: Path, wanted: Sequence[str]) -> dict[int, tuple[str, bool]] | None:
-    """Category id -> its name, and whether it means persons; None where the file names no categories."""
+    """Names by category id, each with whether it means person; None if the file has no categories."""
     names: dict[int, str] = {}
     for i, category in enumerate(_field(data, "categories", list, str(json_file), ())):
         where = f"{json_file}: categories[{i}]"
@@ -350,19 +350,19 @@ def _categories(data: dict[str, Any], json_file: Path, wanted: Sequence[str]) ->
     found = f"there are {', '.join(names.values()) or 'none'}"
     absent = [name for name in wanted if name.lower() not in {known.lower() for known in names.values()}]
     if absent:
-        raise DatasetError(f"{json_file}: CATEGORIES names {', '.join(absent)}, which is no category; {found}")
+        raise DatasetError(f"{json_file}: CATEGORIES has {', '.join(absent)}, which is not a category; {found}")
     if not names:
         return None
     persons = {name.lower() for name in wanted} or set(PERSON_NAMES)
     lone = len(names) == 1
     categories = {number: (name, lone or name.lower() in persons) for number, name in names.items()}
     if not any(is_person for _, is_person in categories.values()):
-        raise DatasetError(f"{json_file}: no category is named person; {found}: say with CATEGORIES which are persons")
+        raise DatasetError(f"{json_file}: no category is named person; {found}: set CATEGORIES to those of persons")
     return categories
 
 
 def _other_category(annotation: Mapping[str, Any], categories: dict[int, tuple[str, bool]] | None, where: str) -> str:
-    """The category of an annotation that shows no person; "" of any other."""
+    """Category of an annotation that shows no person; "" for persons."""
     if categories is None:
         return ""
     category = _field(annotation, "category_id", int, where)
@@ -386,7 +386,7 @@ def _person(annotation: Mapping[str, Any], frame: Frame, where: str, useless_mas
 
 
 def _identity(annotation: Mapping[str, Any], where: str) -> int:
-    """`person_id`, else the track that CVAT writes among the attributes of a box, else none."""
+    """Identity of an annotation: `person_id`, else CVAT's track attribute, else unlabelled."""
     attributes = annotation.get("attributes")
     if annotation.get("person_id") is None and isinstance(attributes, Mapping):
         return _field(attributes, "track_id", int, f"{where}: attributes", UNLABELLED)
@@ -394,6 +394,6 @@ def _identity(annotation: Mapping[str, Any], where: str) -> int:
 
 
 def _is_coordinate(value: Any) -> bool:
-    """Whether a value of a box is a number that a float can hold; NaN and infinity are: their boxes show nothing."""
+    """Whether a box coordinate is a number that fits into a float; NaN and infinity are allowed and dropped later."""
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
     return whole or isinstance(value, float)

@@ -1,7 +1,7 @@
-"""CUHK-SYSU as its authors ship it: Images.mat, lists of (frame, box), and galleries TestG50.mat to TestG4000.mat.
+"""CUHK-SYSU in its official format: Images.mat, lists of (frame, box), and galleries TestG50.mat to TestG4000.mat.
 
-A gallery file holds an entry for every gallery frame of every query: TestG4000.mat has 11.6 million, which take SciPy
-minutes and some 11 GB once. So a file is parsed when its gallery is first asked for, and its content kept by the cache.
+Gallery files have an entry for every gallery frame of every query: 11.6 million in TestG4000.mat, for which SciPy needs
+minutes and some 11 GB. Files are therefore parsed on first use, and cached.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ Xywh = tuple[float, float, float, float]
 
 
 def load_cuhk_sysu_protocol(root: Path) -> SearchProtocol:
-    """CUHK-SYSU's queries, and the galleries whose files exist under their size ("50", "100", ...).
+    """Queries of CUHK-SYSU, with the galleries that have files, by size ("50", "100", ...).
 
     Args:
-        root: the folder CUHK-SYSU.
+        root: folder of CUHK-SYSU.
 
     Returns:
-        A protocol whose `galleries` reads a file when its size is asked for; the queries are the same for all sizes.
+        A protocol whose `galleries` are read on access; queries are the same for all sizes.
 
     Raises:
-        DatasetError: no gallery file, a damaged one, or a query whose frame pool.mat does not name.
+        DatasetError: there is no gallery file, one is damaged, or a query's frame is not in pool.mat.
     """
     require_folder("cuhk_sysu_test", root, EXPECTED)
     files = gallery_files(root)
     for file in files.values():
-        matlab.check_complete(file)  # the large ones are read when they are asked for, maybe after a long training
+        matlab.check_complete(file)  # large files are read later, possibly after a long training
     smallest = next(iter(files.values()))
     queries = _queries(_gallery_arrays(root, smallest))
     frames = pool_frames(root)
@@ -63,17 +63,21 @@ def load_cuhk_sysu_protocol(root: Path) -> SearchProtocol:
 
 
 class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):
-    """Gallery size -> one gallery for each query; a size is read when it is first asked for."""
+    """Galleries by size, one for each query; files are read on first access."""
 
     def __init__(self, root: Path, queries: tuple[Query, ...]) -> None:
-        """Lists the files below `root`, the folder CUHK-SYSU, and reads none; all must ask `queries`."""
+        """
+        Args:
+            root: folder of CUHK-SYSU.
+            queries: queries that all gallery files must have.
+        """
         self._root = root
         self._queries = queries
         self._files = gallery_files(root)
         self._read: dict[str, tuple[Gallery, ...]] = {}
 
     def __getitem__(self, size: str) -> tuple[Gallery, ...]:
-        """The galleries of a size; KeyError, naming the sizes there are, or DatasetError for a damaged file."""
+        """Galleries of a size; KeyError, listing the sizes, for an unknown one, DatasetError for a damaged file."""
         if size not in self._files:
             raise KeyError(f"CUHK-SYSU has no gallery file of size {size!r}; there are {', '.join(self._files)}")
         if size not in self._read:
@@ -92,7 +96,7 @@ class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):
     def _load(self, file: Path) -> tuple[Gallery, ...]:
         arrays = _gallery_arrays(self._root, file)
         if _queries(arrays) != self._queries:
-            raise DatasetError(f"{file}: asks other queries than the smaller galleries; fetch the files again")
+            raise DatasetError(f"{file}: has other queries than the smaller galleries; download the files again")
         foreign = set(arrays["images"].tolist()) - set(pool_frames(self._root))
         if foreign:
             raise DatasetError(f"{file}: {len(foreign)} gallery frames are not in pool.mat, such as {min(foreign)}")
@@ -100,10 +104,10 @@ class CuhkGalleries(Mapping[str, tuple[Gallery, ...]]):
 
 
 def gallery_files(root: Path) -> dict[str, Path]:
-    """Gallery size -> file, rising, of the files below `root`, the folder CUHK-SYSU.
+    """Gallery files by size, in ascending order.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there are none.
     """
     folder = root / "annotation" / "test" / "train_test"
     found = [(int(m.group(1)), f) for f in folder.glob("TestG*.mat") if (m := _FILE_NAME.fullmatch(f.name))]
@@ -115,12 +119,12 @@ def gallery_files(root: Path) -> dict[str, Path]:
 
 
 def pool_frames(root: Path) -> list[str]:
-    """The names of the test frames (pool.mat) below `root`, the folder CUHK-SYSU."""
+    """Names of the test frames (pool.mat)."""
     return matlab.texts(root / "annotation" / "pool.mat", "pool")
 
 
 def gallery_identities(root: Path) -> Iterator[tuple[str, Xywh, int]]:
-    """(frame, (x, y, w, h), identity) of every box that the smallest gallery file labels."""
+    """(frame, (x, y, w, h), identity) of every box labelled in the smallest gallery file."""
     arrays = _gallery_arrays(root, next(iter(gallery_files(root).values())))
     images, persons = arrays["images"].tolist(), arrays["query_person"].tolist()
     query_of = np.repeat(np.arange(len(persons)), arrays["gallery_count"])
@@ -132,7 +136,7 @@ def gallery_identities(root: Path) -> Iterator[tuple[str, Xywh, int]]:
 
 
 def person_number(name: str) -> int:
-    """123 of "p123"; ValueError where the name is of another form."""
+    """Number of an identity, 123 for "p123"; ValueError for other names."""
     match = _PERSON_NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"expected an identity such as p123, found {name!r}")
@@ -140,11 +144,11 @@ def person_number(name: str) -> int:
 
 
 def _gallery_arrays(root: Path, file: Path) -> Arrays:
-    """A TestG file as flat arrays, from the cache where it has not changed.
+    """Flat arrays of a TestG file, cached.
 
-    Q queries with n gallery entries in all, h of which show the queried person, in I frames:
-    images (I,) str; query_image (Q,), query_box (Q, 4) xywh, query_person (Q,); gallery_count (Q,) entries of each
-    query; gallery_image (n,); hit (h,), which of the n; hit_box (h, 4) xywh. *_image count in `images`.
+    With Q queries, n gallery entries, h of which show the queried person, and I frames:
+    images (I,) str; query_image (Q,), query_box (Q, 4) xywh, query_person (Q,); gallery_count (Q,) entries per query;
+    gallery_image (n,); hit (h,), indices into the n entries; hit_box (h, 4) xywh. *_image are indices into `images`.
     """
     return cached_arrays(f"cuhk_sysu_{file.stem}", root, [file], _GALLERIES_VERSION, lambda: _read_gallery(file))
 
@@ -152,7 +156,7 @@ def _gallery_arrays(root: Path, file: Path) -> Arrays:
 def _read_gallery(file: Path) -> Arrays:
     if file.stat().st_size > 10_000_000:
         logger.info("Reading %s for the first time; this takes minutes", file)
-    number_of: dict[str, int] = {}  # frame -> its place in `images`
+    number_of: dict[str, int] = {}  # index in `images` by frame
     queries: list[tuple[int, Xywh, int]] = []
     counts: list[int] = []
     entries: list[int] = []
@@ -202,7 +206,7 @@ def _galleries(arrays: Arrays) -> tuple[Gallery, ...]:
         boxes = [_corners(box) for box in arrays["hit_box"][first:last].tolist()]
         shown: dict[str, BoxXYXY] = {}
         for place, box in zip(places, boxes, strict=True):
-            shown.setdefault(frames[place], box)  # a frame that is listed twice keeps its first box
+            shown.setdefault(frames[place], box)  # the first box counts if a frame is listed twice
         galleries.append(Gallery(tuple(frames), shown))
     return tuple(galleries)
 
@@ -216,18 +220,18 @@ _FRAMES_VERSION = 1
 
 
 def load_cuhk_sysu(root: Path, split: str) -> list[Record]:
-    """The records of CUHK-SYSU's training set (Images.mat without pool.mat) or test set (pool.mat).
+    """Records of CUHK-SYSU's training set (Images.mat without pool.mat) or test set (pool.mat).
 
-    A box has the identity that Train.mat, or the smallest TestG file, or else Person.mat gives to the box of equal
-    coordinates in its frame ("p123" is 123), otherwise -1. Boxes of zero width exist and are dropped.
+    A box gets the identity of the box with equal coordinates in Train.mat or the smallest TestG file, else in
+    Person.mat ("p123" is 123), else -1. Boxes of zero width exist and are dropped.
 
     Args:
-        root: the folder CUHK-SYSU.
+        root: folder of CUHK-SYSU.
         split: "train" or "test".
 
     Raises:
-        DatasetError: a file or an image is missing (frame sizes stand in the images only), a file is damaged or
-            breaks the format; the message names it.
+        DatasetError: a file or an image is missing (only images have the frame sizes), or a file is damaged; the
+            message names it.
     """
     dataset = f"cuhk_sysu_{split}"
     require_folder(dataset, root, EXPECTED)
@@ -250,12 +254,12 @@ def _read_split(root: Path, split: str) -> Arrays:
     if missing:
         raise DatasetError(
             f"{dataset}: {len(missing)} of {len(files)} images are missing, the first is {missing[0]}; "
-            "complete the folder Image/SSM, the annotations hold no frame sizes"
+            "complete the folder Image/SSM, since the annotations have no frame sizes"
         )
     labels = _labels(root, split, frames)
     person_ids, boxes = [], []
     for name, rows in frames.items():
-        # Taken out once used: of two equal boxes in a frame the first is the person's.
+        # Removed once used: of two equal boxes in a frame, the first gets the identity.
         person_ids.append(np.array([labels.pop((name, row), UNLABELLED) for row in rows], dtype=np.int64))
         xywh = np.array(rows, dtype=np.float64).reshape(-1, 4)
         boxes.append(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1))
@@ -267,7 +271,7 @@ def _read_split(root: Path, split: str) -> Arrays:
 
 
 def _frames(root: Path, split: str) -> dict[str, list[Xywh]]:
-    """Frame -> its boxes as in the file, for the frames of a split in the order of Images.mat."""
+    """Boxes by frame, in the order of Images.mat, for the frames of a split."""
     file = root / "annotation" / "Images.mat"
     pool = set(pool_frames(root))
     frames: dict[str, list[Xywh]] = {}
@@ -277,7 +281,7 @@ def _frames(root: Path, split: str) -> dict[str, list[Xywh]]:
             if (name in pool) != (split == "test"):
                 continue
             if name in frames:
-                raise ValueError(f"the frame {name} stands there twice")
+                raise ValueError(f"the frame {name} occurs twice")
             boxes = [matlab.box(person["idlocate"]) for person in matlab.structs(image["box"])]
             frames[name] = [box for box in boxes if box is not None]
     if split == "test" and pool - frames.keys():
@@ -288,7 +292,7 @@ def _frames(root: Path, split: str) -> dict[str, list[Xywh]]:
 
 
 def _labels(root: Path, split: str, frames: dict[str, list[Xywh]]) -> dict[tuple[str, Xywh], int]:
-    """(frame, box) -> identity for the frames of a split; the list that fixes the benchmark goes before Person.mat."""
+    """Identities by (frame, box) of a split; the benchmark's own list takes precedence over Person.mat."""
     annotation = root / "annotation"
     named: list[Iterator[tuple[str, Xywh, int]]] = []
     if split == "train":
@@ -308,7 +312,7 @@ def _labels(root: Path, split: str, frames: dict[str, list[Xywh]]) -> dict[tuple
 
 
 def _identities(file: Path, variable: str) -> Iterator[tuple[str, Xywh, int]]:
-    """(frame, (x, y, w, h), identity) of every appearance in Train.mat, a cell array, or Person.mat, a struct array."""
+    """(frame, (x, y, w, h), identity) of every occurrence in Train.mat (cell array) or Person.mat (struct array)."""
     entries = matlab.load_variable(file, (variable,))
     for number, entry in enumerate(entries.ravel(), 1):
         with matlab.naming(file, f"{variable}({number})"):

@@ -1,4 +1,4 @@
-"""Loaders for training, evaluation and the filling of the memory banks, with or without worker processes."""
+"""Loaders for training, evaluation and bank filling, with or without worker processes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .workers import WORKER_TIMEOUT, failure_of_workers, worker_arguments
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Endless stream of the draws of one rank, that can start at any iteration without replaying those before it.
+    """Endless stream of one rank's draws, which can start at any iteration.
 
-    Every epoch is a fresh permutation of all images, padded with its own first entries to a multiple of the global
-    batch, so that an epoch is a whole number of iterations. Rank r of W gets the places r, r + W, ... of every global
-    batch: together the ranks see the batch that a single process would see.
+    Every epoch is a new permutation of all images, padded with its first entries to a multiple of the global batch, so
+    an epoch is a whole number of iterations. Rank r of W gets the entries r, r + W, ... of every global batch: together
+    the ranks see the batch of a single process.
 
-    Yields (position, index): `position` numbers all draws of the run from 0 (iteration * batch_size + place in the
-    batch) and so names a draw for ever; `index` is the image, in [0, size).
+    Yields (position, index): `position` counts all draws of the run from 0 (iteration * batch_size + position in the
+    batch), and so identifies a draw; `index` is the image, in [0, size).
     """
 
     def __init__(
@@ -47,20 +47,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
         world_size: int | None = None,
         shuffle: bool = True,
     ) -> None:
-        """Checks the arguments; nothing is drawn yet.
-
+        """
         Args:
             size: number of images.
-            batch_size: images in an iteration, over all ranks together.
+            batch_size: images per iteration, over all ranks.
             seed: base of every epoch's permutation, 0 <= seed < 2**32.
-            start_iteration: the iteration, counted from 0 over all epochs, of the first draw.
-            rank: this process; by default Detectron2's.
-            world_size: number of processes; by default Detectron2's.
-            shuffle: False keeps the order of the data set in every epoch.
+            start_iteration: iteration of the first draw, counted from 0 over all epochs.
+            rank: rank of this process; None for Detectron2's.
+            world_size: number of processes; None for Detectron2's.
+            shuffle: False keeps the order of the dataset in every epoch.
 
         Raises:
-            ConfigError: the batch cannot be split over the ranks, or the seed is out of range.
-            ValueError: `size` or `start_iteration` is negative or zero where it must not be.
+            ConfigError: the batch cannot be split evenly over the ranks, or the seed is out of range.
+            ValueError: `size`, `start_iteration` or `rank` is out of range.
         """
         self.rank = comm.get_rank() if rank is None else rank
         self.world_size = comm.get_world_size() if world_size is None else world_size
@@ -70,11 +69,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
             )
         if batch_size < 1 or batch_size % self.world_size:
             raise ConfigError(
-                f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a positive multiple of the {self.world_size} "
+                f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a positive multiple of the {self.world_size} "
                 "processes that share a batch"
             )
         if not 0 <= seed < 2**32:
-            raise ConfigError(f"SEED is {seed}; the order of the images needs a seed from 0 to 4294967295")
+            raise ConfigError(f"SEED is {seed}, expected 0 to 4294967295 for the order of the images")
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -83,13 +82,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Iterations in which every image is seen once: size / batch_size, rounded up."""
+        """Number of iterations in which every image is drawn: size / batch_size, rounded up."""
         return -(-self.size // self.batch_size)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """Returns the images of one epoch, padded: int64, shape (iterations_per_epoch * batch_size,)."""
+        """Images of an epoch, padded: int64 (iterations_per_epoch * batch_size,)."""
         if self.shuffle:
-            # numpy promises that this generator's streams never change; its newer ones (and torch's) may.
+            # numpy guarantees the stream of this generator; that of newer ones (and of torch) may change.
             order = np.random.RandomState([self.seed, epoch]).permutation(self.size)
         else:
             order = np.arange(self.size)
@@ -113,18 +112,18 @@ Mapper = Callable[[Record], dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Sample:
-    """Sample of a worker. Errors travel as values: raised in a worker, torch would wrap them in a traceback."""
+    """Sample of a worker. Errors are passed as values, since torch would wrap raised ones in a traceback."""
 
     data: dict[str, Any] | None = None
     error: PersonSearchError | None = None
-    skipped: tuple[tuple[str, str], ...] = ()  # (file, why)
+    skipped: tuple[tuple[str, str], ...] = ()  # (file, reason)
 
 
 class _SampleLoader:
-    """Unpacks the samples of a torch loader: raises their errors here and counts the skipped images.
+    """Iterator over the samples of a torch loader, which raises their errors and counts skipped images.
 
     Attributes:
-        skipped: image file -> how often it could not be read. Each is named in one warning line.
+        skipped: number of failed reads by image file. Each file is named in one warning.
     """
 
     def __init__(self, loader: DataLoader[list[_Sample]]) -> None:
@@ -162,11 +161,11 @@ class _SampleLoader:
 
 
 class TrainLoader(_SampleLoader):
-    """Endless batches for one rank: lists of mapped dicts, each with `skipped_files`, the images it stands in for.
+    """Endless batches of one rank: lists of mapped dicts, with the images they replace as `skipped_files`.
 
     Attributes:
-        skipped: image file -> how often it could not be read, as seen by this rank.
-        sampler: the order of the images.
+        skipped: number of failed reads by image file, on this rank.
+        sampler: order of the images.
     """
 
     def __init__(self, loader: DataLoader[list[_Sample]], sampler: EpochSampler) -> None:
@@ -175,15 +174,15 @@ class TrainLoader(_SampleLoader):
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Batches in which every image is seen once."""
+        """Number of batches in which every image is drawn."""
         return self.sampler.iterations_per_epoch
 
 
 class SequentialLoader(_SampleLoader):
-    """This rank's share of the records, once, in order; batches of one mapped dict. `len()` counts unreadable ones too.
+    """One pass over this rank's records, in order; batches of one mapped dict. `len()` includes unreadable images.
 
     Attributes:
-        skipped: image file -> how often it could not be read, as seen by this rank.
+        skipped: number of failed reads by image file, on this rank.
     """
 
     def __len__(self) -> int:
@@ -196,8 +195,8 @@ class SequentialLoader(_SampleLoader):
             yield batch
         if len(self) and not yielded:
             raise DatasetError(
-                f"none of {len(self)} images can be read, for example {next(iter(self.skipped))}; the warnings above "
-                "say why: check the folder of the images"
+                f"none of {len(self)} images can be read, for example {next(iter(self.skipped))}; see the warnings "
+                "above, and check the image folder"
             )
 
 
@@ -213,25 +212,25 @@ def build_train_loader(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
-    """Builds the training loader. What a batch holds depends on records, seed and iteration alone.
+    """Training loader. Batches depend on records, seed and iteration alone.
 
-    The generators of `random`, numpy and torch (CPU) are seeded from (seed, draw) around each call of the mapper, so
-    neither the number of workers nor a restart changes an augmentation. An image that cannot be read is skipped with
-    one warning; the next readable one of the data set takes its place.
+    `random`, numpy and torch (CPU) are seeded from (seed, draw) around each call of the mapper, so augmentations depend
+    neither on the number of workers nor on restarts. An unreadable image is skipped with one warning, and replaced by
+    the next readable one of the dataset.
 
     Args:
         records: dataset records.
-        mapper: maps a record to the model's input, raising UnreadableImageError for an image to skip.
-        batch_size: images in an iteration, over all ranks together.
+        mapper: maps a record to the model's input; raises UnreadableImageError to skip an image.
+        batch_size: images per iteration, over all ranks.
         seed: base of the order of the images and of all augmentations, 0 <= seed < 2**32.
-        start_iteration: the iteration of the first batch, counted from 0 over all epochs.
-        num_workers: worker processes; 0 loads in this process.
-        timeout: seconds to wait for a batch of the workers; 0: for ever.
-        rank, world_size: which part of each batch is loaded; by default Detectron2's.
+        start_iteration: iteration of the first batch, counted from 0 over all epochs.
+        num_workers: number of worker processes; 0 to load in this process.
+        timeout: seconds to wait for a batch of the workers; 0 to wait forever.
+        rank, world_size: part of each batch to load; None for Detectron2's.
 
     Raises:
-        DatasetError: there are no records. While iterating: no image can be read, or the mapper raised it.
-        ConfigError: the batch cannot be split over the ranks, or the seed is out of range.
+        DatasetError: there are no records; while iterating: no image can be read, or the mapper raised it.
+        ConfigError: the batch cannot be split evenly over the ranks, or the seed is out of range.
     """
     _check_not_empty(records)
     sampler = EpochSampler(
@@ -242,7 +241,7 @@ def build_train_loader(
         batch_size=batch_size // sampler.world_size,
         sampler=sampler,
         collate_fn=trivial_batch_collator,
-        generator=torch.Generator(),  # of its own: making an iterator would draw from the model's
+        generator=torch.Generator(),  # separate, since creating an iterator draws from it
         **worker_arguments(num_workers, timeout),
     )
     return TrainLoader(loader, sampler)
@@ -251,16 +250,16 @@ def build_train_loader(
 def build_test_loader(
     records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
 ) -> SequentialLoader:
-    """Builds the loader for evaluation: Detectron2's, one image a batch, split over the ranks in order.
+    """Evaluation loader: Detectron2's, one image per batch, split over the ranks in order.
 
     Args:
         records: dataset records.
         mapper: maps a record to the model's input.
-        num_workers: worker processes; 0 loads in this process.
-        timeout: seconds to wait for an image of the workers; 0: for ever.
+        num_workers: number of worker processes; 0 to load in this process.
+        timeout: seconds to wait for an image of the workers; 0 to wait forever.
 
     Raises:
-        DatasetError: there are no records. While iterating: an image cannot be read (a metric over the others would be
+        DatasetError: there are no records; while iterating: an image cannot be read (metrics on the others would be
             silently wrong).
     """
     return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=False), num_workers, timeout)
@@ -269,30 +268,30 @@ def build_test_loader(
 def build_bank_loader(
     records: Sequence[Record], mapper: Mapper, *, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
 ) -> SequentialLoader:
-    """Builds the loader that goes once over the training images to fill the memory banks.
+    """Loader for one pass over the training images, to fill the memory banks.
 
-    As `build_test_loader`, but an image that cannot be read is skipped with one warning: training skips it as well.
+    Like `build_test_loader`, except that unreadable images are skipped with one warning, as in training.
 
     Args:
         records: dataset records.
         mapper: maps a record to the model's input, with ground truth and without random augmentation.
-        num_workers: worker processes; 0 loads in this process.
-        timeout: seconds to wait for an image of the workers; 0: for ever.
+        num_workers: number of worker processes; 0 to load in this process.
+        timeout: seconds to wait for an image of the workers; 0 to wait forever.
 
     Raises:
-        DatasetError: there are no records. While iterating, at the end: no image of this rank's share can be read.
+        DatasetError: there are no records; at the end of an iteration: no image of this rank can be read.
     """
     return _build_sequential_loader(records, _Guarded(mapper, skip_unreadable=True), num_workers, timeout)
 
 
 @contextlib.contextmanager
 def seeded_rng(*entropy: int) -> Iterator[None]:
-    """Seeds `random`, numpy's and torch's CPU generators from the given numbers, and restores them afterwards."""
+    """Context with `random`, numpy's and torch's CPU generators seeded from the given numbers, restored afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    # Not torch.manual_seed: that would also reset the generators of the GPUs, which are not restored here.
+    # torch.manual_seed would also reset the generators of the GPUs, which are not restored here.
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield
@@ -303,7 +302,7 @@ def seeded_rng(*entropy: int) -> Iterator[None]:
 
 
 class _DrawDataset(Dataset[_Sample]):
-    """Maps the draws of an `EpochSampler`."""
+    """Samples of the draws of an `EpochSampler`."""
 
     def __init__(self, records: Sequence[Record], mapper: Mapper, seed: int) -> None:
         self._records = DatasetFromList(list(records), copy=False)
@@ -326,7 +325,7 @@ class _DrawDataset(Dataset[_Sample]):
 
 
 class _Guarded:
-    """Calls a mapper and returns its errors as values."""
+    """Mapper that returns its errors as values."""
 
     def __init__(self, mapper: Mapper, skip_unreadable: bool) -> None:
         self._mapper = PicklableWrapper(mapper)
@@ -359,4 +358,4 @@ def _build_sequential_loader(
 
 def _check_not_empty(records: Sequence[Mapping[str, Any]]) -> None:
     if not records:
-        raise DatasetError("the data set has no images; check its annotation files and the folder of its images")
+        raise DatasetError("the dataset has no images; check its annotation files and image folder")

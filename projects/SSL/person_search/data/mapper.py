@@ -1,4 +1,4 @@
-"""Turns a dataset record into what the model takes: image, boxes, bank rows and foreground masks."""
+"""Mapper from dataset records to the model's input: image, boxes, bank rows and foreground masks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .masks import box_window, decode_columns
 
 
 class InterpolatedResizeTransform(T.ResizeTransform):
-    """Resizes an image to float32 by plain bilinear interpolation; masks and boxes as `ResizeTransform` does."""
+    """Resizing of images to float32 by bilinear interpolation without anti-aliasing; masks and boxes as in the base."""
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """(H, W, C) or (H, W) -> float32 of the new size; with another interpolation than bilinear the type stays."""
+        """Resized image, (H, W, C) or (H, W) float32; the dtype is kept with interpolations other than bilinear."""
         if interp not in (None, Image.Resampling.BILINEAR):
             return super().apply_image(img, interp)
         return super().apply_image(
@@ -33,15 +33,15 @@ class InterpolatedResizeTransform(T.ResizeTransform):
 
 
 class InterpolatedResize(T.ResizeShortestEdge):
-    """`ResizeShortestEdge` with torchvision's interpolation and its sizes, which are rounded down."""
+    """`ResizeShortestEdge` with torchvision's interpolation and sizes, which are rounded down."""
 
     @classmethod
     def like(cls, other: T.ResizeShortestEdge) -> InterpolatedResize:
-        """One with the lengths of another."""
+        """Resizing with the lengths of another."""
         return cls(other.short_edge_length, other.max_size, "range" if other.is_range else "choice")
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The transform of an image (H, W, C); a shorter side of 0 leaves it as it is."""
+        """Transform for an image (H, W, C); a shorter side of 0 keeps the size."""
         low, high = self.short_edge_length[0], self.short_edge_length[-1]
         shorter = np.random.randint(low, high + 1) if self.is_range else np.random.choice(self.short_edge_length)
         if shorter == 0:
@@ -51,7 +51,7 @@ class InterpolatedResize(T.ResizeShortestEdge):
         return InterpolatedResizeTransform(height, width, math.floor(height * scale), math.floor(width * scale))
 
 
-MIN_BOX_SIDE = 1e-5  # pixels, as in Detectron2: what is smaller lies outside a cropped image
+MIN_BOX_SIDE = 1e-5  # pixels, as in Detectron2: smaller boxes lie outside a cropped image
 
 
 class UnreadableImageError(DatasetError):
@@ -59,20 +59,19 @@ class UnreadableImageError(DatasetError):
 
 
 class PersonSearchMapper:
-    """The mapper of this project, for training, for filling the memory banks and for evaluation.
+    """Mapper for training, bank filling and evaluation.
 
-    Takes a dataset record and returns a dict with
+    Maps a dataset record to a dict with
         image: tensor (3, H, W) from 0 to 255, resized (and flipped in training), channels in the order of
-            `image_format`; uint8, or float32 where INPUT.RESIZE is "torchvision";
-        height, width: size of the image before it was resized;
-        image_id, file_name, and camera_id where the record has one;
+            `image_format`; uint8, or float32 if INPUT.RESIZE is "torchvision";
+        height, width: size of the image before resizing;
+        image_id, file_name, and camera_id if the record has it;
         instances (training and bank filling): Instances of size (H, W) with gt_boxes, gt_classes (int64, all 0),
-            gt_instance_index (int64, rows of the memory bank) and, where masks are used and the record has some,
-            gt_masks: BitMasks (P, H, W), zero outside the pixels that the box touches; a person without a mask has
-            all pixels of the box set. Persons whose box ends up empty are left out;
-        given_boxes (evaluation, where boxes were given): float32 (R, 4), xyxy in the resized image, in the order given.
-
-    Identities (`person_id`) never get through: training must not see them.
+            gt_instance_index (int64, rows of the memory bank) and, if masks are used and the record has any,
+            gt_masks: BitMasks (P, H, W), zero outside the pixels touched by the box; for a person without a mask, all
+            pixels of the box are set. Persons with empty boxes are dropped;
+        given_boxes (evaluation, if boxes are given): float32 (R, 4), xyxy in the resized image, in the given order.
+    Identities (`person_id`) are never passed on: training must not see them.
     """
 
     @configurable
@@ -86,17 +85,16 @@ class PersonSearchMapper:
         with_instances: bool | None = None,
         given_boxes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Keeps the settings; with a config, call `PersonSearchMapper(cfg, is_train)`.
-
+        """
         Args:
             is_train: whether the augmentations are those of training.
             augmentations: Detectron2 augmentations, applied in order.
             image_format: "RGB" or "BGR".
-            use_masks: whether `gt_masks` are wanted.
-            with_instances: whether the ground truth is wanted; by default only in training. True with test
-                augmentations is what fills the memory banks.
-            given_boxes: image_id -> (R, 4) xyxy in pixels of the original image; boxes whose embedding is wanted. An
-                image that is not named gets none.
+            use_masks: whether to return `gt_masks`.
+            with_instances: whether to return the ground truth; None for training only. Set with test augmentations to
+                fill the memory banks.
+            given_boxes: boxes to embed, (R, 4) xyxy in pixels of the original image, by image_id; other images have
+                none.
 
         Raises:
             ConfigError: the image format is neither RGB nor BGR.
@@ -111,7 +109,7 @@ class PersonSearchMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The constructor's arguments from a config: Detectron2's keys of INPUT and SSL.EXEMPLAR."""
+        """Constructor arguments from a config: Detectron2's keys of INPUT, and SSL.EXEMPLAR."""
         check_value("INPUT.RESIZE", cfg.INPUT.RESIZE)
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if cfg.INPUT.RESIZE == "torchvision":
@@ -126,7 +124,7 @@ class PersonSearchMapper:
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Maps one record; see the class for what comes out.
+        """Input of the model for a record; see the class.
 
         Raises:
             UnreadableImageError: the image cannot be read.
@@ -167,7 +165,7 @@ class PersonSearchMapper:
                 masks = transform_masks(segmentations, boxes, transforms, frame, size)
             except DatasetError as error:
                 raise DatasetError(
-                    f"{record['image_id']}: {error}; mend its annotation, or make the masks again with prepare_masks.py"
+                    f"{record['image_id']}: {error}; fix its annotation, or make the masks again with prepare_masks.py"
                 ) from error
             instances.gt_masks = BitMasks(torch.from_numpy(masks))
         return instances
@@ -175,23 +173,23 @@ class PersonSearchMapper:
     def _given_boxes(self, image_id: str, transforms: T.TransformList) -> torch.Tensor:
         boxes = np.asarray((self.given_boxes or {}).get(image_id, ()), dtype=np.float64).reshape(-1, 4)
         if not np.isfinite(boxes).all():
-            raise DatasetError(f"{image_id}: a box whose embedding is wanted has a coordinate that is not a number")
+            raise DatasetError(f"{image_id}: a given box has a coordinate that is not a number")
         return torch.from_numpy(transforms.apply_box(boxes).astype(np.float32))
 
 
 def read_frame(record: Mapping[str, Any], image_format: str) -> np.ndarray:
-    """Reads the image of a record.
+    """Image of a record.
 
     Args:
-        record: a dataset record.
+        record: dataset record.
         image_format: "RGB" or "BGR".
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        UnreadableImageError: it cannot be read.
-        DatasetError: it has another size than the record says, so that the boxes would be wrong.
+        UnreadableImageError: the image cannot be read.
+        DatasetError: the image has another size than the record, so boxes would be wrong.
     """
     try:
         image = read_image(record["file_name"], image_format)
@@ -201,7 +199,7 @@ def read_frame(record: Mapping[str, Any], image_format: str) -> np.ndarray:
     if image.shape[:2] != expected:
         raise DatasetError(
             f"{record['file_name']}: the image is {image.shape[1]} x {image.shape[0]} pixels, but its annotations are "
-            f"for {expected[1]} x {expected[0]}; use the frames that the annotations were made on"
+            f"for {expected[1]} x {expected[0]}; use the frames that were annotated"
         )
     return image
 
@@ -213,18 +211,18 @@ def transform_masks(
     frame: tuple[int, int],
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Applies geometric transforms to foreground masks, only under the persons' boxes.
+    """Foreground masks after geometric transforms, computed only within the persons' boxes.
 
     Args:
         segmentations: P masks as COCO RLE over the original frame, or None.
         boxes: (P, 4) xyxy in the transformed image, inside it.
-        transforms: what was done to the image.
+        transforms: transforms applied to the image.
         frame: (height, width) of the original frame.
         size: (height, width) of the transformed image.
 
     Returns:
-        bool (P, *size). Nearest neighbour; zero outside the pixels that the person's box touches. Where there is no
-        mask, or it is empty under the box, all those pixels are set.
+        bool (P, *size), sampled by nearest neighbour; zero outside the pixels touched by the person's box. Without a
+        mask, or with one that is empty within the box, all those pixels are set.
 
     Raises:
         DatasetError: a mask is damaged or has another size than the frame.
@@ -249,15 +247,15 @@ def transform_masks(
 
 
 def source_pixels(transforms: T.TransformList, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Finds the original row and column that nearest-neighbour sampling puts in each row and column of the result.
+    """Original row and column that nearest-neighbour sampling takes for each row and column of the result.
 
     Args:
-        transforms: what was done to the image.
+        transforms: transforms applied to the image.
         frame: (height, width) before the transforms.
 
     Returns:
-        int64 (height after,) and (width after,), or None where a transform moves rows and columns together or is not
-        known here.
+        int64 (height after,) and (width after,); None if a transform is unknown or does not keep rows and columns
+        separate.
     """
     rows, columns = np.arange(frame[0]), np.arange(frame[1])
     for transform in transforms.transforms:
@@ -277,7 +275,7 @@ def source_pixels(transforms: T.TransformList, frame: tuple[int, int]) -> tuple[
 
 
 def _nearest(before: int, after: int) -> np.ndarray:
-    # The source pixel in which the centre of each target pixel lies, in whole numbers.
+    # Source pixel that contains the centre of each target pixel, in integer arithmetic.
     return (2 * np.arange(after) + 1) * before // (2 * after)
 
 

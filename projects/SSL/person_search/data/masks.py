@@ -1,4 +1,4 @@
-"""Foreground masks of annotated persons: the JSON file that keeps them, and fast decoding of COCO's run lengths."""
+"""Foreground masks of annotated persons: their JSON file, and fast decoding of COCO's run lengths."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .catalog import dataset_root
 logger = logging.getLogger(__name__)
 
 FORMAT = "person_search.masks/1"
-BOX_TOLERANCE = 1.0  # pixels; a box that has moved further is another annotation
-MIN_FOREGROUND = 0.05  # share of its box; a mask with less would hide the person rather than the background
+BOX_TOLERANCE = 1.0  # pixels; a box that moved further is a different annotation
+MIN_FOREGROUND = 0.05  # fraction of its box below which a mask would hide the person rather than the background
 
 Box = tuple[float, float, float, float]
 
 
 class MaskStore:
-    """Foreground masks of one data set, keyed by frame and box so that a changed annotation never gets an old mask.
+    """Foreground masks of a dataset by frame and box, so that a changed annotation never gets an old mask.
 
-    A person for whom no mask could be made is kept too, without one: whoever fills the store knows that it was tried.
+    Persons without a mask are stored as well, to record that making one was tried.
 
     Attributes:
-        dataset: name of the data set that the masks were made for.
-        provider: what made them, for example "grabcut".
+        dataset: name of the dataset.
+        provider: source of the masks, for example "grabcut".
     """
 
     def __init__(self, dataset: str = "", provider: str = "") -> None:
@@ -43,10 +43,10 @@ class MaskStore:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MaskStore:
-        """Reads a file that `save` wrote.
+        """Store from a file written by `save`.
 
         Raises:
-            DatasetError: the file is missing, is not JSON or is not a mask file.
+            DatasetError: the file is missing, not JSON, or not a mask file.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ class MaskStore:
         return store
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the store as JSON, whole or not at all.
+        """Writes the store as JSON, atomically.
 
         Raises:
             DatasetError: the file cannot be written.
@@ -85,12 +85,12 @@ class MaskStore:
             temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
     def add(self, image_id: str, bbox: Sequence[float], mask: np.ndarray | None) -> None:
-        """Keeps the mask of one person; a mask of the same box is replaced.
+        """Adds a person's mask, replacing one of the same box.
 
         Args:
-            image_id: the frame.
+            image_id: name of the frame.
             bbox: (x0, y0, x1, y1) of the annotation, in pixels of the frame.
-            mask: (height, width) of the frame, bool or 0/1; None where none could be made.
+            mask: (height, width) of the frame, bool or 0/1; None if no mask could be made.
         """
         box = _box(bbox)
         entries = [entry for entry in self._entries.get(image_id, []) if entry[0] != box]
@@ -101,21 +101,21 @@ class MaskStore:
         return self._find(image_id, bbox) is not None
 
     def get(self, image_id: str, bbox: Sequence[float]) -> dict[str, Any] | None:
-        """Returns the person's mask as COCO RLE over the full frame, or None. Boxes match within one pixel."""
+        """Mask of a person as COCO RLE over the whole frame, or None. Boxes match within one pixel."""
         entry = self._find(image_id, bbox)
         return None if entry is None or entry[1] is None else dict(entry[1])
 
     def attach(self, records: Iterable[dict[str, Any]]) -> int:
-        """Puts `segmentation` into every annotation whose mask is in the store, in place.
+        """Adds `segmentation`, in place, to every annotation whose mask is in the store.
 
         Args:
             records: dataset records (boxes in XYXY_ABS).
 
         Returns:
-            The number of annotations that got a mask.
+            Number of annotations that got a mask.
 
         Raises:
-            DatasetError: a mask was made for a frame of another size.
+            DatasetError: a mask belongs to a frame of another size.
         """
         attached = 0
         for record in records:
@@ -136,7 +136,7 @@ class MaskStore:
 
     @property
     def frames(self) -> int:
-        """Number of frames that something was added for."""
+        """Number of frames with entries."""
         return len(self._entries)
 
     def __len__(self) -> int:
@@ -153,18 +153,18 @@ class MaskStore:
 
 
 def default_mask_file(dataset_name: str) -> Path:
-    """Default path of the masks of a data set: $DETECTRON2_DATASETS/masks/<dataset_name>.json."""
+    """Default mask file of a dataset: $DETECTRON2_DATASETS/masks/<dataset_name>.json."""
     return dataset_root() / "masks" / f"{dataset_name}.json"
 
 
 def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Sequence[str] = ()) -> None:
-    """Puts the foreground masks of a data set into its annotations, in place, and says in one log line how many.
+    """Adds the foreground masks of a dataset to its annotations, in place, and logs their number.
 
     Args:
-        records: dataset records; a `segmentation` that is there already stays where the files have no mask for it.
-        dataset_name: names the data set in messages and in its default mask file.
-        paths: mask files (the config key INPUT.PERSON_MASKS). Empty: the default file, if there is one; without it
-            training goes on with unmasked crops.
+        records: dataset records; an existing `segmentation` is kept if the files have no mask for it.
+        dataset_name: name of the dataset, for messages and the default mask file.
+        paths: mask files (INPUT.PERSON_MASKS). If empty, the default file is used if it exists, else crops stay
+            unmasked.
 
     Raises:
         DatasetError: a file of `paths` is missing, or a file is damaged or made for other frames.
@@ -182,8 +182,8 @@ def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Se
     masked = sum("segmentation" in annotation for annotation in persons)
     if masked == 0:
         logger.warning(
-            "%s: no foreground masks (%s); persons are cropped with their background. datasets/prepare_masks.py makes "
-            "masks",
+            "%s: no foreground masks (%s); persons are cropped with their background. To make masks, run "
+            "datasets/prepare_masks.py",
             dataset_name,
             ", ".join(map(str, files)) or f"{default_mask_file(dataset_name)} does not exist",
         )
@@ -196,15 +196,15 @@ def attach_masks(records: Sequence[dict[str, Any]], dataset_name: str, paths: Se
 
 
 def box_window(box: Sequence[float], height: int, width: int, margin: float = 0.0) -> tuple[slice, slice]:
-    """Finds the pixels of a frame that a box touches.
+    """Pixels of a frame touched by a box.
 
     Args:
         box: (x0, y0, x1, y1) in pixels.
-        height, width: of the frame.
-        margin: share of the box's sides by which it is first widened on each side.
+        height, width: size of the frame.
+        margin: fraction of the box's sides by which to widen it on each side first.
 
     Returns:
-        The rows and the columns, empty where the box is outside the frame.
+        Rows and columns, empty if the box is outside the frame.
     """
     x0, y0, x1, y1 = (float(value) for value in box)
     dx, dy = margin * (x1 - x0), margin * (y1 - y0)
@@ -214,7 +214,7 @@ def box_window(box: Sequence[float], height: int, width: int, margin: float = 0.
 
 
 def limit_to_box(mask: np.ndarray, box: Sequence[float]) -> np.ndarray | None:
-    """Clears a mask, bool (height, width), outside the pixels of its box; None if less than a person is left."""
+    """Mask, bool (height, width), cleared outside its box; None if too little of it is left."""
     window = box_window(box, *mask.shape)
     limited = np.zeros(mask.shape, dtype=bool)
     limited[window] = mask[window]
@@ -222,19 +222,19 @@ def limit_to_box(mask: np.ndarray, box: Sequence[float]) -> np.ndarray | None:
 
 
 class EmptyMaskError(DatasetError):
-    """A mask that shows nothing: polygons without an area. Its person is cropped with the background."""
+    """A mask is empty: its polygons have no area. Its person is cropped with the background."""
 
 
 def mask_of_annotation(segmentation: Any, height: int | None, width: int | None, where: str) -> dict[str, Any] | None:
-    """The `segmentation` of a COCO annotation as run lengths over its frame.
+    """Run lengths over the frame of the `segmentation` of a COCO annotation.
 
     Args:
-        segmentation: run lengths, a list of polygons, one polygon as a flat list of coordinates, or nothing.
-        height, width: of the frame, in pixels; None where they are unknown and nobody will see its pixels.
-        where: begins a message.
+        segmentation: run lengths, list of polygons, one polygon as a flat list of coordinates, or nothing.
+        height, width: size of the frame in pixels; None if unknown, for images that cannot be read.
+        where: prefix of error messages.
 
     Returns:
-        {"size": [height, width], "counts"}, None where there is nothing.
+        {"size": [height, width], "counts"}; None if there is nothing.
 
     Raises:
         EmptyMaskError: no polygon has three points.
@@ -258,7 +258,7 @@ def mask_of_annotation(segmentation: Any, height: int | None, width: int | None,
 
 
 def _polygons(segmentation: list[Any], where: str) -> list[list[float]]:
-    """The polygons that have an area; a flat list is one polygon."""
+    """Polygons with an area; a flat list is one polygon."""
     flat = all(isinstance(value, int | float) and not isinstance(value, bool) for value in segmentation)
     polygons = [[float(value) for value in polygon] for polygon in ([segmentation] if flat else segmentation)]
     odd = [polygon for polygon in polygons if len(polygon) % 2]
@@ -272,23 +272,23 @@ def _polygons(segmentation: list[Any], where: str) -> list[list[float]]:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encodes a (height, width) mask, bool or 0/1, as COCO RLE that JSON can hold."""
+    """COCO RLE, in JSON types, of a (height, width) mask, bool or 0/1."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_columns(rle: Mapping[str, Any], x0: int, x1: int) -> np.ndarray:
-    """Decodes the columns x0 <= x < x1 of a mask.
+    """Columns x0 <= x < x1 of a mask.
 
-    COCO's runs go down the columns, so the columns under a box are one stretch of them; decoding only that stretch is
-    some 40 times faster than decoding a frame of 1920 x 1080 and cutting the box out.
+    COCO's runs are column-major, so the columns of a box are contiguous; decoding only them is some 40 times faster
+    than decoding a frame of 1920 x 1080 and cropping it.
 
     Args:
-        rle: COCO RLE, {"size": [height, width], "counts": str, bytes or a list of run lengths}.
+        rle: COCO RLE, {"size": [height, width], "counts": str, bytes or list of run lengths}.
         x0, x1: 0 <= x0 <= x1 <= width.
 
     Returns:
-        bool array of shape (height, x1 - x0).
+        bool (height, x1 - x0).
 
     Raises:
         DatasetError: the runs are damaged or do not fill the frame (pycocotools would return random memory).
@@ -301,11 +301,11 @@ def decode_columns(rle: Mapping[str, Any], x0: int, x1: int) -> np.ndarray:
 
 
 def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
-    """Returns the run lengths of a COCO RLE, background first: int64, their sum is height * width.
+    """Run lengths of a COCO RLE, background first: int64, height * width in total.
 
-    In the string form a number is a group of 6-bit characters from "0" on, five bits of the number each, the lowest
-    first, the sixth saying whether more follow; the highest bit is the sign. From the fourth number on, each is the
-    difference to the number two before it.
+    In the string form, a number is a group of 6-bit characters starting at "0": five bits of the number each, lowest
+    first, and a continuation bit; the highest bit is the sign. From the fourth number on, each is the difference from
+    the number two places before.
 
     Raises:
         DatasetError: the runs are damaged or do not fill the frame.

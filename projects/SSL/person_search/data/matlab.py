@@ -1,4 +1,4 @@
-"""MATLAB files, as far as the readers of official annotations need them: one variable, its texts, its boxes."""
+"""MATLAB files of official annotations: variables, texts, boxes and structs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _HEADER_BYTES = 128
 
 
 def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The first of the named variables that a MATLAB file holds.
+    """First of the named variables that a MATLAB file has.
 
     Args:
-        path: a MATLAB file up to version 7.2.
-        names: variable names, the preferred one first.
+        path: MATLAB file up to version 7.2.
+        names: variable names in order of preference.
 
     Raises:
-        DatasetError: the file is missing, damaged or holds none of them.
+        DatasetError: the file is missing or damaged, or has none of the variables.
     """
     try:
         variables = loadmat(path, variable_names=list(names))
         held = [] if any(name in variables for name in names) else [name for name, *_ in whosmat(path)]
     except MemoryError:
         raise
-    except Exception as error:  # damaged MATLAB files make scipy raise any of a dozen types
+    except Exception as error:  # scipy raises a dozen different types for damaged files
         if not path.exists():
-            raise DatasetError(f"{path}: the file is missing; it belongs to the official download") from None
+            raise DatasetError(f"{path}: the file is missing; it is part of the official download") from None
         raise DatasetError(f"{path}: not a readable MATLAB file ({error}); fetch it again") from error
     for name in names:
         if name in variables:
@@ -42,10 +42,10 @@ def load_variable(path: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def check_complete(path: Path) -> None:
-    """Refuses a file that was cut off, without reading what it holds: its variables tell their lengths.
+    """Checks that a file is not truncated, from the lengths of its variables and without reading them.
 
     Raises:
-        DatasetError: the file ends within a variable, or holds none. Files of other versions than 5 are not looked at.
+        DatasetError: the file ends within a variable, or has none. Only version 5 is checked.
     """
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -60,13 +60,13 @@ def check_complete(path: Path) -> None:
             end += 8 + (struct.unpack(f"{order}I", tag[4:])[0] if len(tag) == 8 else 0)
     if end != size or size == _HEADER_BYTES:
         raise DatasetError(
-            f"{path}: was cut off, it has {size} of at least {max(end, _HEADER_BYTES + 8)} bytes; fetch it again"
+            f"{path}: is truncated, it has {size} of at least {max(end, _HEADER_BYTES + 8)} bytes; download it again"
         )
 
 
 @contextmanager
 def naming(path: Path, where: str) -> Iterator[None]:
-    """Turns what goes wrong while an array of `path` is taken apart into a DatasetError that names file and place."""
+    """Context that turns errors in the content of `path` into a DatasetError naming file and position."""
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
@@ -74,7 +74,7 @@ def naming(path: Path, where: str) -> Iterator[None]:
 
 
 def text(value: Any) -> str:
-    """The text of a MATLAB char array; ValueError where it is none."""
+    """Text of a MATLAB char array; ValueError for other arrays."""
     array = np.asarray(value)
     if array.dtype.kind != "U" or array.size != 1:
         raise ValueError(f"expected one text, found {array.dtype} of shape {array.shape}")
@@ -82,7 +82,7 @@ def text(value: Any) -> str:
 
 
 def texts(path: Path, name: str) -> list[str]:
-    """The texts of a MATLAB cell array; DatasetError, naming file and cell, where one is none."""
+    """Texts of a MATLAB cell array; DatasetError, naming file and cell, if one is not a text."""
     values = []
     for number, cell in enumerate(load_variable(path, (name,)).ravel(), 1):
         with naming(path, f"{name}{{{number}}}"):
@@ -91,16 +91,16 @@ def texts(path: Path, name: str) -> list[str]:
 
 
 def struct_array(path: Path, name: str) -> list[Any]:
-    """The elements of the struct array `name` of a MATLAB file; DatasetError, naming file and variable, for others."""
+    """Elements of a struct array in a MATLAB file; DatasetError, naming file and variable, for other arrays."""
     variable = load_variable(path, (name,))
     with naming(path, name):
         return structs(variable)
 
 
 def box(value: Any) -> tuple[float, float, float, float] | None:
-    """(x, y, w, h) of a MATLAB array of four numbers, None of an empty one; ValueError where it is neither.
+    """(x, y, w, h) of a MATLAB array of four numbers; None for an empty one, ValueError for others.
 
-    The official files store boxes as uint16 or smaller: a sum of those would wrap around, so floats come back.
+    Returned as floats: the official files use uint16 or smaller, where sums would overflow.
     """
     array = np.asarray(value)
     if array.size == 0:
@@ -112,7 +112,7 @@ def box(value: Any) -> tuple[float, float, float, float] | None:
 
 
 def structs(value: Any) -> list[Any]:
-    """The elements of a MATLAB struct array; MATLAB writes an empty one as an array without fields."""
+    """Elements of a MATLAB struct array; MATLAB writes an empty one as an array without fields."""
     array = np.asarray(value)
     if array.size == 0:
         return []

@@ -1,4 +1,4 @@
-"""Custom data in MOTChallenge's text format: one sequence, as a folder of frames or a video, and its boxes."""
+"""Custom datasets in MOTChallenge's text format: a sequence, as a folder of frames or a video, and its boxes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .video import check_numbering, video_frame_name, video_shape
 
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp"}
 PEDESTRIAN = 1
-"""MOT16's class of walking persons."""
+"""Class of walking persons in MOT16."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,25 +46,25 @@ def register_mot(
 ) -> None:
     """Registers a sequence with boxes in MOT's format as the person search dataset `name`. Reads no file.
 
-    A line of the ground truth is "frame,id,x,y,w,h[,flag[,class[,visibility]]]", frames counted from 1. Lines with
-    flag 0 or a class other than pedestrian (1) are left out, a negative id is unlabelled. With `min_score` the lines
-    are a detector's or a tracker's, "frame,id,x,y,w,h,score[,class[,visibility]]". Frame k is the k-th frame of a
-    video; in a folder it is the image whose name has the number k, all other letters of the names being alike.
+    A line of the ground truth is "frame,id,x,y,w,h[,flag[,class[,visibility]]]", with frames counted from 1. Lines with
+    flag 0 or a class other than pedestrian (1) are skipped; a negative id is unlabelled. With `min_score`, lines are
+    those of a detector or tracker, "frame,id,x,y,w,h,score[,class[,visibility]]". Frame k is the k-th frame of a video,
+    or the image in a folder with the number k in its name; names must not differ otherwise.
 
     Args:
-        name: as in DATASETS.TRAIN and DATASETS.TEST.
-        images: folder of images, or a video file.
-        gt_file: the ground truth, or the detections.
-        frames: (first, last) frame to take, both included, counted as in the ground truth, or (first, last, step) to
-            take every step-th of them, since frames that follow each other are nearly alike; None takes all.
+        name: name in DATASETS.TRAIN and DATASETS.TEST.
+        images: folder of images, or video file.
+        gt_file: ground truth, or detections.
+        frames: (first, last) frame to use, inclusive and numbered as in the ground truth, or (first, last, step) for
+            every step-th one, since consecutive frames are nearly identical; None for all.
         camera_id: camera of the sequence, for cross-camera evaluation.
-        queries_per_identity: most queries of an identity; see `spread_queries`.
-        strict: a box that shows nothing of its frame is an error instead of being dropped.
-        min_score: the least score that counts, in the detector's unit; None: the seventh column is a flag.
-        categories: classes that are persons, in files that have a column of classes.
+        queries_per_identity: maximum number of queries per identity; see `spread_queries`.
+        strict: raise an error for a box that is empty or outside its frame, instead of dropping it.
+        min_score: minimum score, in the detector's unit; None if the seventh column is a flag.
+        categories: person classes, for files with a column of classes.
 
     Raises:
-        ConfigError: a bad value, or the name stands for another dataset.
+        ConfigError: a value is invalid, or the name is taken by another dataset.
     """
     check_at_least(name, "queries_per_identity", queries_per_identity, 1)
     if camera_id is not None:
@@ -99,11 +99,11 @@ def load_mot(
     min_score: float | None = None,
     categories: Sequence[int] = (PEDESTRIAN,),
 ) -> list[Record]:
-    """The records of a sequence, frames without persons included; `register_mot` says what the files hold.
+    """Records of a sequence, including frames without persons; for the files see `register_mot`.
 
     Raises:
-        DatasetError: a file is missing or unreadable, a line malformed or of a frame that the sequence lacks (the
-            message gives file and line), or the sequence does not have the frames asked for.
+        DatasetError: a file is missing or unreadable, a line is malformed or belongs to a missing frame (the message
+            gives file and line), or the sequence lacks the requested frames.
     """
     require_file(dataset, gt_file, "ground truth in MOT's text format")
     names, size = _sequence(dataset, images)
@@ -111,7 +111,7 @@ def load_mot(
     taken = [number for number in names if first <= number <= last and not (number - first) % step]
     if frames is not None and (first not in names or last not in names):
         raise DatasetError(
-            f"{dataset}: frames {first} to {last} are asked for, {images} has {min(names)} to {max(names)}"
+            f"{dataset}: frames {first} to {last} are requested, {images} has {min(names)} to {max(names)}"
         )
     persons, left_out = _read_boxes(gt_file, min_score, categories)
     _tell(dataset, gt_file, persons, left_out)
@@ -126,7 +126,7 @@ def load_mot(
 
 
 def read_ground_truth(gt_file: Path) -> dict[int, list[tuple[int, Person]]]:
-    """Frame -> [(line of the file, person)], lines that do not count left out.
+    """[(line number, person)] by frame, without skipped lines.
 
     Raises:
         DatasetError: a line is malformed; the message gives file and line.
@@ -137,7 +137,7 @@ def read_ground_truth(gt_file: Path) -> dict[int, list[tuple[int, Person]]]:
 def _read_boxes(
     file: Path, min_score: float | None, categories: Sequence[int]
 ) -> tuple[dict[int, list[tuple[int, Person]]], Counter[str]]:
-    """Frame -> [(line, person)], and why how many lines do not count."""
+    """[(line number, person)] by frame, and the number of skipped lines by reason."""
     persons: dict[int, list[tuple[int, Person]]] = {}
     left_out: Counter[str] = Counter()
     for line in read_mot_lines(file):
@@ -151,12 +151,12 @@ def _read_boxes(
 
 
 def _reason_against(file: Path, line: MotLine, min_score: float | None, categories: Sequence[int]) -> str:
-    """Why a line does not count; "" where it does."""
+    """Reason to skip a line; "" to use it."""
     if min_score is None:
         if line.mark is not None and not line.mark.is_integer():
             raise DatasetError(
-                f"{file}: line {line.number}: the seventh column is {line.mark:g}, which is a score and no flag of a "
-                "ground truth (0 or 1): give MIN_SCORE, the least score that counts"
+                f"{file}: line {line.number}: the seventh column is {line.mark:g}, which is a score rather than the "
+                "flag of a ground truth (0 or 1): set MIN_SCORE, the minimum score"
             )
         if line.mark == 0:
             return "of flag 0"
@@ -168,10 +168,10 @@ def _reason_against(file: Path, line: MotLine, min_score: float | None, categori
 
 
 def _tell(dataset: str, file: Path, persons: Mapping[int, Sequence[object]], left_out: Counter[str]) -> None:
-    """One line about what was left out: a warning where that is everything."""
+    """Logs the number of skipped lines, as a warning if none is left."""
     if left_out:
         kept, reasons = sum(map(len, persons.values())), ", ".join(f"{n} {why}" for why, n in left_out.most_common())
-        message = f"{dataset}: {kept} of the {kept + left_out.total()} boxes of {file} count; left out are {reasons}"
+        message = f"{dataset}: {kept} of {kept + left_out.total()} boxes of {file} used; skipped {reasons}"
         say_once(logger, logging.INFO if kept else logging.WARNING, message)
 
 
@@ -188,7 +188,7 @@ def _check_span(name: str, frames: Sequence[int] | None) -> tuple[int, ...] | No
 
 
 def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, int] | None]:
-    """Frame number -> `file_name`, and (height, width) where all frames share it because they are a video's."""
+    """`file_name` by frame number, and (height, width) of a video's frames; None for images."""
     if images.is_file():
         if images.suffix.lower() in _IMAGE_ENDINGS:
             raise DatasetError(f"{dataset}: {images} is a single image; expected a folder of images or a video")
@@ -212,10 +212,10 @@ def _sequence(dataset: str, images: Path) -> tuple[dict[int, str], tuple[int, in
 
 
 def _numbers(dataset: str, files: Sequence[Path]) -> list[int]:
-    """The frame that each file of a sequence shows: the one number by which their names differ.
+    """Frame number of each file of a sequence: the only number that differs between their names.
 
     Raises:
-        DatasetError: a name is unlike the others, or names differ in more than one number.
+        DatasetError: a name has another form, or names differ in more than one number.
     """
     parts = [re.split(r"([0-9]+)", file.stem) for file in files]
     shapes = Counter(tuple(part[::2]) for part in parts)
@@ -224,16 +224,16 @@ def _numbers(dataset: str, files: Sequence[Path]) -> list[int]:
     example = files[next(i for i, part in enumerate(parts) if tuple(part[::2]) == usual)]
     if odd or len(usual) == 1:
         raise DatasetError(
-            f"{dataset}: the names of the images in {files[0].parent} do not tell which frame each of them is "
-            f"({(odd or files)[0].name}{f' beside {example.name}' if odd else ''}); expected names that are alike but "
-            "for the number of the frame, such as frame_1.jpg or 000001.jpg: rename them or take out what is no frame"
+            f"{dataset}: the names of the images in {files[0].parent} have no frame number "
+            f"({(odd or files)[0].name}{f' beside {example.name}' if odd else ''}); expected names that differ only in "
+            "the number of the frame, such as frame_1.jpg or 000001.jpg: rename them, or remove what is not a frame"
         )
     columns = [list(map(int, column)) for column in zip(*(part[1::2] for part in parts), strict=True)]
     differing = [column for column in columns if len(set(column)) > 1] or columns[-1:]
     if len(differing) > 1:
         raise DatasetError(
             f"{dataset}: the images in {files[0].parent} differ in {len(differing)} numbers of their names "
-            f"({files[0].name}, {files[-1].name}), so the number of a frame is unclear: rename them to the number "
+            f"({files[0].name}, {files[-1].name}), so the frame number is ambiguous: rename them to the frame number "
             "alone, such as 000001.jpg"
         )
     return differing[0]
@@ -242,22 +242,22 @@ def _numbers(dataset: str, files: Sequence[Path]) -> list[int]:
 def _check_start(
     dataset: str, gt_file: Path, persons: Mapping[int, object], names: Mapping[int, str], first: int | None
 ) -> None:
-    """Refuses images counted from 0 beside a ground truth that may count them from 1, unless FRAMES says it does not.
+    """Checks that images numbered from 0 match the ground truth, which may count from 1, unless FRAMES starts at 0.
 
     Raises:
-        DatasetError: nothing tells which of the two it is.
+        DatasetError: both are possible.
     """
     if min(names) == 0 and persons and min(persons) > 0 and first != 0:
         raise DatasetError(
-            f"{dataset}: {names[0]} is frame 0, but {gt_file} has no line of a frame 0 and may count frames from 1: "
-            f"rename the images from 1, or give FRAMES [0, {max(names)}] if it counts them as the names do"
+            f"{dataset}: {names[0]} is frame 0, but {gt_file} has no line for frame 0 and may count frames from 1: "
+            f"rename the images from 1, or set FRAMES [0, {max(names)}] if it counts from 0"
         )
 
 
 def _check_frames(
     gt_file: Path, persons: dict[int, list[tuple[int, Person]]], names: dict[int, str], first: int, last: int
 ) -> None:
-    """Every frame of the ground truth within first..last must have its image."""
+    """Checks that every frame of the ground truth within first..last has an image."""
     for number, of_frame in persons.items():
         if number not in names and (first <= number <= last or not min(names) <= number <= max(names)):
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""PRW as its authors ship it: MATLAB annotations, one file a frame, and query_info.txt."""
+"""PRW in its official format: MATLAB annotations, one file per frame, and query_info.txt."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ logger = logging.getLogger(__name__)
 
 _READER_VERSION = 1
 _EXPECTED = "the official PRW download (frame_train.mat, frame_test.mat, annotations/, frames/, query_info.txt)"
-# Most files call the array box_new; in some it was left under the name of an earlier round of annotation.
+# Most files name the array box_new; some still have the names of earlier annotation rounds.
 _BOX_VARIABLES = ("box_new", "anno_file", "anno_previous")
 _FRAME_NAME = re.compile(r"c(\d)s\d+_\d+(?:\.jpg)?")
-# Height and width of the frames, for annotations without pixels: camera 6 is the only one of standard definition.
+# Height and width by camera, for annotations without images: only camera 6 is of standard definition.
 _SIZES = {6: (576, 720)}
 _USUAL_SIZE = (1080, 1920)
-_THREADS = 8  # 11,816 small files: time goes into waiting for the disk
+_THREADS = 8  # 11,816 small files: disk latency dominates
 
 
 def load_prw(root: Path, split: str) -> list[Record]:
-    """The records of PRW's training or test set; identities as in the files, unlabelled (-2) as -1.
+    """Records of PRW's training or test set; identities as in the files, with unlabelled (-2) as -1.
 
-    Training identities are 1-478, 480-483 and 932. Coordinates below 0 are set to 0 with width and height kept, as
-    the readers behind every published figure do; what reaches out on the other sides is clipped. Pixels are not
-    needed: frame sizes come from the images that can be read, else from the camera.
+    Training identities are 1-478, 480-483 and 932. Negative coordinates are set to 0 with width and height kept, as in
+    the readers behind all published results; boxes are clipped on the other sides. Images are not needed: frame sizes
+    come from readable images, else from the camera.
 
     Args:
-        root: the folder PRW.
+        root: folder of PRW.
         split: "train" or "test".
 
     Raises:
-        DatasetError: a file is missing, damaged or breaks the format; the message names it.
+        DatasetError: a file is missing, damaged or malformed; the message names it.
     """
     dataset = f"prw_{split}"
     require_folder(dataset, root, _EXPECTED)
@@ -59,7 +59,7 @@ def load_prw(root: Path, split: str) -> list[Record]:
 
 
 def load_prw_protocol(root: Path) -> SearchProtocol:
-    """The 2,057 queries of query_info.txt ("id x y w h frame", lines ended by CRLF or LF), searched in all test frames.
+    """The 2,057 queries of query_info.txt ("id x y w h frame", CRLF or LF), searched in all test frames.
 
     Raises:
         DatasetError: the file is missing, a line is malformed, or a query's frame is not a test frame.
@@ -74,15 +74,15 @@ def load_prw_protocol(root: Path) -> SearchProtocol:
         if line.strip():
             queries.append(_parse_query(line, f"{file}: line {number}", sizes))
     if not queries:
-        raise DatasetError(f"{file}: holds no query; fetch the file again")
+        raise DatasetError(f"{file}: has no queries; download the file again")
     return check_queries("prw_test", SearchProtocol("prw", tuple(queries)), sizes)
 
 
 def camera_of(image_id: str) -> int:
-    """The camera of a frame, 1-6: the digit after the c of its name ("c1s1_001051.jpg").
+    """Camera of a frame, 1-6: the digit after the c in its name ("c1s1_001051.jpg").
 
     Raises:
-        DatasetError: the name is not of that form.
+        DatasetError: the name has another form.
     """
     match = _FRAME_NAME.fullmatch(image_id)
     if match is None:
@@ -91,11 +91,11 @@ def camera_of(image_id: str) -> int:
 
 
 def _parse_query(line: str, where: str, sizes: dict[str, list[int]]) -> Query:
-    """One line of query_info.txt; `sizes` maps the test frames to (height, width)."""
+    """Query of a line of query_info.txt; `sizes` has (height, width) by test frame."""
     fields = line.split()
     try:
         person_id, name = int(fields[0]), fields[5]
-        # The common protocol (SeqNet, NAE, CGPS) cuts the corners down to whole pixels.
+        # Corners are truncated to whole pixels, as in the common protocol (SeqNet, NAE, CGPS).
         bbox = np.trunc(_corners(np.array([fields[1:5]], dtype=np.float64)))[0].tolist()
         if len(fields) != 6 or person_id < 0:
             raise ValueError
@@ -108,14 +108,14 @@ def _parse_query(line: str, where: str, sizes: dict[str, list[int]]) -> Query:
     if clipped is None:
         height, width = sizes[image_id]
         raise DatasetError(
-            f"{where}: the query's box shows nothing of the frame {image_id!r}, which has {width} x {height} pixels; "
-            "mend the line, or fetch the image again if it was resized"
+            f"{where}: the query's box is empty or outside the frame {image_id!r} of {width} x {height} pixels; "
+            "fix the line, or download the image again if it was resized"
         )
     return Query(image_id, clipped, person_id)
 
 
 def _frame_table(root: Path, split: str) -> FrameTable:
-    """All annotations of a split, from the cache where no file has changed."""
+    """All annotations of a split, cached."""
     sources = [root / f"frame_{split}.mat", root / "annotations", root / "frames"]
     arrays = cached_arrays(f"prw_{split}", root, sources, _READER_VERSION, lambda: _read_split(root, split))
     return FrameTable(**arrays)
@@ -142,26 +142,26 @@ def _read_split(root: Path, split: str) -> Arrays:
 
 
 def _read_annotation(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) as corners and identities (n,) of one frame; rows of the file are id, x, y, w, h."""
+    """Boxes (n, 4) as corners and identities (n,) of a frame; rows of the file are id, x, y, w, h."""
     rows = matlab.load_variable(file, _BOX_VARIABLES)
     if rows.size == 0:
         return np.zeros((0, 4)), np.zeros(0, np.int64)
     if rows.ndim != 2 or rows.shape[1] != 5 or rows.dtype.kind not in "uif":
         raise DatasetError(f"{file}: expected rows of id, x, y, w, h, found {rows.dtype} of shape {rows.shape}")
     ids = rows[:, 0].astype(np.float64)
-    if not np.array_equal(ids, np.round(ids)):  # NaN is not equal to itself, so it ends here too
-        raise DatasetError(f"{file}: the identities {ids[ids != np.round(ids)].tolist()} are not whole numbers")
+    if not np.array_equal(ids, np.round(ids)):  # NaN differs from itself, so it is rejected too
+        raise DatasetError(f"{file}: the identities {ids[ids != np.round(ids)].tolist()} are not integers")
     return _corners(rows[:, 1:].astype(np.float64)), np.maximum(ids.astype(np.int64), UNLABELLED)
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:
-    """(n, 4) x, y, w, h -> x0, y0, x1, y1; see `load_prw` for the negative ones."""
+    """Corners x0, y0, x1, y1 (n, 4) of x, y, w, h; for negative ones see `load_prw`."""
     xywh = np.maximum(xywh, 0)
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def _sizes(root: Path, dataset: str, names: Sequence[str], cameras: Sequence[int]) -> list[tuple[int, int]]:
-    """Height and width of each frame: from the header where the image can be read, else from the camera."""
+    """(height, width) of each frame: from the header of a readable image, else from the camera."""
     folder = root / "frames"
     present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     existing = [name for name in names if name in present]
@@ -171,7 +171,7 @@ def _sizes(root: Path, dataset: str, names: Sequence[str], cameras: Sequence[int
         logger.warning("%s: %d of %d images are missing below %s", dataset, missing, len(names), folder)
     if unreadable:
         logger.warning(
-            "%s: %d images cannot be read (for example %s): training skips them, evaluation refuses them",
+            "%s: %d images cannot be read (for example %s): training skips them, evaluation fails on them",
             dataset, len(unreadable), folder / unreadable[0],
         )  # fmt: skip
     return [sizes.get(n) or _SIZES.get(c, _USUAL_SIZE) for n, c in zip(names, cameras, strict=True)]

@@ -1,4 +1,4 @@
-"""Dataset records and search protocols: the one place where boxes are cleaned and frames and queries are checked."""
+"""Dataset records and search protocols, with all checks of boxes, frames and queries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BoxXYXY = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Query:
-    """One person to search for.
+    """A person to search for.
 
     Attributes:
-        image_id: the frame that shows the person (the `image_id` of a dataset record).
+        image_id: frame with the person (`image_id` of a dataset record).
         bbox: (x0, y0, x1, y1) in pixels of that frame.
         person_id: identity, >= 0.
     """
@@ -33,11 +33,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The frames in which one query is searched, where a protocol file fixes them (CUHK-SYSU).
+    """Frames to search for a query, as defined by a protocol file (CUHK-SYSU).
 
     Attributes:
-        image_ids: the frames, in the order of the protocol file.
-        boxes: for each of those frames that shows the person, the box (x0, y0, x1, y1) in pixels.
+        image_ids: frames in the order of the protocol file.
+        boxes: (x0, y0, x1, y1) in pixels by frame, for the frames that show the person.
     """
 
     image_ids: tuple[str, ...]
@@ -46,15 +46,15 @@ class Gallery:
 
 @dataclass(frozen=True)
 class SearchProtocol:
-    """The search task of one test set.
+    """Search task of a test set.
 
     Attributes:
-        kind: "prw" (all cameras and cross-camera), "cuhk_sysu" (galleries from protocol files) or
-            "custom" (every frame but the query's own).
-        queries: the persons to search for.
-        galleries: gallery name (for example "100") -> one Gallery for each query. Empty where every query is
-            searched in all frames but its own and the ground truth comes from the annotations.
-        no_search: why there is no query, for sets that can be used to measure detection alone.
+        kind: "prw" (all cameras and cross-camera), "cuhk_sysu" (galleries from protocol files) or "custom" (all frames
+            but the query's own).
+        queries: persons to search for.
+        galleries: one Gallery per query, by gallery name (for example "100"). Empty if every query is searched in all
+            frames but its own, with the annotations as ground truth.
+        no_search: reason for having no queries, for datasets that only allow to evaluate detection.
     """
 
     kind: str
@@ -66,19 +66,19 @@ class SearchProtocol:
 logger = logging.getLogger(__name__)
 
 UNLABELLED = -1
-MIN_SIDE = 1.0  # pixels: what is narrower than one pixel after clipping shows nobody
+MIN_SIDE = 1.0  # pixels; boxes narrower than that after clipping show nobody
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Person:
-    """One annotated person as a reader found it.
+    """Annotated person as read from a file.
 
     Attributes:
-        bbox: (x0, y0, x1, y1) in pixels; may reach out of the frame.
-        person_id: identity; any negative number means unlabelled.
-        segmentation: the person's foreground mask over the frame as COCO run lengths {"size": [h, w], "counts"}.
+        bbox: (x0, y0, x1, y1) in pixels; may exceed the frame.
+        person_id: identity; negative numbers mean unlabelled.
+        segmentation: foreground mask over the frame as COCO run lengths {"size": [h, w], "counts"}; None if unknown.
     """
 
     bbox: BoxXYXY
@@ -88,15 +88,15 @@ class Person:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as a reader found it.
+    """Frame as read from a file.
 
     Attributes:
-        file_name: absolute.
-        image_id: unique in its dataset.
-        height, width: in pixels; both None where the image cannot be read and nothing else tells them.
-        persons: those annotated in it.
-        camera_id: where it is known.
-        number: place in its video, in frames, where it is one of a video.
+        file_name: absolute path.
+        image_id: name, unique in the dataset.
+        height, width: size in pixels; None if the image cannot be read and the size is not known otherwise.
+        persons: annotated persons.
+        camera_id: camera; None if unknown.
+        number: frame number in its video; None for other images.
     """
 
     file_name: str
@@ -110,17 +110,17 @@ class Frame:
 
 @dataclass
 class _Tally:
-    """Counts of what was cleaned, for one line in the log."""
+    """Counts of cleaned boxes and frames, for the log."""
 
     clipped: int = 0
     dropped: int = 0
     examples: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     boxes: list[BoxXYXY] = field(default_factory=list)
-    frames: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of the frame of each of them
+    frames: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of the frame of each box
 
     def check_fit(self, dataset: str) -> None:
-        """Raises DatasetError, with the likely cause, where more than a few boxes do not fit their frames."""
+        """Raises a DatasetError, with the likely cause, if more than a few boxes do not fit their frames."""
         cause = misfit(self.boxes, self.frames)
         if cause is not None:
             raise DatasetError(f"{dataset}: {cause}")
@@ -129,12 +129,13 @@ class _Tally:
         if self.unreadable:
             message = (
                 f"{dataset}: {len(self.unreadable)} images cannot be read (for example {self.unreadable[0]}): training "
-                "skips them, evaluation refuses them"
+                "skips them, evaluation fails on them"
             )
             say_once(logger, logging.WARNING, message)
         parts = []
         if self.dropped:
-            parts.append(f"dropped {self.dropped} boxes that show nothing (for example {'; '.join(self.examples)})")
+            examples = "; ".join(self.examples)
+            parts.append(f"dropped {self.dropped} boxes that are empty or outside their frame (for example {examples})")
         if self.clipped:
             parts.append(f"clipped {self.clipped} boxes to their frame")
         if parts:
@@ -145,23 +146,23 @@ _said: set[str] = set()
 
 
 def say_once(to: logging.Logger, level: int, message: str) -> None:
-    """Logs what there is to say about a data set the first time alone: a run reads each set several times."""
+    """Logs a message about a dataset once: a run reads each dataset several times."""
     if message not in _said:
         _said.add(message)
         to.log(level, "%s", message)
 
 
 def clip_box(bbox: BoxXYXY, height: int, width: int) -> BoxXYXY | None:
-    """The part of a box inside its frame.
+    """Part of a box inside its frame.
 
     Args:
         bbox: (x0, y0, x1, y1) in pixels.
-        height: of the frame, pixels.
-        width: of the frame, pixels.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
 
     Returns:
-        (x0, y0, x1, y1) within [0, width] x [0, height], or None where a side of that part is shorter than
-        `MIN_SIDE` or a coordinate is not finite.
+        (x0, y0, x1, y1) within [0, width] x [0, height]; None if a side is shorter than `MIN_SIDE` or a coordinate is
+        not finite.
     """
     x0, y0, x1, y1 = map(float, bbox)
     if not math.isfinite(x0 + y0 + x1 + y1):
@@ -170,24 +171,24 @@ def clip_box(bbox: BoxXYXY, height: int, width: int) -> BoxXYXY | None:
     return (x0, y0, x1, y1) if x1 - x0 >= MIN_SIDE and y1 - y0 >= MIN_SIDE else None
 
 
-FEW = 0.05  # share of the boxes that may misfit: annotators' slips, and persons at the edge who are drawn whole
-FEWEST = 3  # boxes: fewer prove nothing
-_REACHES_OUT = 0.1  # share of a box's area outside the frame from which on it reaches out
+FEW = 0.05  # fraction of boxes that may misfit: annotation errors, and persons drawn beyond the edge
+FEWEST = 3  # minimum number of misfitting boxes
+_REACHES_OUT = 0.1  # fraction of a box's area outside the frame above which it reaches out
 _SLIP = 1.0  # pixels
 
 
 def misfit(boxes: Sequence[Sequence[float]], frames: Sequence[Sequence[int]]) -> str | None:
-    """The likely cause of boxes that do not fit their frames, or None where no more than a few misfit.
+    """Likely cause of boxes that do not fit their frames; None if at most a few misfit.
 
-    Persons at the edge whose boxes go on outside are common in some data sets, to the left as to the right. Not common
-    are boxes that lie mostly outside, or that reach out on the right and never on the left.
+    Some datasets draw persons beyond the edges of the frame, on all sides alike. Boxes that lie mostly outside, or that
+    reach out on the right and never on the left, point to an error.
 
     Args:
-        boxes: A boxes (x0, y0, x1, y1) in pixels; those without sides or not finite are not looked at.
-        frames: (height, width) of the frame of each.
+        boxes: A boxes (x0, y0, x1, y1) in pixels; empty and non-finite ones are ignored.
+        frames: (height, width) of the frame of each box.
 
     Returns:
-        What is wrong, what it looks like and what to do, in one line.
+        One line on what is wrong, the likely cause, and what to do.
     """
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     sizes = np.asarray(frames, dtype=np.float64).reshape(-1, 2)[:, ::-1]  # (width, height)
@@ -198,22 +199,22 @@ def misfit(boxes: Sequence[Sequence[float]], frames: Sequence[Sequence[int]]) ->
         return None
     if (corners[:, 2:] <= 1.0 + 1e-6).all():
         return (
-            "all boxes lie within the first pixel of their frames: their coordinates look like shares of the frame, "
-            "expected are pixels; multiply them by width and height"
+            "all boxes lie within the first pixel of their frames: their coordinates look like fractions of the frame, "
+            "expected pixels; multiply them by width and height"
         )
     start = corners[:, :2].clip(0, sizes)
     overlap = (corners[:, 2:].clip(0, sizes) - start).clip(0)
     outside = 1 - overlap.prod(axis=1) / sides.prod(axis=1)
     reaching, away = outside > _REACHES_OUT, outside > 0.5
-    # Read as (x, y, width, height), a box whose "sides" are themselves corners within the frame.
+    # Read as (x, y, width, height), a box given by corners has "sides" that lie within the frame.
     as_corners = (sides > corners[:, :2]).all(axis=1) & (sides <= sizes + _SLIP).all(axis=1)
     before = (corners[:, :2] < -_SLIP).any(axis=1)
     to_the_right = reaching & (corners[:, 2] > sizes[:, 0] + _SLIP)
     if _many(reaching) and as_corners.mean() > 1 - FEW:
         return (
             f"{reaching.sum()} of {len(corners)} boxes reach out of their frames, and the third and fourth number of "
-            "nearly all are larger than the first and second: they look like corners [x0, y0, x1, y1] where "
-            "[x, y, width, height] is expected; subtract"
+            "nearly all are larger than the first and second: they look like corners [x0, y0, x1, y1], expected "
+            "[x, y, width, height]; subtract the first corner"
         )
     if not _many(away) and (before.any() or not _many(to_the_right)):
         return None
@@ -225,12 +226,12 @@ def misfit(boxes: Sequence[Sequence[float]], frames: Sequence[Sequence[int]]) ->
     count = int((away | to_the_right).sum())
     if not before.any():
         return (
-            f"{count} of {len(corners)} boxes lie outside their frames ({example}): it looks as if the frames were "
-            "made smaller after they were annotated; use the frames that the annotations were made on"
+            f"{count} of {len(corners)} boxes lie outside their frames ({example}): the frames seem to have been "
+            "downscaled after annotation; use the frames that were annotated"
         )
     return (
-        f"{count} of {len(corners)} boxes lie mostly outside their frames ({example}): they look like boxes of other "
-        "frames; check which frames they belong to, or clip them if they are right"
+        f"{count} of {len(corners)} boxes lie mostly outside their frames ({example}): they look like boxes of "
+        "other frames; check which frames they belong to, or clip them if they are right"
     )
 
 
@@ -239,26 +240,26 @@ def _many(boxes: np.ndarray) -> bool:
 
 
 def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -> list[Record]:
-    """Detectron2's records of a dataset, checked, boxes clipped, memory bank rows numbered.
+    """Detectron2 records of a dataset, checked, with clipped boxes and numbered bank rows.
 
-    Boxes are clipped to their frame; one of which less than a pixel is left is dropped and counted in one log line.
-    More than a few boxes that do not fit at all are an error: then all boxes are likely to be wrong.
-    A frame of unknown size is counted in another; it gets the size that its boxes reach to, so that its persons keep
-    their bank rows until whoever loads the image skips or refuses it.
+    Boxes are clipped to their frame; if less than a pixel is left, they are dropped and counted in one log line. If
+    more than a few boxes do not fit at all, all boxes are likely to be wrong, which is an error. Frames of unknown size
+    are counted as well; they get the size that their boxes extend to, so that their persons keep their bank rows until
+    the image is loaded and skipped or rejected.
 
     Args:
-        dataset: name, for messages.
-        frames: what the reader found, in the order of the records.
-        strict: a box that would be dropped is an error.
+        dataset: name of the dataset, for messages.
+        frames: frames in the order of the records.
+        strict: raise an error for a box that would be dropped.
 
     Returns:
-        One record for each frame: file_name, image_id, height, width, camera_id and frame_number (where known) and
-        annotations, each with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled),
-        instance_index (0..N-1 in record order) and, where given, segmentation.
+        One record per frame: file_name, image_id, height, width, camera_id and frame_number (if known) and annotations,
+        each with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled), instance_index (0..N-1
+        in record order) and, if given, segmentation.
 
     Raises:
-        DatasetError: no frame at all, two frames of one name, a frame without a size, boxes that do not fit their
-            frames (see `misfit`), or (strict) an unusable box.
+        DatasetError: there are no frames, two frames have the same name, a frame has no size, boxes do not fit their
+            frames (see `misfit`), or (strict) a box is empty or outside its frame.
     """
     records: list[Record] = []
     seen: dict[str, str] = {}
@@ -301,7 +302,7 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
 
 
 def _reach(persons: Sequence[Person]) -> tuple[int, int]:
-    """Height and width of the smallest frame that holds all boxes, at least one pixel each."""
+    """Height and width of the smallest frame that contains all boxes, at least one pixel each."""
     corners = [p.bbox[2:] for p in persons if all(map(math.isfinite, p.bbox))]
     width, height = (max((math.ceil(corner[axis]) for corner in corners), default=1) for axis in (0, 1))
     return max(height, 1), max(width, 1)
@@ -310,7 +311,7 @@ def _reach(persons: Sequence[Person]) -> tuple[int, int]:
 def _annotations(
     dataset: str, frame: Frame, size: tuple[int, int], row: int, strict: bool, tally: _Tally
 ) -> list[dict[str, Any]]:
-    """The annotations of one frame of size (height, width), bank rows counted from `row`."""
+    """Annotations of a frame of size (height, width), with bank rows from `row` on."""
     annotations: list[dict[str, Any]] = []
     for number, person in enumerate(frame.persons):
         bbox = clip_box(person.bbox, *size)
@@ -318,8 +319,8 @@ def _annotations(
             where = f"box {number} of {frame.image_id}: {[round(float(v), 2) for v in person.bbox]}"
             if strict:
                 raise DatasetError(
-                    f"{dataset}: {where} (x0, y0, x1, y1) shows nothing of the frame of "
-                    f"{frame.width} x {frame.height} pixels; mend the annotation or read without strict"
+                    f"{dataset}: {where} (x0, y0, x1, y1) is empty or outside the frame of "
+                    f"{frame.width} x {frame.height} pixels; fix the annotation or read without strict"
                 )
             tally.dropped += 1
             if len(tally.examples) < 3:
@@ -341,14 +342,19 @@ def _annotations(
 
 
 def check_queries(where: str, protocol: SearchProtocol, image_ids: Iterable[str]) -> SearchProtocol:
-    """The protocol itself, once every query is known to lie in a frame of the dataset; `where` begins a message.
+    """The given protocol, after a check that every query lies in a frame of the dataset.
+
+    Args:
+        where: prefix of error messages.
+        protocol: protocol to check.
+        image_ids: frames of the dataset.
 
     Raises:
-        DatasetError: there is no query, or a query's frame is not in `image_ids`; the message names it.
+        DatasetError: there are no queries, or a query's frame is not in `image_ids`; the message names it.
     """
     known = set(image_ids)
     if not protocol.queries:
-        raise DatasetError(f"{where}: has no query; a query needs a person who appears in two frames or more")
+        raise DatasetError(f"{where}: has no queries; a query needs a person who appears in two frames or more")
     for number, query in enumerate(protocol.queries):
         if query.image_id not in known:
             raise DatasetError(
@@ -359,9 +365,10 @@ def check_queries(where: str, protocol: SearchProtocol, image_ids: Iterable[str]
 
 
 def chosen_queries(where: str, records: Sequence[Record], per_identity: int) -> SearchProtocol:
-    """The protocol of a custom set that brings no queries; see `spread_queries`. `where` begins a message.
+    """Protocol of a custom dataset without given queries, see `spread_queries`. `where` is a prefix of messages.
 
-    Without anybody to search for it has no query, and says why: detection can still be measured.
+    If no person can be searched for, the protocol has no queries and gives the reason; detection can still be
+    evaluated.
     """
     queries = spread_queries(records, per_identity)
     if queries:
@@ -372,18 +379,18 @@ def chosen_queries(where: str, records: Sequence[Record], per_identity: int) -> 
 
 
 def spread_queries(records: Sequence[Record], per_identity: int) -> tuple[Query, ...]:
-    """Queries for a dataset that brings none: each identity under each camera, a few times.
+    """Queries for a dataset without given ones: a few of each identity under each camera.
 
-    Taken are identities that appear in two frames or more (else there is nothing to find). The frames of an
-    identity under one camera are cut into `per_identity` equal runs, the middle frame of each gives a query; where
-    there are fewer frames each gives one. Of two boxes of one identity in a frame the first counts.
+    Only identities that appear in two frames or more are used. The frames of an identity under a camera are split into
+    `per_identity` equal runs, and the middle frame of each gives a query; if there are fewer frames, each gives one. Of
+    two boxes of one identity in a frame, the first counts.
 
     Args:
         records: see `build_records`.
-        per_identity: most queries of one identity under one camera, >= 1.
+        per_identity: maximum number of queries per identity and camera, >= 1.
 
     Returns:
-        Queries ordered by identity, camera, frame.
+        Queries ordered by identity, camera and frame.
     """
     frames_of: dict[int, dict[str, tuple[int, BoxXYXY]]] = {}
     for record in records:

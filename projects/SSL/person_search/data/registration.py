@@ -1,4 +1,4 @@
-"""Datasets by name: the built-in ones, custom ones of the list DATASETS.CUSTOM, and those that other code registers."""
+"""Datasets by name: built-in ones, custom ones listed in DATASETS.CUSTOM, and those registered by other code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .records import UNLABELLED, Frame, Person, Record, SearchProtocol, build_re
 logger = logging.getLogger(__name__)
 
 _KEY = "DATASETS.CUSTOM"
-_QUERIES_PER_IDENTITY = 10  # of a data set that other code has registered
+_QUERIES_PER_IDENTITY = 10  # for datasets registered by other code
 
 
 @dataclass(frozen=True)
 class _Format:
-    """Keys of an entry of a format: key -> (argument of `register`, kind of value)."""
+    """Keys of entries of a format: (argument of `register`, type of the value) by key."""
 
     register: Callable[..., None]
     required: dict[str, tuple[str, type]]
@@ -59,26 +59,27 @@ _FORMATS = {
 
 
 def register_custom(entries: Sequence[Mapping[str, Any]], root: str | Path | None = None) -> None:
-    """Registers the datasets that DATASETS.CUSTOM lists. Reads no file.
+    """Registers the datasets listed in DATASETS.CUSTOM. Reads no file.
 
     Args:
-        entries: mappings with NAME, FORMAT ("coco" or "mot"), and for coco JSON, IMAGES and RESULTS, for mot IMAGES,
-            GT, FRAMES and CAMERA; both may have QUERIES_PER_IDENTITY, STRICT, MIN_SCORE and CATEGORIES. They mean what
-            the arguments of `register_coco_json` and `register_mot` mean.
-        root: folder that relative paths start from, then the current one; default $DETECTRON2_DATASETS.
+        entries: mappings with NAME and FORMAT ("coco" or "mot"); for coco also JSON, IMAGES and RESULTS; for mot also
+            IMAGES, GT, FRAMES and CAMERA; for both QUERIES_PER_IDENTITY, STRICT, MIN_SCORE and CATEGORIES. For their
+            meaning see `register_coco_json` and `register_mot`.
+        root: folder that paths are relative to, before the current one; None for $DETECTRON2_DATASETS.
 
     Raises:
-        ConfigError: an entry lacks a key, has an unknown one or a bad value, or its name stands for another dataset.
+        ConfigError: an entry lacks a key, has an unknown key or an invalid value, or its name is taken by another
+            dataset.
     """
     folder = Path(root) if root is not None else None
-    # All are checked before the first is registered, so that an error leaves nothing half done.
+    # All entries are checked before any is registered.
     calls = [_arguments(entry, f"{_KEY}[{i}]", folder) for i, entry in enumerate(entries)]
     for register, name, arguments in calls:
         register(name, **arguments)
 
 
 def _arguments(entry: Any, where: str, root: Path | None) -> tuple[Callable[..., None], str, dict[str, Any]]:
-    """(register function, name of the dataset, keyword arguments) of one entry."""
+    """Register function, dataset name and keyword arguments of an entry."""
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where} is {entry!r}, expected a mapping with NAME, FORMAT and the keys of the format")
     name = entry.get("NAME")
@@ -112,7 +113,7 @@ def _value(value: Any, kind: type, where: str, root: Path | None) -> Any:
 
 @dataclass(frozen=True)
 class Split:
-    """A split of an official dataset: its folder below $DETECTRON2_DATASETS and the functions that read it."""
+    """Split of an official dataset: folder below $DETECTRON2_DATASETS, and functions that read it."""
 
     folder: str
     split: str
@@ -129,7 +130,7 @@ SPLITS = {
 
 
 def register_builtin() -> None:
-    """Registers `SPLITS` and the synthetic presets, reading no file; a name taken by other code stays as it is."""
+    """Registers `SPLITS` and the synthetic presets without reading files. Names taken by other code are left alone."""
     for name, split in SPLITS.items():
         protocol = partial(_load_protocol, split.load_protocol, split.folder) if split.load_protocol else None
         entry = {"format": "builtin", "folder": split.folder, "split": split.split}
@@ -143,7 +144,7 @@ def register_builtin() -> None:
         logger.warning("Not all synthetic datasets are available: %s", error)
 
 
-# The root is looked up when a dataset is read, so that DETECTRON2_DATASETS may be set after the import.
+# The root is resolved on reading, so DETECTRON2_DATASETS may be set after the import.
 def _load_records(split: Split) -> list[Record]:
     return split.load(dataset_root() / split.folder, split.split)
 
@@ -153,26 +154,25 @@ def _load_protocol(load: Callable[[Path], SearchProtocol], folder: str) -> Searc
 
 
 def check_registered(name: str) -> None:
-    """Raises ConfigError, which lists the names that there are, unless a data set is registered as `name`."""
+    """Raises a ConfigError, which lists the registered names, unless a dataset is registered as `name`."""
     if name not in DatasetCatalog.list():
         theirs = ("coco_", "keypoints_coco_", "lvis_", "cityscapes", "voc_", "ade20k")
         ours = sorted(n for n in DatasetCatalog.list() if not n.startswith(theirs))
         raise ConfigError(
-            f"data set {name} is not registered; registered are {', '.join(ours)} (custom sets: DATASETS.CUSTOM)"
+            f"dataset {name} is not registered; registered are {', '.join(ours)} (custom datasets: DATASETS.CUSTOM)"
         )
 
 
 def registered_records(name: str) -> list[Record]:
-    """Records of a registered data set, whoever has registered it.
+    """Records of a registered dataset, whoever registered it.
 
-    Code that sets `load_protocol` in the set's metadata knows this project, and its records are taken as they are.
-    Of a set of `register_coco_instances` the JSON file is read as `register_coco_json` would; other functions give
-    Detectron2's records, of which the annotations of persons are taken. `person_id` and `camera_id` count where they
-    are there.
+    If the metadata has `load_protocol`, the code knows this project and its records are returned unchanged. For
+    datasets of `register_coco_instances`, the JSON file is read as by `register_coco_json`. All others return
+    Detectron2's records, of which the annotations of persons are used, with `person_id` and `camera_id` if present.
 
     Raises:
-        ConfigError: the name is not registered; those that are get listed.
-        DatasetError: the set cannot be read, or has no category of persons.
+        ConfigError: the name is not registered; the message lists the registered ones.
+        DatasetError: the dataset cannot be read, or has no person category.
     """
     check_registered(name)
     if is_own(name) or _protocol(name) is not None:
@@ -185,9 +185,9 @@ def registered_records(name: str) -> list[Record]:
         frames = [_frame(name, record) for record in found]
     except DatasetError:
         raise
-    except Exception as error:  # whatever the code of somebody else raises
+    except Exception as error:  # foreign code may raise anything
         raise DatasetError(
-            f"{name}: is registered by other code, which does not give records of Detectron2's form "
+            f"{name}: is registered by other code, which does not return records in Detectron2's format "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); register its files with "
             "register_coco_json or register_mot, or in DATASETS.CUSTOM"
         ) from error
@@ -195,7 +195,7 @@ def registered_records(name: str) -> list[Record]:
 
 
 def protocol_reader(name: str) -> Callable[[], SearchProtocol] | None:
-    """Reader of the queries of a registered data set; None where there is none, as for a training set."""
+    """Function that reads the queries of a registered dataset; None if it has none, as training sets."""
     if is_own(name) or _protocol(name) is not None:
         return _protocol(name)
 
@@ -213,7 +213,7 @@ def _protocol(name: str) -> Callable[[], SearchProtocol] | None:
 
 
 def _coco_files(name: str) -> tuple[Path, Path] | None:
-    """JSON file and folder of the images of a set of `register_coco_instances`, None of any other."""
+    """JSON file and image folder of a dataset of `register_coco_instances`; None for any other."""
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file", None), metadata.get("image_root", None)
     if metadata.get("evaluator_type", None) != "coco" or json_file is None or image_root is None:
@@ -222,7 +222,7 @@ def _coco_files(name: str) -> tuple[Path, Path] | None:
 
 
 def _frame(name: str, record: Mapping[str, Any]) -> Frame:
-    """One record of Detectron2's form."""
+    """Frame of a record in Detectron2's format."""
     height, width = int(record["height"]), int(record["width"])
     persons = []
     for number, annotation in enumerate(record.get("annotations", ())):
@@ -248,6 +248,6 @@ def _shows_a_person(name: str, annotation: Mapping[str, Any]) -> bool:
     if not any(category.lower() in PERSON_NAMES for category in classes):
         raise DatasetError(
             f"{name}: none of its {len(classes)} categories is named person ({', '.join(classes[:5])} ...); it is "
-            "registered by other code, whose metadata has thing_classes"
+            "registered by other code, which sets thing_classes in its metadata"
         )
     return classes[annotation["category_id"]].lower() in PERSON_NAMES

@@ -1,4 +1,4 @@
-"""The training set as the memory banks see it: one row for each annotated person, whatever data sets it comes from."""
+"""Training set with bank rows: one row per annotated person, over all datasets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .video import split_video_frame
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Records of all training sets together, with what is known of each bank row.
+    """Records of all training datasets, with data of each bank row.
 
     Attributes:
-        records: Detectron2 records; `instance_index` of an annotation is its row, running over all records.
-        image_index: (N,) int64, index of the record that shows each row's person.
-        person_ids: (N,) int64, identity of each row, -1 where unknown; those of two data sets differ. For diagnostics,
-            and for the training of supervised methods alone.
+        records: Detectron2 records; `instance_index` of an annotation is its bank row, counted over all records.
+        image_index: (N,) int64, index of the record that shows the row's person.
+        person_ids: (N,) int64, identity of each row, -1 if unknown; distinct between datasets. For diagnostics and for
+            supervised methods only.
     """
 
     records: list[dict[str, Any]]
@@ -33,44 +33,44 @@ class TrainingSet:
     person_ids: np.ndarray
 
     def __len__(self) -> int:
-        """N, number of annotated persons."""
+        """Number of annotated persons, N."""
         return len(self.image_index)
 
     @property
     def camera_index(self) -> np.ndarray:
-        """(N,) int64, the camera that saw each row's person, -1 where unknown. Cameras of two data sets differ."""
+        """Camera of each row, (N,) int64, -1 if unknown; distinct between datasets."""
         cameras = [-1 if r.get("camera_id") is None else r["camera_id"] for r in self.records]
         return np.asarray(cameras, np.int64)[self.image_index]
 
     @property
     def identities(self) -> np.ndarray:
-        """(N,) int64, identity of each row numbered from 0 without gaps, in the order of the ids; -1 where unknown."""
+        """Identity of each row, (N,) int64, numbered from 0 without gaps in the order of the ids; -1 if unknown."""
         numbers = np.unique(self.person_ids[self.person_ids >= 0])
         return np.where(self.person_ids >= 0, np.searchsorted(numbers, self.person_ids), -1)
 
     def frame_of(self, instance_index: int) -> str:
-        """File name of the frame that shows a row's person."""
+        """File name of the frame with the person of a row."""
         return self.records[int(self.image_index[instance_index])]["file_name"]
 
     def check_images(self) -> None:
-        """Refuses a set of which no image is there: each of them would be skipped with a warning of its own.
+        """Checks that there are images; each missing one would otherwise be skipped with a warning.
 
         Raises:
-            DatasetError: naming the first.
+            DatasetError: all images are missing; the message names the first.
         """
         files = (record["file_name"] for record in self.records)
         if not any(os.path.exists((split_video_frame(file) or (file,))[0]) for file in files):
             raise DatasetError(
-                f"none of the {len(self.records)} training images is there, "
+                f"none of the {len(self.records)} training images exists, "
                 f"the first is {self.records[0]['file_name']}: "
-                "put the images into that folder, or set DETECTRON2_DATASETS to where they are"
+                "put the images into that folder, or set DETECTRON2_DATASETS to their root"
             )
 
     def fingerprint(self, with_identities: bool = False) -> str:
-        """Digest of frames and boxes: equal for sets whose bank rows mean the same persons.
+        """Digest of frames and boxes, equal for datasets whose bank rows stand for the same persons.
 
         Args:
-            with_identities: digest the identities as well, for methods that learn from them.
+            with_identities: whether to include identities, for methods that learn from them.
         """
         digest = hashlib.sha256()
         for record in self.records:
@@ -82,21 +82,21 @@ class TrainingSet:
 
 
 def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filter_empty: bool = True) -> TrainingSet:
-    """Reads the training sets and attaches their foreground masks.
+    """Training set from registered datasets, with their foreground masks.
 
     Args:
-        names: registered data sets.
-        mask_files: a file of masks for each, or () for the default places.
-        filter_empty: leave out frames without persons.
+        names: registered datasets.
+        mask_files: mask file of each dataset, or () for the default ones.
+        filter_empty: whether to skip frames without persons.
 
     Raises:
-        ConfigError: no name is given, one is not registered, or the number of mask files differs.
-        DatasetError: a set cannot be read, or there is no frame to train on.
+        ConfigError: there are no names, one is not registered, or the number of mask files differs.
+        DatasetError: a dataset cannot be read, or there are no frames to train on.
     """
     if not names:
-        raise ConfigError("DATASETS.TRAIN is empty: name a registered data set to train on")
+        raise ConfigError("DATASETS.TRAIN is empty: name a registered dataset to train on")
     if mask_files and len(mask_files) != len(names):
-        raise ConfigError(f"INPUT.PERSON_MASKS names {len(mask_files)} files for {len(names)} sets in DATASETS.TRAIN")
+        raise ConfigError(f"INPUT.PERSON_MASKS has {len(mask_files)} files for {len(names)} datasets in DATASETS.TRAIN")
     records: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         part = copy.deepcopy(registered_records(name))
@@ -112,7 +112,7 @@ def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filt
 
 
 def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any]]) -> None:
-    """Makes the image names, camera numbers and identities of one data set differ from those of others, in place."""
+    """Makes image names, cameras and identities of a dataset distinct from those of others, in place."""
     camera = 1 + max((r.get("camera_id") or 0 for r in others), default=-1)
     person = 1 + max((a.get("person_id", -1) for r in others for a in r["annotations"]), default=-1)
     for record in part:
@@ -125,7 +125,7 @@ def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any
 
 
 def number_rows(records: list[dict[str, Any]]) -> TrainingSet:
-    """Numbers the annotations of records from 0, in order; changes `instance_index` in place."""
+    """Training set with the annotations of records numbered from 0, in order; changes `instance_index` in place."""
     images: list[int] = []
     persons: list[int] = []
     for index, record in enumerate(records):

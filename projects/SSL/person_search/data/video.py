@@ -1,9 +1,8 @@
-"""Single frames of videos, by their number.
+"""Single frames of videos by number.
 
-A decoder's own seeking cannot be trusted: it lands by time stamps, and a video with a gap or with varying frame rate
-then gives another frame than the annotations were made on. So a video is decoded once from end to end without keeping
-pixels, the time stamps of its frames are stored, and after each jump the stamp tells which frame the decoder has really
-reached.
+Decoders cannot be trusted to seek: they do so by time stamp, and in a video with gaps or a varying frame rate return
+other frames than the annotated ones. Therefore a video is decoded once from end to end, without keeping pixels, to
+store the time stamps of its frames; after each jump, the stamp tells which frame the decoder has reached.
 """
 
 from __future__ import annotations
@@ -25,35 +24,35 @@ from .catalog import dataset_root
 
 _FRAME_MARK = "#frame="
 _READER_VERSION = 2
-_OPEN_VIDEOS = 8  # decoders kept open in a process; each holds a file and its threads
-_GRAB_AHEAD = 64  # frames: decoding so many costs about as much as one jump
-_TEXT_BYTES = 1 << 16  # every video has a zero byte in its first ones, no text has one
+_OPEN_VIDEOS = 8  # open decoders per process; each holds a file and threads
+_GRAB_AHEAD = 64  # frames that cost about as much to decode as a jump
+_TEXT_BYTES = 1 << 16  # every video has a zero byte within these, text has none
 _SAME_STAMP = 1e-3  # milliseconds
-_GAP = 1.5  # times the usual step from one frame to the next
+_GAP = 1.5  # multiple of the usual step between frames
 
 logger = logging.getLogger(__name__)
 
 
 def video_frame_name(video: str | Path, frame: int) -> str:
-    """The `file_name` of a record that stands for a frame of a video, counted from 0: "video.avi#frame=123"."""
+    """`file_name` of the record of a video frame, counted from 0: "video.avi#frame=123"."""
     return f"{video}{_FRAME_MARK}{frame}"
 
 
 def split_video_frame(file_name: str) -> tuple[str, int] | None:
-    """(video, frame) of a name that `video_frame_name` made, None of any other."""
+    """(video, frame) of a name made by `video_frame_name`; None for other names."""
     video, mark, frame = file_name.rpartition(_FRAME_MARK)
     return (video, int(frame)) if mark and frame.isascii() and frame.isdigit() else None
 
 
 def read_video_frame(video: str, frame: int) -> np.ndarray:
-    """One frame of a video. Reading frames in rising order is fast; any order gives the same pixels.
+    """Frame of a video. Ascending order is fast; the pixels are the same in any order.
 
     Args:
-        video: the file.
-        frame: counted from 0.
+        video: video file.
+        frame: frame number, from 0.
 
     Returns:
-        uint8 (H, W, 3) in BGR order, the caller's own.
+        uint8 (H, W, 3) in BGR order, writable.
 
     Raises:
         DatasetError: the file is missing or cannot be decoded, or has no such frame.
@@ -62,32 +61,32 @@ def read_video_frame(video: str, frame: int) -> np.ndarray:
         try:
             return _videos.open(video).read(frame)
         except DatasetError:
-            _videos.close(video)  # after a failed read the decoder's place is unknown
+            _videos.close(video)  # the decoder's position is unknown after an error
             raise
 
 
 def video_shape(video: str | Path) -> tuple[int, int, int]:
-    """(frames, height, width) of a video: frames that can be decoded, not what its header promises.
+    """(frames, height, width) of a video, counting decodable frames rather than those promised by the header.
 
     Raises:
-        DatasetError: the file is missing or nothing in it can be decoded.
+        DatasetError: the file is missing or has no decodable frame.
     """
     height, width = read_video_frame(str(video), 0).shape[:2]
     return len(_index(str(video))["stamps"]), height, width
 
 
 def check_numbering(video: str | Path) -> None:
-    """Refuses a video of which frames are lost on the way, so that nobody can say which is the k-th.
+    """Checks that frames can be numbered, that is, that none is lost within the video.
 
-    The header promises a number of frames. Where fewer can be decoded and the time stamps show gaps, frames are
-    missing between others; where the stamps run on evenly the end is missing, and the numbers before it stand.
+    If fewer frames can be decoded than the header promises, gaps between time stamps show frames missing in between;
+    with evenly spaced stamps the end is missing, and numbers are valid up to there.
 
     Raises:
         DatasetError: frames are missing in between.
     """
     index = _index(str(video))
     stamps, promised = index["stamps"], int(index["promised"])
-    if len(stamps) >= promised - 1:  # a header that counts from the length in seconds rounds
+    if len(stamps) >= promised - 1:  # headers may compute the number from the duration, and round
         return
     usual = float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
     gaps = np.flatnonzero(np.diff(stamps, prepend=-usual) > _GAP * usual)
@@ -95,18 +94,18 @@ def check_numbering(video: str | Path) -> None:
         where = f"frame {gaps[0] + 1}" if usual > 0 else "an unknown frame"
         raise DatasetError(
             f"{video}: promises {promised} frames, but only {len(stamps)} can be decoded and those before {where} are "
-            "missing, so the numbers of the annotations do not tell frames: repair the video, or take the annotated "
-            "frames as images"
+            "missing, so annotations cannot be matched by frame number: repair the video, or use the annotated frames "
+            "as images"
         )
     logger.warning("%s: ends after %d of the %d frames that it promises", video, len(stamps), promised)
 
 
 class _Video:
-    """An open video, the place of its decoder, and its time stamps once a jump has needed them."""
+    """Open video, with the decoder's position, and time stamps once a jump has needed them."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.next = 0  # the frame that grabbing once more would reach
+        self.next = 0  # frame that the next grab reaches
         self._capture = _open(file)
         self._stamps: np.ndarray | None = None
 
@@ -120,13 +119,13 @@ class _Video:
         decoded, image = self._capture.retrieve()
         if not decoded:
             raise DatasetError(f"{self.file}: frame {frame}, counted from 0, cannot be decoded; the file is damaged")
-        return np.array(image)  # the decoder may use its buffer again
+        return np.array(image)  # a copy, since the decoder may reuse its buffer
 
     def release(self) -> None:
         self._capture.release()
 
     def _jump(self, frame: int) -> None:
-        """Moves to `frame` or before it; to the start where the decoder's seeking does not prove itself."""
+        """Seeks to `frame` or before it; to the start if the decoder's position cannot be verified."""
         if self._stamps is None:
             self._stamps = _index(self.file)["stamps"]
         stamps = self._stamps
@@ -144,7 +143,7 @@ class _Video:
 
 
 class _Videos:
-    """The open videos of this process, the one used last at the end."""
+    """Open videos of this process, the most recently used one last."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -168,9 +167,9 @@ _inherited: list[_Videos] = []
 
 
 def _start_anew() -> None:
-    """Runs in a forked worker, whose decoders share their place in the file with the parent's.
+    """Reset in a forked worker, whose decoders share file positions with the parent's.
 
-    They are kept, not released: releasing would wait for decoder threads that a fork does not copy.
+    Decoders are kept rather than released: releasing would wait for threads that a fork does not copy.
     """
     global _videos
     _inherited.append(_videos)
@@ -182,10 +181,10 @@ os.register_at_fork(after_in_child=_start_anew)
 
 def _open(file: str) -> cv2.VideoCapture:
     if not os.path.isfile(file):
-        raise DatasetError(f"{file}: the video is missing; restore it, or mend the path in the dataset's registration")
+        raise DatasetError(f"{file}: the video is missing; restore it, or fix the path in the dataset's registration")
     with open(file, "rb") as stream:
-        if b"\0" not in stream.read(_TEXT_BYTES):  # OpenCV would show the letters of a text as a video
-            raise DatasetError(f"{file}: cannot be read as a video, it is a text file; mend the path of the video")
+        if b"\0" not in stream.read(_TEXT_BYTES):  # OpenCV would render the characters of a text as a video
+            raise DatasetError(f"{file}: cannot be read as a video, it is a text file; fix the path of the video")
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         raise DatasetError(f"{file}: cannot be read as a video; convert it to a format that OpenCV decodes")
@@ -193,11 +192,11 @@ def _open(file: str) -> cv2.VideoCapture:
 
 
 def _index(file: str) -> Arrays:
-    """Index of a video, from decoding it end to end once; kept by `cached_arrays`.
+    """Index of a video, made by decoding it once; cached by `cached_arrays`.
 
     Returns:
-        "stamps": (frames,) float64, the time in milliseconds of each frame that can be decoded; "promised": int, the
-        frames that the header counts, or estimates from the length.
+        "stamps": (frames,) float64, time in milliseconds of each decodable frame; "promised": int, number of frames in
+        the header, counted or estimated from the duration.
     """
     path = Path(file)
     name = f"video_{hashlib.sha256(os.path.abspath(file).encode(errors='surrogateescape')).hexdigest()[:16]}"

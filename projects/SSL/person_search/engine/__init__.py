@@ -1,6 +1,6 @@
-"""Training: the trainer, its hooks and schedules, and the refusal of configs that cannot work.
+"""Training: trainer, hooks, schedules and config checks.
 
-May import all folders but `search`, `synthetic` and `reproduction`. `reproduction` and the programs import it.
+May import all folders but `search`, `synthetic` and `reproduction`. Imported by `reproduction` and the programs.
 """
 
 from ..weights import PersonSearchCheckpointer

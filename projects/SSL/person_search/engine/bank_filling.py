@@ -1,12 +1,12 @@
-"""Features of all annotated persons from a network in one pass, to fill the memory banks or to cluster."""
+"""Features of all annotated persons in one pass over the training set, for memory banks and clustering."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,36 +15,50 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..data.training_set import TrainingSet
-from ..modeling import PooledFeatures, SSLPersonSearch
+from ..modeling import BankObjective, PooledFeatures, SSLPersonSearch
 from ..modeling.layers import SyncedBatchNorm1d
 from ..progress import Progress
 
 logger = logging.getLogger(__name__)
 
 
+class Batches(Protocol):
+    """Loader of known length, whose batches are lists of mapped records."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]: ...
+
+
 @torch.no_grad()
-def fill_banks(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> None:
-    """Extracts f_i and f^h of every annotated person and writes them into both banks of every process.
+def fill_banks(model: SSLPersonSearch, batches: Batches) -> None:
+    """Fills both banks, on every process, with f_i and f^h of every annotated person.
 
     Args:
-        model: not wrapped; its banks are allocated.
+        model: unwrapped model with allocated banks.
         batches: this process's share of the training set, with ground truth.
     """
+    objective = _bank_objective(model)
     features = extract_features(model, batches)
-    for bank, rows in zip((model.objective.instance_bank, model.objective.multi_scale_bank), features, strict=True):
-        if bank is not None:
+    for bank, rows in zip((objective.instance_bank, objective.multi_scale_bank), features, strict=True):
+        if bank is not None and rows is not None:
             bank.fill(torch.arange(len(rows), device=rows.device), rows)
 
 
-def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, Any]]:
-    """Records to calibrate the embedding with, spread evenly over all frames that show persons.
+def _bank_objective(model: SSLPersonSearch) -> BankObjective:
+    if not isinstance(model.objective, BankObjective):
+        raise TypeError(f"{type(model.objective).__name__} has no memory banks, expected a BankObjective")
+    return model.objective
 
-    Frames of a camera, and of a person, lie side by side in most data sets: the first ones alone would speak of one
-    camera and few persons.
+
+def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, Any]]:
+    """Records to calibrate the embedding with, evenly spaced over all frames with persons.
+
+    Most datasets are sorted by camera and person, so the first frames would cover one camera and few persons.
 
     Args:
-        training_set: all of the training set.
-        count: how many; where there are fewer frames, all.
+        training_set: the whole training set.
+        count: number of frames; all if there are fewer.
     """
     frames = np.unique(training_set.image_index)
     count = min(count, len(frames))
@@ -53,15 +67,15 @@ def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, 
 
 
 @torch.no_grad()
-def calibrate_embedding(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> None:
+def calibrate_embedding(model: SSLPersonSearch, batches: Batches) -> None:
     """Sets the running statistics of the embedding's batch normalisation to those of annotated persons and exemplars.
 
-    First and second moments are those of all rows of all processes together, so that neither the number of persons in
-    a frame nor the spread over processes matters. An embedding without batch normalisation stays as it is.
+    Moments are computed over all rows of all processes, so they depend neither on the number of persons per frame nor
+    on how frames are split over processes. An embedding without batch normalisation is unchanged.
 
     Args:
-        model: not wrapped.
-        batches: this process's share of the frames to calibrate with, with ground truth.
+        model: unwrapped model.
+        batches: this process's share of the calibration frames, with ground truth.
     """
     embedding = model.roi_heads.reid_head.embedding
     if not any(isinstance(m, SyncedBatchNorm1d) for m in embedding.modules()):
@@ -81,11 +95,11 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Collection[list[dict[st
     parts, cameras = ([x for own in side for x in own] for side in zip(*gathered, strict=True))
     rows = sum(len(part.res4) for part in parts)
     if rows < 2:
-        logger.warning("No two persons to calibrate the embedding's batch normalisation with: it stays as it is")
+        logger.warning("Fewer than two persons to calibrate the embedding's batch normalisation: left unchanged")
         return
     pooled = PooledFeatures.cat(parts)
     with averaged_statistics(embedding):
-        # One call on all rows: the norm-aware logit is normalised over vectors that final statistics have normalised.
+        # One call on all rows, since the norm-aware logit is computed from vectors normalised with final statistics.
         embedding(PooledFeatures(pooled.res4.to(model.device), pooled.res5.to(model.device)))
     known = {c for c in cameras if c is not None}
     logger.info(
@@ -95,41 +109,42 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Collection[list[dict[st
 
 
 @torch.no_grad()
-def extract_features(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> tuple[Tensor, Tensor | None]:
-    """f_i and f^h of every annotated person as the network in evaluation mode gives them; the banks stay as they are.
+def extract_features(model: SSLPersonSearch, batches: Batches) -> tuple[Tensor, Tensor | None]:
+    """Features f_i and f^h of every annotated person, from the network in evaluation mode. Banks are unchanged.
 
     Args:
-        model: not wrapped; its banks are allocated.
+        model: unwrapped model with allocated banks.
         batches: this process's share of the training set, with ground truth.
 
     Returns:
-        Main-branch features (N, d), and exemplar features (N, d) averaged over the scales (None without the exemplar
-        branch), equal on every process and on the device of the model. Rows have unit length; those of persons that no
-        batch showed, since their image cannot be read, are zero.
+        Main-branch features (N, d), and exemplar features (N, d) averaged over scales (None without the exemplar
+        branch), equal on all processes, on the model's device. Rows have unit length; persons whose image cannot be
+        read are zero.
     """
+    objective = _bank_objective(model)
     training = model.training
     model.eval()
     parts = list(itertools.chain.from_iterable(comm.all_gather(_extract(model, batches))))
     model.train(training)
-    size = (model.objective.size, model.objective.dim)
-    features = [torch.zeros(size), torch.zeros(size) if model.objective.multi_scale else None]
-    for rows, *found in parts:
-        for target, values in zip(features, found, strict=True):
-            if target is not None:
-                target[rows] = F.normalize(values, dim=1)
-    instances, multi_scale = (None if t is None else t.to(model.device) for t in features)
-    return instances, multi_scale
+    instances = torch.zeros(objective.size, objective.dim)
+    multi_scale = torch.zeros_like(instances) if objective.multi_scale else None
+    for rows, persons, exemplars in parts:
+        instances[rows] = F.normalize(persons, dim=1)
+        if multi_scale is not None and exemplars is not None:
+            multi_scale[rows] = F.normalize(exemplars, dim=1)
+    return instances.to(model.device), None if multi_scale is None else multi_scale.to(model.device)
 
 
-def _extract(model: SSLPersonSearch, batches: Collection[list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+def _extract(model: SSLPersonSearch, batches: Batches) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     parts = []
     for batch in with_progress(batches, "Features of all persons"):
-        parts.append(tuple(None if t is None else t.cpu() for t in model.embed_persons(batch)))
+        rows, persons, exemplars = model.embed_persons(batch)
+        parts.append((rows.cpu(), persons.cpu(), None if exemplars is None else exemplars.cpu()))
     return parts
 
 
-def with_progress(batches: Collection[list[dict[str, Any]]], what: str) -> Iterator[list[dict[str, Any]]]:
-    """Batches as they come, with a line every few seconds about how many are done."""
+def with_progress(batches: Batches, what: str) -> Iterator[list[dict[str, Any]]]:
+    """Batches of a loader, logging progress every few seconds."""
     progress = Progress(what, len(batches), "batches")
     for batch in batches:
         progress.loaded()
@@ -139,7 +154,7 @@ def with_progress(batches: Collection[list[dict[str, Any]]], what: str) -> Itera
 
 @contextmanager
 def averaged_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, batch normalisation averages the statistics of all batches of this process evenly and starts anew."""
+    """Context in which batch normalisation resets its statistics and averages them over this process's batches."""
     layers = [m for m in module.modules() if isinstance(m, SyncedBatchNorm1d)]
     kept = [(m.momentum, m.training) for m in layers]
     for layer in layers:

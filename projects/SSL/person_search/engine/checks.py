@@ -1,4 +1,4 @@
-"""Refusal of config values that cannot work, before anything is built from them."""
+"""Checks of config values, made before anything is built from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..labels import SelfPacedDBSCAN
 from ..modeling.objectives.base import BankObjective, objective_class
 from ..values import INFERENCE_VALUES, TRAINING_VALUES, check_values
 
-# Argument of the clusterer -> its key.
+# Key in SSL.CLUSTERING by argument of the clusterer.
 _KEYS = {
     "eps": "EPS",
     "min_samples": "MIN_SAMPLES",
@@ -41,10 +41,10 @@ _KEYS = {
 
 
 def build_clusterer(cfg: CfgNode) -> SelfPacedDBSCAN:
-    """The clusterer that SSL.CLUSTERING describes.
+    """Clusterer described by SSL.CLUSTERING.
 
     Raises:
-        ConfigError: a key of SSL.CLUSTERING holds a value that cannot work.
+        ConfigError: a key of SSL.CLUSTERING has an invalid value.
     """
     clustering = cfg.SSL.CLUSTERING
     try:
@@ -54,41 +54,41 @@ def build_clusterer(cfg: CfgNode) -> SelfPacedDBSCAN:
 
 
 def check_clustering(cfg: CfgNode) -> None:
-    """Refuses a pseudo-label schedule that cannot be kept.
+    """Checks SSL.CLUSTERING.
 
     Raises:
-        ConfigError: naming the key and what to do.
+        ConfigError: a value is invalid, or features would be extracted for labels that no loss uses.
     """
     build_clusterer(cfg)
     if cfg.SSL.CLUSTERING.FEATURES == "extract" and not cfg.SSL.CLUSTER_LOSS.WEIGHT:
         raise ConfigError(
-            "SSL.CLUSTERING.FEATURES 'extract' passes the training set through the network before each clustering, and "
-            "with SSL.CLUSTER_LOSS.WEIGHT 0 no loss reads the cluster labels: set it to 'bank'"
+            "SSL.CLUSTERING.FEATURES 'extract' runs the network on the training set before each clustering, and with "
+            "SSL.CLUSTER_LOSS.WEIGHT 0 no loss uses the cluster labels: set it to 'bank'"
         )
 
 
 def cluster_cameras(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray | None:
-    """Cameras (N,) int64 of the bank rows, -1 where unknown; None where SSL.CLUSTERING.CAMERA_AWARE is off.
+    """Cameras (N,) int64 of the bank rows, -1 if unknown; None if SSL.CLUSTERING.CAMERA_AWARE is off.
 
     Raises:
-        ConfigError: camera-aware clustering of frames whose cameras nobody knows.
+        ConfigError: clustering is camera-aware, and no frame has a camera.
     """
     if not cfg.SSL.CLUSTERING.CAMERA_AWARE:
         return None
     cameras = training_set.camera_index
     if not (cameras >= 0).any():
         raise ConfigError(
-            f"SSL.CLUSTERING.CAMERA_AWARE needs to know cameras, and no frame of {', '.join(cfg.DATASETS.TRAIN)} has a "
+            f"SSL.CLUSTERING.CAMERA_AWARE needs cameras, and no frame of {', '.join(cfg.DATASETS.TRAIN)} has a "
             "camera_id: set it to False"
         )
     return cameras
 
 
 def check_objective(cfg: CfgNode) -> None:
-    """Refuses an objective with keys that contradict it: above all identities where they must not be read.
+    """Checks the keys that depend on the objective: identities, teacher and exemplars.
 
     Raises:
-        ConfigError: naming the key and what to do.
+        ConfigError: a key contradicts the objective.
     """
     name, objective = cfg.MODEL.OBJECTIVE.NAME, objective_class(cfg)
     if objective.needs_identities and not cfg.INPUT.IDENTITIES:
@@ -106,17 +106,17 @@ def check_objective(cfg: CfgNode) -> None:
         )
     exemplar = cfg.SSL.EXEMPLAR
     if exemplar.ENABLED not in objective.exemplars:
-        needs = "is made of" if objective.exemplars == (True,) else "makes nothing of"
+        needs = "needs" if objective.exemplars == (True,) else "does not use"
         raise ConfigError(
             f"MODEL.OBJECTIVE.NAME {name} {needs} exemplars: set SSL.EXEMPLAR.ENABLED {not exemplar.ENABLED}"
         )
 
 
 def training_identities(cfg: CfgNode, training_set: TrainingSet) -> Tensor | None:
-    """Identities (N,) int64 of the bank rows, numbered from 0, -1 where unknown; None unless INPUT.IDENTITIES is set.
+    """Identities (N,) int64 of the bank rows, numbered from 0, -1 if unknown; None unless INPUT.IDENTITIES is set.
 
     Raises:
-        DatasetError: they are to be read, and the training set knows none.
+        DatasetError: INPUT.IDENTITIES is set, and the training set has no identities.
     """
     if not cfg.INPUT.IDENTITIES:
         return None
@@ -129,7 +129,7 @@ def training_identities(cfg: CfgNode, training_set: TrainingSet) -> Tensor | Non
     return identities
 
 
-# Keys that name a registered class or function, beside META_ARCHITECTURE, and where such are registered.
+# Registries of the keys MODEL.<section>.NAME.
 _REGISTRIES = {
     "BACKBONE": BACKBONE_REGISTRY,
     "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
@@ -139,15 +139,15 @@ _REGISTRIES = {
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuses settings that this project's training cannot honour.
+    """Checks a config for training.
 
     Raises:
-        ConfigError: naming the key and what to do.
+        ConfigError: a value is invalid or not supported; the message names the key and what to do.
     """
     check_inference(cfg)
     check_values(cfg, TRAINING_VALUES)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: with it a run could not resume exactly")
+        raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: grouped batches cannot be resumed exactly")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported: "
@@ -163,7 +163,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def visible_device(device: str) -> str:
-    """MODEL.DEVICE, or "cpu" where it asks for a GPU and none is visible; a line on stderr says so."""
+    """MODEL.DEVICE, or "cpu", with a line on stderr, if it is a GPU and none is visible."""
     if not device.startswith("cuda") or torch.cuda.is_available():
         return device
     if comm.is_main_process():
@@ -172,10 +172,10 @@ def visible_device(device: str) -> str:
 
 
 def check_mixed_precision(cfg: CfgNode) -> None:
-    """Refuses mixed precision where nothing trains on a GPU.
+    """Checks that mixed precision is used on a GPU only.
 
     Raises:
-        ConfigError: naming the key and what to do.
+        ConfigError: SOLVER.AMP.ENABLED is set without a GPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return
@@ -186,15 +186,15 @@ def check_mixed_precision(cfg: CfgNode) -> None:
 
 
 def check_inference(cfg: CfgNode) -> None:
-    """Refuses what neither a training nor an evaluation can be built from.
+    """Checks the keys that training and evaluation have in common.
 
     Raises:
-        ConfigError: naming the key and what to do.
+        ConfigError: a value is invalid or not supported; the message names the key and what to do.
     """
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered: expected "
-            "SSLPersonSearch, as all configs of this project have it"
+            "SSLPersonSearch, as in all configs of this project"
         )
     for section, registry in _REGISTRIES.items():
         if cfg.MODEL[section].NAME not in registry:
@@ -207,15 +207,15 @@ def check_inference(cfg: CfgNode) -> None:
 
 
 def check_workers(cfg: CfgNode, is_train: bool, persons: float = 0.0) -> None:
-    """Refuses worker processes whose images do not fit into shared memory.
+    """Checks that the images of the worker processes fit into shared memory.
 
     Args:
-        cfg: a configuration with the project's keys.
-        is_train: whether batches of training are meant, or single frames of evaluation.
-        persons: mean number of persons in a frame; each may have a mask.
+        cfg: config with the project's keys.
+        is_train: whether to check for training batches or for single frames of an evaluation.
+        persons: mean number of persons per frame; each may have a mask.
 
     Raises:
-        ConfigError: naming DATALOADER.NUM_WORKERS, what is needed and what there is.
+        ConfigError: shared memory is too small for DATALOADER.NUM_WORKERS; the message names both sizes.
     """
     inputs, processes = cfg.INPUT, comm.get_world_size()
     shorter = max(inputs.MIN_SIZE_TRAIN) if is_train else inputs.MIN_SIZE_TEST
@@ -232,7 +232,7 @@ def _check_threshold(cfg: CfgNode) -> None:
     threshold = cfg.SSL.THRESHOLD
     if threshold.CALIBRATION == "same_image" and not 0 <= threshold.INITIAL <= threshold.INITIAL + threshold.ALPHA <= 1:
         raise ConfigError(
-            f"SSL.THRESHOLD.CALIBRATION is 'same_image', so that t(e) is a quantile, and SSL.THRESHOLD has INITIAL "
+            f"SSL.THRESHOLD.CALIBRATION 'same_image' makes t(e) a quantile, and SSL.THRESHOLD has INITIAL "
             f"{threshold.INITIAL} and ALPHA {threshold.ALPHA}: expected 0 <= INITIAL <= INITIAL + ALPHA <= 1"
         )
 
@@ -248,14 +248,15 @@ def _check_exemplars(cfg: CfgNode) -> None:
         raise ConfigError("SSL.EXEMPLAR has neither SCALES nor ORIGINAL: give one, or set SSL.EXEMPLAR.ENABLED False")
 
 
-_HEADS = "the heads are MODEL.BOX_HEAD and MODEL.REID_HEAD"
-_PERSONS = "the one class is the person, found as a box"
+_HEADS = "the heads are configured by MODEL.BOX_HEAD and MODEL.REID_HEAD"
+_PERSONS = "the only class is person, detected as a box"
+# Reason by prefix of a key.
 UNREAD_KEYS: Mapping[str, str] = {
     "DATALOADER.REPEAT_": "each epoch draws every frame once",
     "DATASETS.PRECOMPUTED_PROPOSAL": "proposals come from the RPN",
     "DATASETS.PROPOSAL_FILES": "proposals come from the RPN",
     "GLOBAL.HACK": "it is for experiments with Detectron2 itself",
-    "INPUT.MASK_FORMAT": "foreground masks are read in whatever form they have",
+    "INPUT.MASK_FORMAT": "foreground masks are read in any format",
     "MODEL.FPN": "the backbone has no feature pyramid",
     "MODEL.KEYPOINT_ON": _PERSONS,
     "MODEL.LOAD_PROPOSALS": "proposals come from the RPN",
@@ -263,7 +264,7 @@ UNREAD_KEYS: Mapping[str, str] = {
     "MODEL.PANOPTIC_FPN": _PERSONS,
     "MODEL.RETINANET": _HEADS,
     "MODEL.ROI_BOX_CASCADE_HEAD": _HEADS,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "it is BOX_LOSS_WEIGHT of MODEL.BOX_HEAD and of MODEL.REID_HEAD",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": "use BOX_LOSS_WEIGHT of MODEL.BOX_HEAD and MODEL.REID_HEAD",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": _PERSONS,
     "MODEL.ROI_BOX_HEAD.CONV_DIM": _HEADS,
     "MODEL.ROI_BOX_HEAD.FC_DIM": _HEADS,
@@ -278,26 +279,24 @@ UNREAD_KEYS: Mapping[str, str] = {
     "MODEL.SEM_SEG_HEAD": _PERSONS,
     "TEST.AUG": "each frame is searched at one size",
     "TEST.KEYPOINT_OKS_SIGMAS": _PERSONS,
-    "TEST.PRECISE_BN": "the statistics of the embedding are counted before training, SSL.MEMORY.CALIBRATION_FRAMES",
+    "TEST.PRECISE_BN": "the embedding's statistics are calibrated before training, SSL.MEMORY.CALIBRATION_FRAMES",
 }
-"""Keys of Detectron2 that nothing here reads, or what they begin with -> why not."""
+"""Unused keys of Detectron2, or prefixes of them, with the reason."""
 
 
 def check_unread_keys(cfg: CfgNode) -> None:
-    """Refuses keys of Detectron2 that are set and that nothing here would heed.
-
-    A model with heads of the user's own may read what it likes, and is not checked.
+    """Checks that unused keys of Detectron2 have their defaults. Models with custom heads are not checked.
 
     Raises:
-        ConfigError: naming the first such key, and what there is in its place.
+        ConfigError: an unused key is set; the message names it and what is used instead.
     """
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     if not heads.__module__.startswith("person_search."):
         return
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES != 1:
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, expected 1: the one class is the "
-            "person, and the background is not counted"
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, expected 1: the only class is person, "
+            "and background is not counted"
         )
     defaults = get_cfg()
     add_ssl_config(defaults)
@@ -307,14 +306,14 @@ def check_unread_keys(cfg: CfgNode) -> None:
         if key.startswith("MODEL.FPN") and "fpn" in cfg.MODEL.BACKBONE.NAME.lower():
             continue
         if reason is not None and now.get(key, default) != default:
-            raise ConfigError(f"{key} is {now[key]!r}, but nothing here reads it ({reason}): leave it at {default!r}")
+            raise ConfigError(f"{key} is {now[key]!r}, but it is not used here ({reason}): leave it at {default!r}")
 
 
 def check_image_keys(cfg: CfgNode) -> None:
-    """Refuses sizes and crops of training images that Detectron2 would stumble over.
+    """Checks sizes and crops of training images, which Detectron2 does not.
 
     Raises:
-        ConfigError: naming the key and what it takes.
+        ConfigError: a value is invalid; the message names key and accepted values.
     """
     inputs = cfg.INPUT
     sizes = inputs.MIN_SIZE_TRAIN
@@ -333,15 +332,15 @@ def check_image_keys(cfg: CfgNode) -> None:
         if len(inputs.CROP.SIZE) != 2 or not all(0 < side <= most for side in inputs.CROP.SIZE):
             raise ConfigError(
                 f"INPUT.CROP.SIZE is {inputs.CROP.SIZE}, expected (height, width) as "
-                f"{'shares of the frame from 0 to 1' if most == 1 else 'pixels'} for INPUT.CROP.TYPE {inputs.CROP.TYPE}"
+                f"{'fractions of the frame' if most == 1 else 'pixels'} for INPUT.CROP.TYPE {inputs.CROP.TYPE}"
             )
 
 
 def check_schedule_keys(cfg: CfgNode) -> None:
-    """Refuses learning-rate schedules and gradient clipping that Detectron2 would stumble over.
+    """Checks learning-rate schedule and gradient clipping, which Detectron2 does not.
 
     Raises:
-        ConfigError: naming the key and what it takes.
+        ConfigError: a value is invalid; the message names key and accepted values.
     """
     solver = cfg.SOLVER
     if solver.CLIP_GRADIENTS.ENABLED:
@@ -356,4 +355,4 @@ def check_schedule_keys(cfg: CfgNode) -> None:
     for key in ("STEPS", "STEP_EPOCHS"):
         steps: Any = list(solver[key])
         if steps != sorted(set(steps)) or any(step <= 0 for step in steps):
-            raise ConfigError(f"SOLVER.{key} is {tuple(steps)}, expected rising numbers above 0")
+            raise ConfigError(f"SOLVER.{key} is {tuple(steps)}, expected increasing numbers above 0")

@@ -1,4 +1,4 @@
-"""Hooks that schedule what SSL does around the iterations; the work itself is done elsewhere."""
+"""Hooks that schedule memory banks, pseudo labels, seeds and logging around the iterations."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from ..labels import (
     multi_label_precision_recall,
     pair_precision_recall,
 )
-from ..modeling import BankObjective, ReIDObjective, SSLObjective, SSLPersonSearch
+from ..modeling import BankObjective, MultiLabelObjective, ReIDObjective, SSLPersonSearch
 from ..modeling.layers import average_running_statistics, unsynced_norms
 
 logger = logging.getLogger(__name__)
 
 
 def seed_generators(*entropy: int) -> None:
-    """Seeds the generators of `random`, numpy and torch (of GPUs too) from numbers of 0 or more."""
+    """Seeds `random`, numpy and torch, GPUs included, from non-negative integers."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -44,10 +44,10 @@ def seed_generators(*entropy: int) -> None:
 
 
 class SeedIterations(HookBase):
-    """Before each iteration, seeds every random generator from (seed, iteration, rank).
+    """Seeds all random generators from (seed, iteration, rank) before each iteration.
 
-    Randomness is then a function of the iteration alone: a resumed run draws what the unbroken one would have drawn,
-    on every process, and no generator state needs to be stored.
+    Random numbers then depend on the iteration alone: a resumed run draws the same ones as an uninterrupted run, on
+    every process, without storing generator states.
     """
 
     def __init__(self, seed: int) -> None:
@@ -58,7 +58,7 @@ class SeedIterations(HookBase):
 
 
 class EvaluateUntrained(HookBase):
-    """Before training, evaluates the network as it starts; its metrics are logged below "untrained/"."""
+    """Evaluates the untrained network before the first iteration and logs its metrics under "untrained/"."""
 
     def __init__(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         self._evaluate = evaluate
@@ -73,7 +73,7 @@ class EvaluateUntrained(HookBase):
 
 
 class FillBanks(HookBase):
-    """Before the first iteration, fills both memory banks from the initial network (not when a run is resumed)."""
+    """Fills both memory banks from the initial network before the first iteration; skipped in resumed runs."""
 
     def __init__(self, fill: Callable[[], None]) -> None:
         self._fill = fill
@@ -85,27 +85,27 @@ class FillBanks(HookBase):
 
 
 class ThresholdSchedule(HookBase):
-    """Before each iteration, gives the objective the multi-label threshold of its epoch (Eq. 9).
+    """Sets the objective's multi-label threshold of the epoch, t(e) of Eq. 9, before each iteration.
 
-    The value of Eq. 9 is the threshold, or the quantile of the similarities of persons of one image that is taken as
-    the threshold from the banks as they are when the epoch starts. The hook stands before `ClusterLabels`, which judges
-    the multi-labels at the threshold that the epoch trains with.
+    t(e) is either the threshold itself or a quantile: the threshold is then that quantile of the similarities between
+    persons of one image, taken from the banks at the start of the epoch. The hook runs before `ClusterLabels`, which
+    evaluates multi-labels at the epoch's threshold.
     """
 
     def __init__(
         self,
-        objective: SSLObjective,
+        objective: MultiLabelObjective,
         threshold: DynamicThreshold,
         *,
         iterations_per_epoch: int,
-        calibrated: bool = False,
+        calibrated: bool,
     ) -> None:
         """
         Args:
-            objective: receives the thresholds, and has the banks.
-            threshold: that of each epoch.
-            iterations_per_epoch: iterations from one epoch to the next.
-            calibrated: whether `threshold` gives a quantile.
+            objective: objective that receives the thresholds.
+            threshold: t(e) by epoch.
+            iterations_per_epoch: length of an epoch.
+            calibrated: whether t(e) is a quantile.
         """
         self._objective, self._threshold = objective, threshold
         self._iterations_per_epoch = iterations_per_epoch
@@ -130,27 +130,27 @@ class ThresholdSchedule(HookBase):
                 "SSL.THRESHOLD.CALIBRATION 'same_image' needs images with two persons or more, and the training set "
                 "has none: set it to 'none'"
             )
-        logger.info("Threshold of the multi-labels: %.3f, quantile %.3f of persons of one image", threshold, quantile)
+        logger.info("Multi-label threshold: %.3f, quantile %.3f over persons of one image", threshold, quantile)
         return threshold
 
     def state_dict(self) -> dict[str, Any]:
-        """The threshold, which a run that is resumed within an epoch could not take from the banks again."""
+        """State with the current threshold; banks change within an epoch, so it cannot be computed again."""
         return {"threshold": self._current}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the threshold."""
+        """Restores `state_dict`."""
         self._current = state_dict["threshold"]
 
 
 class ClusterLabels(HookBase):
-    """Before the first iteration of an epoch (every `period` epochs), clusters the bank rows, or features of now, anew.
+    """Clusters bank rows or freshly extracted features, every `iterations` iterations.
 
-    All processes check and, where that is asked for, extract the features. The main process clusters and sends the
-    labels to the others, which wait without the collectives' usual time limit. Where identities are known, precision
-    and recall of the pseudo labels are logged; nothing else reads them.
+    All processes check and, if requested, extract features. The main process clusters and broadcasts the labels to the
+    others, which wait without the usual timeout of collectives. If identities are known, precision and recall of the
+    pseudo labels are logged, and identities are used for nothing else.
     """
 
-    # Rows whose multi-labels are judged each time; all N would cost an N x N similarity.
+    # Number of rows used to evaluate multi-labels; all N would need an N x N similarity matrix.
     JUDGED_ROWS = 1000
 
     def __init__(
@@ -165,12 +165,12 @@ class ClusterLabels(HookBase):
     ) -> None:
         """
         Args:
-            objective: holds the banks and receives the labels.
-            clusterer: keeps its frozen threshold as its state.
-            training_set: names frames in messages and knows identities for the diagnostics.
-            iterations: from one clustering to the next.
-            cameras: (N,) int64, the camera of each bank row (-1: unknown), for a camera-aware clustering.
-            extract: called by every process, gives the features (N, d) to cluster; None: the bank rows.
+            objective: objective with the banks, which receives the labels.
+            clusterer: clustering algorithm; its frozen threshold is this hook's state.
+            training_set: source of frame names in messages, and of identities for the diagnostics.
+            iterations: number of iterations between clusterings.
+            cameras: (N,) int64, camera of each bank row (-1 if unknown), for camera-aware clustering; None for none.
+            extract: returns the features (N, d) to cluster, called on every process; None for the bank rows.
         """
         self._objective, self._clusterer = objective, clusterer
         self._training_set, self._iterations = training_set, iterations
@@ -201,7 +201,7 @@ class ClusterLabels(HookBase):
         logger.info("Pseudo labels: %d clusters and %d singletons of %d persons", clusters, singletons, len(labels))
 
     def _features(self) -> torch.Tensor:
-        """Features to cluster, (N, d); rows that cannot be are reported by the frames that show their persons."""
+        """Features to cluster, (N, d). Invalid rows are reported with the frames of their persons."""
         features = self._objective.label_features() if self._extract is None else self._extract()
         invalid = torch.from_numpy(invalid_rows(features)).to(features.device)
         finite = features[invalid].isfinite().all(dim=1)
@@ -214,7 +214,7 @@ class ClusterLabels(HookBase):
         if zero:
             logger.warning(
                 "%d of %d features are zero and cannot be clustered: their persons, in %s, become singletons. Either "
-                "these images cannot be read, or the network maps them to nothing",
+                "these images cannot be read, or the network maps them to zero",
                 len(zero), len(features), self._frames_of(zero),
             )  # fmt: skip
         return features
@@ -235,7 +235,7 @@ class ClusterLabels(HookBase):
             return
         precision, recall = pair_precision_recall(self._objective.cluster_labels.cpu().numpy(), persons)
         self._log(cluster_precision=precision, cluster_recall=recall)
-        if not self._objective.predicts_multi_labels:
+        if not isinstance(self._objective, MultiLabelObjective):
             return
         step = max(1, len(persons) // self.JUDGED_ROWS)
         rows = torch.arange(0, len(persons), step, device=self._objective.image_index.device)
@@ -248,16 +248,16 @@ class ClusterLabels(HookBase):
         self.trainer.storage.put_scalars(smoothing_hint=False, **named)
 
     def state_dict(self) -> dict[str, Any]:
-        """The clusterer's frozen threshold."""
+        """State with the clusterer's frozen threshold."""
         return self._clusterer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the clusterer's frozen threshold."""
+        """Restores `state_dict`."""
         self._clusterer.load_state_dict(state_dict)
 
 
 class UpdateBanks(HookBase):
-    """After each iteration, lets the objective remember the features that it has seen (SSL: in its banks, Eq. 5)."""
+    """Updates the objective's memory with the batch's features after each iteration (SSL: banks, Eq. 5)."""
 
     def __init__(self, objective: ReIDObjective) -> None:
         self._objective = objective
@@ -267,10 +267,10 @@ class UpdateBanks(HookBase):
 
 
 class ShareStatistics(HookBase):
-    """After each iteration, averages over the processes what plain batch normalisation has counted on each alone.
+    """Averages the running statistics of plain batch normalisation over processes after each iteration.
 
-    Exemplars are normalised by running statistics in training too, and a checkpoint holds one set of them: a resumed
-    run of several processes would otherwise not be the unbroken one.
+    Exemplars are normalised with running statistics in training too, and a checkpoint holds the statistics of one
+    process: without averaging, a resumed distributed run would differ from an uninterrupted one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -281,7 +281,7 @@ class ShareStatistics(HookBase):
 
 
 class MetricsWriter(hooks.PeriodicWriter):
-    """Detectron2's writer, which also writes whenever a checkpoint does: a resumed run could not do it again."""
+    """Detectron2's `PeriodicWriter`, which also writes at every checkpoint so that a resumed run misses no metrics."""
 
     def __init__(self, writers: list[EventWriter], period: int, checkpoint_period: int) -> None:
         super().__init__(writers, period)
@@ -297,14 +297,14 @@ class MetricsWriter(hooks.PeriodicWriter):
     def after_train(self) -> None:
         stopped = self.trainer.iter < self.trainer.max_iter
         for writer in self._writers:
-            # The printer has said all of an iteration that was the last by chance, and would divide by zero iterations.
+            # After an early stop the printer has nothing left to print, and would divide by zero iterations.
             if not (stopped and isinstance(writer, CommonMetricPrinter)):
                 writer.write()
             writer.close()
 
 
 class ReportSkipped(HookBase):
-    """After training, names how many draws fell on unreadable images."""
+    """Logs after training how often unreadable images were drawn."""
 
     def __init__(self, skipped: Callable[[], Iterable[tuple[str, int]]]) -> None:
         self._skipped = skipped
@@ -321,22 +321,22 @@ _SHARED = "objective."
 
 
 class Teacher:
-    """Exponential moving average of the network that trains. Not in the paper.
+    """Mean teacher: exponential moving average of the trained network. Not in the paper.
 
-    A network whose weights and statistics follow those of the trained one slowly; it fills the banks and is evaluated.
+    It averages weights and statistics, fills the banks, and is evaluated.
 
     Attributes:
-        model: the averaged network, in evaluation mode. Its objective is the trained network's own.
+        model: averaged network in evaluation mode. It shares the objective of the trained network.
     """
 
     def __init__(self, model: SSLPersonSearch, momentum: float) -> None:
         """
         Args:
-            model: the network that trains, not wrapped.
-            momentum: weight of the old value in each update, in [0, 1).
+            model: trained network, unwrapped.
+            momentum: weight of the OLD value in each update, in [0, 1).
         """
         self._student, self._momentum = model, momentum
-        # The banks exist once.
+        # Share the objective, so that the banks exist once.
         self.model = copy.deepcopy(model, {id(model.objective): model.objective}).eval()
         for name, parameter in self.model.named_parameters():
             if not name.startswith(_SHARED):
@@ -344,10 +344,10 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, momentum: float | None = None) -> None:
-        """Moves the average towards the network of now.
+        """Updates the average with the current network.
 
         Args:
-            momentum: weight of the old value; None: that of the constructor; 0 copies the network.
+            momentum: weight of the OLD value; None for that of the constructor, 0 to copy the network.
         """
         weight = self._momentum if momentum is None else momentum
         student = self._student.state_dict()
@@ -358,7 +358,7 @@ class Teacher:
                 value.copy_(student[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and statistics by name, those of the objective left out."""
+        """Weights and statistics by name, without those of the objective."""
         return {k: v for k, v in self.model.state_dict().items() if not k.startswith(_SHARED)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -367,14 +367,14 @@ class Teacher:
 
 
 class FollowWithTeacher(HookBase):
-    """Moves the teacher after each iteration; before each further clustering it fills both banks anew."""
+    """Updates the teacher after each iteration, and refills both banks before every clustering but the first."""
 
     def __init__(self, teacher: Teacher, fill: Callable[[], None], iterations: int) -> None:
         """
         Args:
-            teacher: follows the network.
+            teacher: averaged network to update.
             fill: fills the banks from the teacher.
-            iterations: from one clustering to the next.
+            iterations: number of iterations between clusterings.
         """
         self._teacher, self._fill, self._iterations = teacher, fill, iterations
 

@@ -1,4 +1,4 @@
-"""Messages of a run: one line for an error that the user can mend, a traceback only for what nobody expected."""
+"""Logging of a run: one line for errors that the user can fix, a traceback for unexpected ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _INTERRUPTED = 130
 
 
 def setup_logging(output_dir: str) -> None:
-    """Logs this package, Detectron2 and fvcore to log.txt, and to the console what somebody reads there.
+    """Sets up logging of this package, Detectron2 and fvcore to log.txt and, shortened, to the console.
 
-    Config, environment and network stand in log.txt (the config in config.yaml too), not on the console. Called before
-    Detectron2's `default_setup`, which then finds its loggers as it would make them.
+    Config, environment and network are written to log.txt only. Call this before Detectron2's `default_setup`, which
+    then uses these loggers.
     """
     rank = comm.get_rank()
     loggers = (
@@ -36,14 +36,14 @@ def setup_logging(output_dir: str) -> None:
     for handler in (handler for logger in loggers for handler in logger.handlers):
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.addFilter(_is_for_the_console)
-    # Of PyTorch's about itself and about Detectron2: nobody who trains can do anything about them.
+    # PyTorch's warnings about itself and Detectron2, which users can do nothing about.
     for name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 
 def log_start(output_dir: str, device: str) -> None:
-    """One line about what runs, where, and where to read more."""
+    """Logs a line with versions, device and output folder."""
     processes = comm.get_world_size()
     where = torch.cuda.get_device_name() if device.startswith("cuda") else device
     logging.getLogger(__name__).info(
@@ -53,7 +53,7 @@ def log_start(output_dir: str, device: str) -> None:
     )  # fmt: skip
 
 
-# What default_setup says, how a list is kept in memory, what fvcore says as well, and figures in lines for programs.
+# Loggers of default_setup, dataset serialisation, weight loading (which fvcore logs too) and machine-readable metrics.
 _FOR_THE_FILE = {
     "detectron2",
     "detectron2.data.common",
@@ -69,13 +69,13 @@ def _is_for_the_console(record: logging.LogRecord) -> bool:
 
 
 def quiet_expected_errors() -> None:
-    """Keeps Detectron2's training loop from printing the traceback of an error that is reported in one line."""
+    """Suppresses the traceback that Detectron2's training loop logs for errors reported in one line."""
     for name in ("detectron2.engine.train_loop", "detectron2.engine.hooks"):
         logging.getLogger(name).addFilter(_is_unexpected)
 
 
 def report(error: PersonSearchError) -> None:
-    """Prints an error in one line, and logs it where logging is set up."""
+    """Logs an error in one line, or prints it to stderr if logging is not set up."""
     logger = logging.getLogger("person_search")
     if logger.handlers:
         logger.log(logging.WARNING if isinstance(error, Interrupted) else logging.ERROR, "%s", error)
@@ -85,22 +85,22 @@ def report(error: PersonSearchError) -> None:
 
 @contextlib.contextmanager
 def ending_in_one_line(how_to_go_on: str) -> Iterator[None]:
-    """Ends the program with one line for what the user can mend or has asked for; anything else goes through.
+    """Context that ends the program with one line on interruptions and on errors that the user can fix.
 
     Args:
-        how_to_go_on: what to do after an interruption.
+        how_to_go_on: hint on how to continue after an interruption.
 
     Raises:
-        SystemExit: 130 after an interruption, as shells have it, 2 after an error.
+        SystemExit: 130 after an interruption, as in shells; 2 after an error.
     """
     try:
         yield
     except Interrupted as stopped:
         report(stopped)
-        comm.synchronize()  # all processes are stopped; who ends first has the others killed
+        comm.synchronize()  # all processes stop here, and the first to exit gets the others killed
         sys.exit(_INTERRUPTED)
     except KeyboardInterrupt:
-        report(Interrupted(f"interrupted at once; what was saved before is whole: {how_to_go_on}"))
+        report(Interrupted(f"interrupted; earlier checkpoints are intact: {how_to_go_on}"))
         sys.exit(_INTERRUPTED)
     except PersonSearchError as error:
         report(error)

@@ -1,4 +1,4 @@
-"""Processes of a training: spawned here or started by torchrun, which then have to find each other, and stopped."""
+"""Processes of a training: spawned here, or started by torchrun and joined; and their graceful stop."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 @dataclass(frozen=True)
 class Place:
-    """The place of this process among those that torchrun has started.
+    """Rank of this process among those started by torchrun.
 
     Attributes:
-        rank: among all, from 0.
-        processes: of all machines.
-        local_rank: among those of this machine, from 0; the GPU that it takes.
-        local_processes: of this machine.
+        rank: global rank, from 0.
+        processes: number of processes on all machines.
+        local_rank: rank on this machine, from 0, which is also its GPU.
+        local_processes: number of processes on this machine.
     """
 
     rank: int
@@ -46,44 +46,44 @@ class Place:
 
 
 def place_of_this_process(environment: Mapping[str, str]) -> Place | None:
-    """What torchrun says in the environment; None where nothing has started several processes.
+    """Rank of this process from torchrun's environment variables; None for a single process.
 
     Raises:
-        ConfigError: srun has started several, which know nothing of each other, or machines have unequal numbers.
+        ConfigError: machines run different numbers of processes, or srun started several independent processes.
     """
     if all(name in environment for name in _TORCHRUN):
         place = Place(*(int(environment[name]) for name in _TORCHRUN[:4]))
         if place.processes % place.local_processes:
             raise ConfigError(
                 f"torchrun has started {place.processes} processes, {place.local_processes} of them on this machine: "
-                "start as many on each"
+                "start the same number on each"
             )
         return place if place.processes > 1 else None
     if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         raise ConfigError(
-            f"srun has started {environment['SLURM_STEP_NUM_TASKS']} processes, which would train side by side: start "
-            "one a machine, that of torchrun (tools/train_slurm.sh)"
+            f"srun has started {environment['SLURM_STEP_NUM_TASKS']} processes, which would train independently: start "
+            "one torchrun per machine (tools/train_slurm.sh)"
         )
     return None
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun has started this process."""
+    """Whether this process was started by torchrun."""
     return all(name in os.environ for name in _TORCHRUN)
 
 
 def run_processes(main: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
-    """Runs `main(arguments)` in each process of a training.
+    """Runs `main(arguments)` in every process of a training.
 
-    Those that torchrun has started are joined; otherwise `--num-gpus` are spawned on each of `--num-machines`, as
-    Detectron2 does. Both give the same training. A process that fails ends the program with its exit status.
+    Processes started by torchrun are joined; otherwise `--num-gpus` processes are spawned on each of `--num-machines`,
+    as in Detectron2. Both train identically. If a process fails, the program exits with its status.
 
     Args:
-        main: handles its own errors; a process that was spawned imports it by its name.
-        arguments: of Detectron2's `default_argument_parser`.
+        main: function that handles its own errors; spawned processes import it by name.
+        arguments: arguments of Detectron2's `default_argument_parser`.
 
     Raises:
-        ConfigError: torchrun has started processes, and others are asked for as well.
+        ConfigError: processes started by torchrun conflict with `--num-gpus` or `--num-machines`.
     """
     place = place_of_this_process(os.environ)
     if place is not None:
@@ -91,10 +91,9 @@ def run_processes(main: Callable[[argparse.Namespace], Any], arguments: argparse
         main(arguments)
         dist.destroy_process_group()
         return
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says that it ends the others
-    if (
-        arguments.num_gpus * arguments.num_machines > 1
-    ):  # they finish their iteration after Ctrl-C; this process waits for them
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # warnings about terminating the others
+    if arguments.num_gpus * arguments.num_machines > 1:
+        # On Ctrl-C the spawned processes finish their iteration, while this one waits.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         launch(
@@ -106,22 +105,22 @@ def run_processes(main: Callable[[argparse.Namespace], Any], arguments: argparse
             args=(arguments,),
         )
     except torch.multiprocessing.ProcessExitedException as exited:
-        # The process has said why; its traceback through the launcher would only hide it.
+        # The process has reported its error, which a traceback through the launcher would only bury.
         sys.exit(exited.exit_code)
 
 
 def _join(place: Place, arguments: argparse.Namespace) -> None:
-    """Makes the process groups that Detectron2's `launch` makes for the processes that it spawns."""
+    """Creates the same process groups as Detectron2's `launch`."""
     if arguments.num_gpus not in (1, place.local_processes) or arguments.num_machines > 1:
         raise ConfigError(
-            f"torchrun has started {place.processes} processes, {place.local_processes} on this machine: leave "
-            "--num-gpus and --num-machines out"
+            f"torchrun has started {place.processes} processes, {place.local_processes} on this machine: omit "
+            "--num-gpus and --num-machines"
         )
     has_gpu = torch.cuda.is_available()
     if has_gpu and place.local_processes > torch.cuda.device_count():
         raise ConfigError(
             f"torchrun has started {place.local_processes} processes on this machine, which has "
-            f"{torch.cuda.device_count()} GPUs: give --nproc_per_node as many"
+            f"{torch.cuda.device_count()} GPUs: set --nproc_per_node to {torch.cuda.device_count()}"
         )
     dist.init_process_group("NCCL" if has_gpu else "GLOO", init_method="env://", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(place.local_processes)
@@ -131,17 +130,17 @@ def _join(place: Place, arguments: argparse.Namespace) -> None:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# torchrun passes on what the terminal, or SLURM, has sent to its processes: within so many seconds it counts once.
+# Seconds within which signals count as one: torchrun forwards what the terminal or SLURM also sends to its processes.
 _SAME = 5.0
 
 
 class FinishOnSignal(HookBase):
-    """On Ctrl-C or SIGTERM, ends the training after the iteration that is under way, with a checkpoint.
+    """Saves a checkpoint and stops after the current iteration on Ctrl-C or SIGTERM.
 
-    In the middle of an iteration weights, optimizer and memory banks do not belong together, so a checkpoint of that
-    moment could not be resumed from. Several processes stop after the same iteration. A second signal, or one before
-    the first iteration, interrupts at once. A signal that is ignored stays so (nohup). Only the main
-    thread can handle signals; elsewhere the hook does nothing.
+    Within an iteration, weights, optimizer and memory banks are inconsistent, so a checkpoint could not be resumed
+    from. All processes stop after the same iteration. A second signal, or one before the first iteration, interrupts
+    immediately. Ignored signals stay ignored (nohup). Signals can only be handled in the main thread; in others the
+    hook does nothing.
     """
 
     def __init__(self) -> None:
@@ -164,8 +163,8 @@ class FinishOnSignal(HookBase):
             return
         self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
         raise Interrupted(
-            f"stopped after {done} of {self.trainer.max_iter} iterations, and saved: the same command with --resume "
-            "goes on from there"
+            f"stopped after {done} of {self.trainer.max_iter} iterations, checkpoint saved: run the same command with "
+            "--resume to continue"
         )
 
     def after_train(self) -> None:
@@ -183,4 +182,4 @@ class FinishOnSignal(HookBase):
             raise KeyboardInterrupt
         self._asked = True
         if comm.is_main_process():
-            logger.warning("%s: stopping after this iteration; again: at once", signal.Signals(number).name)
+            logger.warning("%s: stopping after this iteration; repeat to stop immediately", signal.Signals(number).name)

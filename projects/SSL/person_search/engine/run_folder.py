@@ -1,4 +1,4 @@
-"""The output folder of a training or an evaluation: how it begins, and what tools read there afterwards."""
+"""Output folder of a training or evaluation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def begin_run(cfg: CfgNode) -> None:
-    """Makes OUTPUT_DIR with config.yaml, and logs there and on the console unless the program logs already.
+    """Creates OUTPUT_DIR with config.yaml, and sets up logging unless the program has.
 
-    For trainings that a program starts; `train_net.py` calls Detectron2's `default_setup`, which does the same.
+    For trainings started from Python; `train_net.py` calls Detectron2's `default_setup` instead, which does the same.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -39,13 +39,13 @@ def begin_run(cfg: CfgNode) -> None:
 
 
 def check_output_dir(folder: str) -> None:
-    """Makes a run's folder.
+    """Creates the folder of a run.
 
     Raises:
-        ConfigError: it cannot be written, or Detectron2 would take its name for that of a log.
+        ConfigError: the folder cannot be written, or Detectron2 would mistake its name for a log file.
     """
     if folder.endswith((".txt", ".log")):
-        raise ConfigError(f"OUTPUT_DIR is {folder}: give a folder whose name ends with neither .txt nor .log")
+        raise ConfigError(f"OUTPUT_DIR is {folder}: the name of a folder must not end in .txt or .log")
     try:
         probe_folder(folder)
     except OSError as error:
@@ -53,13 +53,13 @@ def check_output_dir(folder: str) -> None:
 
 
 def config_of_run(run_dir: Path) -> CfgNode:
-    """The configuration of a run; its custom datasets are registered.
+    """Config of a run. Registers its custom datasets.
 
     Args:
         run_dir: OUTPUT_DIR of the run.
 
     Raises:
-        DatasetError: the folder holds no config.yaml.
+        DatasetError: the folder has no config.yaml.
         ConfigError: the config does not fit this version.
     """
     file = run_dir / "config.yaml"
@@ -71,34 +71,34 @@ def config_of_run(run_dir: Path) -> CfgNode:
 
 
 def evaluated_sets(run_dir: Path) -> dict[str, Path]:
-    """Test set -> folder of its evaluation, for those that have a queries.json, by name."""
+    """Folders of evaluations by name of the test set, as far as they have a queries.json."""
     return {file.parent.name: file.parent for file in sorted(run_dir.glob("inference/*/queries.json"))}
 
 
-_START = "it has done its work before the first iteration"
+# Keys that must not change, with the reason.
 _REFUSED: Mapping[str, str] = {
-    "SOLVER.IMS_PER_BATCH": "epochs, and the frames that are still to come, are counted in batches of that size",
-    "SOLVER.OPTIMIZER": "the state of the one does not fit the other",
-    "SOLVER.AMP.ENABLED": "the state of the optimizer belongs to the one precision",
-    "SEED": "it settles which frames are still to come",
-    "MODEL.OBJECTIVE.NAME": "what it remembers belongs to it",
+    "SOLVER.IMS_PER_BATCH": "epochs and the remaining frames are counted in batches of that size",
+    "SOLVER.OPTIMIZER": "the saved state does not fit another optimizer",
+    "SOLVER.AMP.ENABLED": "the optimizer's state depends on the precision",
+    "SEED": "it determines the remaining frames",
+    "MODEL.OBJECTIVE.NAME": "the saved memory does not fit another objective",
     "MODEL.BACKBONE.FREEZE_AT": "the optimizer's state belongs to the weights that were trained",
-    "SSL.CLUSTERING.INDEPENDENCE_QUANTILE": "the threshold is frozen since the first clustering",
-    "SSL.MEMORY.CALIBRATION_FRAMES": _START,
+    "SSL.CLUSTERING.INDEPENDENCE_QUANTILE": "the threshold was frozen at the first clustering",
+    "SSL.MEMORY.CALIBRATION_FRAMES": "it is only used before the first iteration",
 }
-# Where a run writes and reads, and how fast: of no effect on what is learnt.
+# Prefixes of keys that affect where and how fast a run reads and writes, but not the result.
 _UNMENTIONED = ("MODEL.WEIGHTS", "MODEL.DEVICE", "OUTPUT_DIR", "VERSION", "DATALOADER.")
 
 
 def check_resumed_config(cfg: CfgNode, text: str | None) -> None:
-    """Compares the config of a resumed training with that of its checkpoint, and says which keys have changed.
+    """Compares the config of a resumed training with that of its checkpoint, and logs the changed keys.
 
     Args:
-        cfg: config of now, its schedule written in iterations.
-        text: config of the checkpoint as YAML text; None: an old checkpoint, which carries none.
+        cfg: current config, with its schedule in iterations.
+        text: config of the checkpoint as YAML; None for old checkpoints, which have none.
 
     Raises:
-        CheckpointError: a key has changed that cannot be applied any more.
+        CheckpointError: a key has changed that must not.
     """
     before = _parse(text)
     changed = {
@@ -109,7 +109,7 @@ def check_resumed_config(cfg: CfgNode, text: str | None) -> None:
         key = refused[0]
         raise CheckpointError(
             f"{key} is {_shown(changed[key][1])}, but the training began with {_shown(changed[key][0])} and cannot "
-            f"change it: {_REFUSED[key]}. Set it back, or start anew in another OUTPUT_DIR"
+            f"change it: {_REFUSED[key]}. Restore it, or start over in another OUTPUT_DIR"
         )
     applied = [
         f"{key} {_shown(old)} -> {_shown(new)}"
@@ -117,13 +117,13 @@ def check_resumed_config(cfg: CfgNode, text: str | None) -> None:
         if not key.startswith(_UNMENTIONED)
     ]
     if "MODEL.WEIGHTS" in changed:
-        logger.warning("MODEL.WEIGHTS is not read: a resumed training goes on from its own weights")
+        logger.warning("MODEL.WEIGHTS is ignored: a resumed training continues from its own weights")
     if applied:
-        logger.warning("Resuming with changed settings, which count from now on: %s", "; ".join(applied))
+        logger.warning("Resuming with changed settings, applied from now on: %s", "; ".join(applied))
 
 
 def _parse(text: str | None) -> dict[str, Any]:
-    """Dotted key -> value of a config as text; {} where it cannot be read (a checkpoint does not fail for that)."""
+    """Values by dotted key of a config in YAML; {} if it cannot be parsed, which should not prevent resuming."""
     try:
         content = yaml.safe_load(text or "")
     except yaml.YAMLError:

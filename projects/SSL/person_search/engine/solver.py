@@ -1,4 +1,4 @@
-"""Optimizer and schedule: Detectron2's, with all gradients clipped together and epochs in place of iterations."""
+"""Optimizer and schedule: Detectron2's, with AdamW, clipping of the total gradient norm, and epochs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..values import check_values
 
 
 def iterations_per_epoch(num_images: int, batch_size: int) -> int:
-    """Iterations in which each of `num_images` is drawn at least once; `batch_size` counts all processes."""
+    """Number of iterations in which every image is drawn at least once; `batch_size` is over all processes."""
     return math.ceil(num_images / batch_size)
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """Returns a frozen copy of `cfg` whose schedule is written in iterations.
+    """Frozen copy of a config with its schedule in iterations.
 
-    SOLVER.MAX_ITER and SOLVER.STEPS count where MAX_ITER is above 0; otherwise SOLVER.MAX_EPOCH and STEP_EPOCHS do.
-    SOLVER.CHECKPOINT_EPOCHS and TEST.EVAL_EPOCHS take over from the periods in iterations where they are above 0.
+    SOLVER.MAX_ITER and SOLVER.STEPS apply if MAX_ITER is positive, otherwise SOLVER.MAX_EPOCH and STEP_EPOCHS.
+    SOLVER.CHECKPOINT_EPOCHS and TEST.EVAL_EPOCHS, if positive, override the periods in iterations.
 
     Raises:
-        ConfigError: neither length is positive, or a batch is smaller than one image.
+        ConfigError: neither MAX_ITER nor MAX_EPOCH is positive, or SOLVER.IMS_PER_BATCH is below 1.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -38,7 +38,7 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     epoch = iterations_per_epoch(num_images, solver.IMS_PER_BATCH)
     if solver.MAX_ITER <= 0:
         if solver.MAX_EPOCH <= 0:
-            raise ConfigError("SOLVER.MAX_EPOCH and SOLVER.MAX_ITER are both 0: give the length of the training")
+            raise ConfigError("SOLVER.MAX_EPOCH and SOLVER.MAX_ITER are both 0: set the length of the training")
         solver.MAX_ITER = math.ceil(solver.MAX_EPOCH * epoch)
         steps = [math.ceil(e * epoch) for e in solver.STEP_EPOCHS]
         solver.STEPS = tuple(s for s in steps if s < solver.MAX_ITER)
@@ -51,14 +51,13 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that SOLVER describes.
+    """Optimizer described by SOLVER.
 
-    SOLVER.OPTIMIZER is "SGD", Detectron2's, or "AdamW" with the same learning rate and weight decay keys. With
-    SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model", CLIP_VALUE bounds the norm (of type NORM_TYPE) of all gradients
-    together.
+    SOLVER.OPTIMIZER is "SGD" (Detectron2's) or "AdamW" with the same learning rate and weight decay keys. With
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model", CLIP_VALUE limits the total norm (of type NORM_TYPE) of all gradients.
 
     Raises:
-        ConfigError: another optimizer is asked for.
+        ConfigError: SOLVER.OPTIMIZER is unknown.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
@@ -72,7 +71,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     def clip_all(*_: Any) -> None:
         nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
 
-    # Before each step: under mixed precision the gradients are unscaled by then.
+    # Runs before each step, when mixed precision has unscaled the gradients.
     optimizer.register_step_pre_hook(clip_all)
     return optimizer
 
@@ -94,17 +93,20 @@ def _build(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 class OptimizerSettings:
-    """Learning rates, decays and the like of an optimizer as its config describes them.
+    """Settings of an optimizer from its config: learning rates, weight decay, momentum.
 
-    A checkpoint of an optimizer brings the settings of the past with it; `apply` puts those of the config back.
+    Loading an optimizer's checkpoint also loads its old settings; `apply` restores those of the config.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Remembers the settings of a fresh optimizer, before a scheduler has changed its rates."""
+        """
+        Args:
+            optimizer: new optimizer, with rates not yet changed by a scheduler.
+        """
         self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def apply(self, optimizer: torch.optim.Optimizer, scheduler: LRMultiplier) -> None:
-        """Sets what was remembered, the learning rates as the scheduler has them at its present iteration."""
+        """Restores the settings, with the scheduler's learning rates at its current iteration."""
         scheduler.base_lrs = [settings["lr"] for settings in self._groups]
         rates = scheduler.get_lr()
         for group, settings, rate in zip(optimizer.param_groups, self._groups, rates, strict=True):

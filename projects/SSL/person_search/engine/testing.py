@@ -1,4 +1,4 @@
-"""Evaluation of a network on a test set, from stored features where there are some, and of the backbone as control."""
+"""Evaluation of a network on a test set, with stored features where available, and of the backbone as a control."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def evaluate_dataset(
     load: Callable[[list[Record]], Iterable[list[dict[str, Any]]]],
     store: FeatureStore | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Figures of a network on a test set. All processes have to call it; they share the frames.
+    """Metrics of a network on a test set. To be called on all processes, which share the frames.
 
     Args:
         model: see `SSLPersonSearch`.
-        dataset_name: a registered test set.
-        evaluator: of that set.
-        load: gives this process's batches of the records.
-        store: features are taken from there and put there; None: without.
+        dataset_name: registered test set.
+        evaluator: evaluator of that set.
+        load: returns this process's batches of given records.
+        store: feature store to read from and write to; None for none.
 
     Returns:
-        what the evaluator returns: the metrics on the first process, {} on others.
+        metrics by task on the main process, {} on others.
     """
     records = registered_records(dataset_name)
     evaluator.reset()
@@ -86,7 +86,7 @@ def evaluate_dataset(
 
 
 def table_of_metrics(dataset_name: str, results: Mapping[str, Mapping[str, float]]) -> str:
-    """The metrics of a test set as lines for the console: those of search, beside its controls, and of detection."""
+    """Metrics of a test set as text tables, one for search with its controls and one for detection."""
     tables = [f"{dataset_name}, in percent:"]
     for first in ("mAP", "AP"):
         rows = {task.replace("_", " "): metrics for task, metrics in results.items() if next(iter(metrics)) == first}
@@ -98,7 +98,7 @@ def table_of_metrics(dataset_name: str, results: Mapping[str, Mapping[str, float
 
 
 def feature_store(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FeatureStore | None:
-    """The store that TEST.PERSON_SEARCH.FEATURE_STORE asks for, for one network and test set; None: none."""
+    """Feature store of a network and test set, as set by TEST.PERSON_SEARCH.FEATURE_STORE; None if disabled."""
     keys = cfg.TEST.PERSON_SEARCH.FEATURE_STORE
     if not keys.ENABLED:
         return None
@@ -107,10 +107,10 @@ def feature_store(cfg: CfgNode, model: nn.Module, dataset_name: str) -> FeatureS
 
 
 def check_expected_results(cfg: CfgNode) -> None:
-    """Refuses a TEST.EXPECTED_RESULTS that cannot be compared with anything, before the work is done.
+    """Checks TEST.EXPECTED_RESULTS, before the evaluation.
 
     Raises:
-        ConfigError: an entry is malformed, or there is not one test set.
+        ConfigError: an entry is malformed, or there is not exactly one test set.
     """
     expected = cfg.TEST.EXPECTED_RESULTS
     for entry in expected:
@@ -127,14 +127,14 @@ def check_expected_results(cfg: CfgNode) -> None:
 
 
 def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Compares the figures of the test set with TEST.EXPECTED_RESULTS.
+    """Compares the metrics of the test set with TEST.EXPECTED_RESULTS.
 
     Args:
-        cfg: its entries are [task, metric, value, tolerance].
-        results: task -> metric -> value.
+        cfg: config with entries [task, metric, value, tolerance].
+        results: metrics by task.
 
     Raises:
-        ExpectationError: a metric is missing or further from its value than the tolerance.
+        ExpectationError: a metric is missing or differs by more than its tolerance.
     """
     wrong = []
     for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
@@ -153,13 +153,13 @@ def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping[str, flo
 def backbone_features(cfg: CfgNode, dataset_name: str, problem: SearchProblem) -> BoxFeatures:
     """Features of a problem's boxes from the backbone with TEST.PERSON_SEARCH.CONTROL_WEIGHTS.
 
-    The re-id head's pooled res4 and res5 features, each of unit length, side by side: what the embedding would read,
-    and nothing that re-id training has touched.
+    Features are the re-id head's pooled res4 and res5 vectors, each scaled to unit length and concatenated: the input
+    of the embedding, untouched by re-id training.
 
     Args:
-        cfg: a configuration with the project's keys; describes the network.
-        dataset_name: the registered dataset that the problem was made from.
-        problem: its boxes, in pixels of the original frames.
+        cfg: config with the project's keys, which describes the network.
+        dataset_name: registered dataset of the problem.
+        problem: search problem, with boxes in pixels of the original frames.
 
     Raises:
         CheckpointError: the weights cannot be loaded.
@@ -179,6 +179,7 @@ def backbone_features(cfg: CfgNode, dataset_name: str, problem: SearchProblem) -
         registered_records(dataset_name),
         PersonSearchMapper(cfg, False, given_boxes=boxes),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT,
     )
     detections = queries = np.zeros((0, 0), np.float32)
     for done, batch in enumerate(loader, 1):
@@ -194,7 +195,7 @@ def backbone_features(cfg: CfgNode, dataset_name: str, problem: SearchProblem) -
 
 @torch.inference_mode()
 def _pooled(model: SSLPersonSearch, batch: list[dict[str, Any]]) -> list[np.ndarray]:
-    """For each image (n, C4 + C5) of its given boxes, rows of unit length."""
+    """Features (n, C4 + C5) of the given boxes of each image, of unit length."""
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
     boxes = [Boxes(inputs["given_boxes"].to(model.device)) for inputs in batch]

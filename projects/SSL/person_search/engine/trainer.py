@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's, joined to the memory banks, the pseudo labels and the person search evaluation."""
+"""Trainer: Detectron2's `DefaultTrainer` with memory banks, pseudo labels and person search evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import register_custom
-from ..data.loader import build_bank_loader, build_test_loader, build_train_loader
+from ..data.loader import SequentialLoader, build_bank_loader, build_test_loader, build_train_loader
 from ..data.mapper import PersonSearchMapper
 from ..data.registration import registered_records
 from ..data.training_set import TrainingSet, load_training_set
@@ -31,7 +31,7 @@ from ..errors import CheckpointError, ConfigError, TrainingError
 from ..evaluation import PersonSearchEvaluator
 from ..io import is_disk_full, replacing
 from ..labels import DynamicThreshold
-from ..modeling import BankObjective, SSLPersonSearch
+from ..modeling import BankObjective, MultiLabelObjective, SSLPersonSearch
 from ..weights import PersonSearchCheckpointer
 from ..weights.checkpoint import AVERAGED_MODEL
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
@@ -66,26 +66,26 @@ logger = logging.getLogger(__name__)
 
 
 class PersonSearchTrainer(DefaultTrainer):
-    """Trains and evaluates `SSLPersonSearch`; use as Detectron2's `DefaultTrainer`.
+    """Trainer of `SSLPersonSearch`, used like Detectron2's `DefaultTrainer`.
 
-    Needs no set-up: it makes OUTPUT_DIR with config.yaml and, where the program has not set up logging, logs as
-    `train_net.py` does.
+    No set-up is needed: the trainer creates OUTPUT_DIR with config.yaml and, unless the program has set up logging,
+    logs as `train_net.py` does.
 
-    Differs from it in what it builds: data first, since the schedule is written in epochs and the memory banks have a
-    row for each annotated person; then the model; and hooks that fill, cluster and update the banks. With SEED 0 or
-    more a run on the CPU is fixed by its config, and a run that was killed resumes to the same result.
+    Unlike `DefaultTrainer`, it reads the data before it builds the model, since schedules are given in epochs and
+    memory banks have a row per annotated person. Hooks fill, cluster and update the banks. With SEED >= 0, a run on
+    the CPU is determined by its config, and a killed run resumes to the same result.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: a configuration with the project's keys.
+            cfg: config with the project's keys.
 
         Raises:
-            ConfigError: a key holds a value that cannot work, or OUTPUT_DIR cannot be written.
+            ConfigError: a key has an invalid value, or OUTPUT_DIR cannot be written.
             DatasetError: the training set cannot be read.
         """
-        # Not DefaultTrainer's constructor: it builds the model before any data, and cannot wrap a model on CPUs.
+        # DefaultTrainer's constructor is skipped: it builds the model before the data and cannot wrap models on CPUs.
         super(DefaultTrainer, self).__init__()
         check_config(cfg)
         check_expected_results(cfg)
@@ -135,14 +135,21 @@ class PersonSearchTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's optimizer, which can also clip the norm of all gradients together."""
+        """Optimizer described by SOLVER; see `solver.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(
         cls, cfg: CfgNode, training_set: TrainingSet | None = None, *, seed: int = 0, start_iteration: int = 0
     ) -> Any:
-        """Batches of a training set, by default that of DATASETS.TRAIN, from an iteration on."""
+        """Loader of training batches.
+
+        Args:
+            cfg: config with the project's keys.
+            training_set: training set; None for that of DATASETS.TRAIN.
+            seed: seed of the order of the frames.
+            start_iteration: first iteration to load.
+        """
         loader = build_train_loader(
             (training_set or _training_set(cfg)).records,
             PersonSearchMapper(cfg, True),
@@ -156,7 +163,13 @@ class PersonSearchTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict[str, Any]] | None = None) -> Any:
-        """The frames of a test set (or those of `records`), with the boxes whose embedding the evaluation wants."""
+        """Loader of the frames of a test set, with the boxes that the evaluation needs embeddings of.
+
+        Args:
+            cfg: config with the project's keys.
+            dataset_name: registered test set.
+            records: subset of its records; None for all.
+        """
         mapper = PersonSearchMapper(cfg, False, given_boxes=PersonSearchEvaluator.given_boxes(cfg, dataset_name))
         records = registered_records(dataset_name) if records is None else records
         check_workers(cfg, False)
@@ -165,7 +178,7 @@ class PersonSearchTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> PersonSearchEvaluator:
-        """Evaluator of one test set; its files go to OUTPUT_DIR/inference/<name>."""
+        """Evaluator of a test set, which writes to OUTPUT_DIR/inference/<name>."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         control = None
         if cfg.TEST.PERSON_SEARCH.CONTROL_WEIGHTS:
@@ -180,17 +193,17 @@ class PersonSearchTrainer(DefaultTrainer):
         evaluators: Sequence[DatasetEvaluator] | None = None,
         keep_features: bool = False,
     ) -> dict[str, Any]:
-        """Evaluates on DATASETS.TEST, as `DefaultTrainer.test` does.
+        """Metrics on DATASETS.TEST; the counterpart of `DefaultTrainer.test`.
 
         Args:
-            cfg: a configuration with the project's keys.
-            model: the network with its weights.
-            evaluators: others than those of `build_evaluator`; they get the outputs from Detectron2's own loop.
-            keep_features: use the feature store of TEST.PERSON_SEARCH.FEATURE_STORE. Not for evaluations during
-                training: each would leave features of weights that are soon gone.
+            cfg: config with the project's keys.
+            model: network with its weights.
+            evaluators: evaluators to use in Detectron2's own loop instead of those of `build_evaluator`.
+            keep_features: whether to use the feature store of TEST.PERSON_SEARCH.FEATURE_STORE. Leave it off for
+                evaluations during training, which would each store features of short-lived weights.
 
         Returns:
-            the metrics, by dataset where there are several.
+            metrics by task, or by dataset and task if there are several datasets.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
@@ -205,7 +218,7 @@ class PersonSearchTrainer(DefaultTrainer):
         return results if len(results) != 1 else next(iter(results.values()))
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """The project's own first, so that a checkpoint holds a memory that is up to date; then Detectron2's."""
+        """Hooks in order: the project's first, so that checkpoints contain the updated memory, then Detectron2's."""
         cfg, objective = self.cfg, self.person_search_model.objective
 
         def evaluate() -> dict[str, Any]:
@@ -229,7 +242,7 @@ class PersonSearchTrainer(DefaultTrainer):
         ]  # fmt: skip
 
     def _build_label_hooks(self) -> list[hooks.HookBase]:
-        """Those that the objective asks for: banks and cluster labels, and the threshold of multi-labels."""
+        """Hooks of the objective: banks, cluster labels and multi-label threshold, as far as it has them."""
         cfg, objective = self.cfg, self.person_search_model.objective
         if not isinstance(objective, BankObjective):
             return []
@@ -245,7 +258,7 @@ class PersonSearchTrainer(DefaultTrainer):
         if self.teacher is not None:
             fill = functools.partial(self._fill_banks_from, self.teacher.model)
             built.append(FollowWithTeacher(self.teacher, fill, self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD))
-        if objective.predicts_multi_labels:
+        if isinstance(objective, MultiLabelObjective):
             keys = cfg.SSL.THRESHOLD
             threshold = DynamicThreshold(initial=keys.INITIAL, alpha=keys.ALPHA, beta=keys.BETA)
             built.append(
@@ -259,7 +272,7 @@ class PersonSearchTrainer(DefaultTrainer):
         return [*built, cluster]
 
     def build_writers(self) -> list[EventWriter]:
-        """Console, metrics.json and TensorBoard, all continuing where a resumed run starts."""
+        """Writers to the console, metrics.json and TensorBoard, which continue at the start of a resumed run."""
         folder = self.cfg.OUTPUT_DIR
         return [
             CommonMetricPrinter(self.max_iter),
@@ -267,7 +280,7 @@ class PersonSearchTrainer(DefaultTrainer):
             TensorboardXWriter(folder, purge_step=self.start_iter),
         ]
 
-    def _build_bank_loader(self, records: list[dict[str, Any]] | None = None) -> Iterable[list[dict[str, Any]]]:
+    def _build_bank_loader(self, records: list[dict[str, Any]] | None = None) -> SequentialLoader:
         mapper = PersonSearchMapper(self.cfg, False, with_instances=True)
         keys = self.cfg.DATALOADER
         records = self.training_set.records if records is None else records
@@ -291,10 +304,11 @@ class PersonSearchTrainer(DefaultTrainer):
     # ------------------------------------------------------------------ running
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continues from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
+        """Resumes from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else loads MODEL.WEIGHTS.
 
         Raises:
             CheckpointError: the file is missing, damaged or belongs to another training set.
+            ConfigError: the run to resume is longer than this config's schedule.
         """
         resumed = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
@@ -302,7 +316,7 @@ class PersonSearchTrainer(DefaultTrainer):
             self.start_iter = self.iter + 1
             if self.start_iter > self.max_iter:
                 raise ConfigError(
-                    f"the training to resume has done {self.start_iter} iterations, and with this config it ends after "
+                    f"the training to resume has done {self.start_iter} iterations, and this config ends after "
                     f"{self.max_iter}: raise SOLVER.MAX_ITER or SOLVER.MAX_EPOCH"
                 )
             self._trainer.reset_data_loader(
@@ -312,12 +326,15 @@ class PersonSearchTrainer(DefaultTrainer):
             )
 
     def train(self) -> Any:
-        """Trains, and evaluates at the end; returns the figures of that evaluation, None where there is no test set.
+        """Trains, then evaluates.
+
+        Returns:
+            metrics of the final evaluation; None without a test set.
 
         Raises:
             TrainingError: a loss became NaN or infinite, or a file cannot be written.
-            ExpectationError: a metric is not what TEST.EXPECTED_RESULTS says.
-            Interrupted: Ctrl-C or SIGTERM ended it; there is a checkpoint to resume from.
+            ExpectationError: a metric differs from TEST.EXPECTED_RESULTS.
+            Interrupted: Ctrl-C or SIGTERM stopped the training; a checkpoint to resume from has been saved.
         """
         if comm.is_main_process():
             forget_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
@@ -325,14 +342,14 @@ class PersonSearchTrainer(DefaultTrainer):
             self.register_hooks([MetricsWriter(self.build_writers(), solver.LOG_PERIOD, solver.CHECKPOINT_PERIOD)])
         self.register_hooks([FinishOnSignal()])
         try:
-            # Not DefaultTrainer's: it compares with TEST.EXPECTED_RESULTS by an assertion and an exit.
+            # DefaultTrainer.train is skipped: it checks TEST.EXPECTED_RESULTS by assertion and exits the process.
             super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             raise TrainingError(
-                f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): free space, then go on "
-                "with --resume"
+                f"{error.filename or self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}): free space, then "
+                "continue with --resume"
             ) from error
         results = getattr(self, "_last_eval_results", None)
         if results is not None and comm.is_main_process():
@@ -340,13 +357,16 @@ class PersonSearchTrainer(DefaultTrainer):
         return results
 
     def run_step(self) -> None:
-        """One iteration; a loss that is not finite stops the training with the names of the frames."""
+        """Runs one iteration.
+
+        Raises:
+            TrainingError: a loss or a proposal is NaN or infinite; the message names the frames of the batch.
+        """
         try:
             super().run_step()
         except FloatingPointError as error:
             files = ", ".join(self._trainer.data_loader.files)
-            # Detectron2 raises the same error where the losses are not finite and, before there are any, where
-            # proposals are not.
+            # Detectron2 raises the same error for losses and, before there are any, for proposals.
             losses = str(error).partition("loss_dict = ")[2]
             what = (
                 f"a loss became NaN or infinite ({_not_finite(losses)})"
@@ -359,7 +379,7 @@ class PersonSearchTrainer(DefaultTrainer):
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs beside the model."""
+        """State of the trainer without the model."""
         return {**super().state_dict(), "seed": self.seed, "training_set": self._fingerprint()}
 
     def _fingerprint(self) -> str:
@@ -369,13 +389,13 @@ class PersonSearchTrainer(DefaultTrainer):
         """Restores `state_dict`.
 
         Raises:
-            CheckpointError: it was trained on other frames or boxes.
+            CheckpointError: it belongs to a training on other frames, boxes or, if they are used, identities.
         """
         if state_dict["training_set"] != self._fingerprint():
             what = "frames, boxes or identities" if self.cfg.INPUT.IDENTITIES else "frames or boxes"
             raise CheckpointError(
                 f"the checkpoint in {self.cfg.OUTPUT_DIR} was trained on other {what} than "
-                f"{', '.join(self.cfg.DATASETS.TRAIN)} holds now: restore them, or start anew without --resume"
+                f"{', '.join(self.cfg.DATASETS.TRAIN)} holds now: restore them, or start over without --resume"
             )
         self.seed = state_dict["seed"]
         super().load_state_dict(state_dict)
@@ -386,7 +406,11 @@ class PersonSearchTrainer(DefaultTrainer):
 
 
 class LastBatch:
-    """Iterates over a loader and remembers the image files of the batch that it gave last."""
+    """Loader wrapper that remembers the image files of the last batch.
+
+    Attributes:
+        files: image files of the last batch.
+    """
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -399,18 +423,18 @@ class LastBatch:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Unreadable image file -> number of draws that fell on it."""
+        """Number of draws of each unreadable image file."""
         return self._loader.skipped
 
 
 def _not_finite(losses: str) -> str:
-    """Names and values of the losses that are not finite, of all as Detectron2 prints them."""
+    """Names and values of the non-finite losses in Detectron2's message."""
     values = re.findall(r"'(\w+)': (?:[\w.]+\()?([-+\w.]+)", losses)
     return ", ".join(f"{name}: {value}" for name, value in values if not math.isfinite(float(value)))
 
 
 def forget_metrics_from(path: str, iteration: int) -> None:
-    """Drops the lines of a metrics.json from an iteration on: a resumed run writes them again."""
+    """Drops the lines of a metrics.json from an iteration on, which a resumed run writes again."""
     if not os.path.isfile(path):
         return
     kept = []
@@ -419,7 +443,7 @@ def forget_metrics_from(path: str, iteration: int) -> None:
             try:
                 keep = json.loads(line).get("iteration", -1) < iteration
             except ValueError:
-                keep = False  # the line that was being written when the run was killed
+                keep = False  # incomplete line of a killed run
             kept += [line] if keep else []
     with replacing(path, error=TrainingError) as temporary:
         temporary.write_text("".join(kept))
@@ -433,5 +457,5 @@ def _distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
-    # Buffers are not broadcast: batch statistics stay those of each process, and the banks are kept equal by gathering.
+    # Buffers are not broadcast: batch statistics are per process, and banks are kept equal by gathering their updates.
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)

@@ -1,6 +1,6 @@
-"""Pseudo labels: pure functions of arrays, which know nothing of configs, hooks or Detectron2.
+"""Pseudo labels: clustering and multi-labels, as pure functions of arrays.
 
-May import the modules beside the folders alone. `modeling`, `engine` and `reproduction` import it.
+May import the top-level modules only. Imported by `modeling`, `engine` and `reproduction`.
 """
 
 from .diagnostics import multi_label_precision_recall, pair_precision_recall

@@ -1,4 +1,4 @@
-"""Clustering of a sparse distance matrix (DBSCAN, HDBSCAN), camera-centred features and one-to-one matches for it."""
+"""Clustering of sparse distance matrices (DBSCAN, HDBSCAN), camera-centred features and one-to-one matching."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
-# Weight, in rows, of the mean over all rows in a camera's mean: a camera seen rarely is corrected little.
+# Weight, in rows, of the overall mean in a camera's mean, so cameras with few rows are corrected less.
 _PRIOR_ROWS = 16
 
 
 def centre_cameras(features: Tensor, cameras: NDArray) -> Tensor:
-    """Moves the mean feature of every camera to the mean of all, so that the camera no longer drives the ranking.
+    """Features with the mean of every camera shifted to the overall mean.
 
-    Light, colour and viewpoint of a camera shift all its features alike. Rows of one camera are thereby nearer to each
-    other than rows of one person in two cameras, and neighbour lists fill with the own camera. Subtracting the camera's
-    offset removes exactly that shared part; the rows are scaled to unit length again.
+    Light, colour and viewpoint of a camera shift all of its features alike. Rows of one camera are therefore closer to
+    each other than rows of one person in two cameras, and neighbour lists fill up with rows of the same camera.
+    Subtracting the camera's offset removes this common part; rows are then scaled back to unit length.
 
     Args:
         features: (N, d) float32 of unit length.
-        cameras: (N,) integers, the camera of each row; rows of a negative number, camera unknown, are not moved.
+        cameras: (N,) integers, camera of each row; rows with a negative number (unknown) are not shifted.
 
     Returns:
-        (N, d) float32 of unit length (a row that cancels to zero is returned as it was).
+        (N, d) float32 of unit length; a row that would become zero is returned unchanged.
     """
     known = cameras >= 0
     if not known.any():
@@ -42,15 +42,15 @@ def centre_cameras(features: Tensor, cameras: NDArray) -> Tensor:
 
 
 def dbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray[np.int64]:
-    """DBSCAN (Ester et al., 1996), with the partition and the numbering that scikit-learn's gives.
+    """DBSCAN (Ester et al., 1996), with the same partition and numbering as scikit-learn's.
 
-    The clusters are the connected components of the core rows, numbered by their first core row. A border row that
-    touches several clusters goes to the one of the lowest number.
+    Clusters are the connected components of the core rows, numbered by their first core row. A border row next to
+    several clusters goes to the one with the lowest number.
 
     Args:
-        distance: (N, N) symmetric CSR matrix of float32 that stores its diagonal, for example from `jaccard_distance`.
-        eps: largest distance between neighbours.
-        min_samples: neighbours, the row itself counted, that make a core row.
+        distance: (N, N) symmetric CSR matrix, float32, with stored diagonal, for example from `jaccard_distance`.
+        eps: maximum distance between neighbours.
+        min_samples: minimum number of neighbours, including the row itself, of a core row.
 
     Returns:
         (N,) int64 labels 0, 1, ..; -1 for rows in no cluster.
@@ -66,7 +66,7 @@ def dbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray
     labels = np.full(count, -1, dtype=np.int64)
     labels[core] = number_by_first_row(component[core])
     border = core[column] & ~core[row]
-    # Clusters touched by border rows, the highest number first: the last write, of the lowest number, stays.
+    # Clusters next to border rows, in descending order, so that the lowest number is written last.
     touched = labels[column[border]]
     order = np.argsort(-touched, kind="stable")
     labels[row[border][order]] = touched[order]
@@ -74,33 +74,33 @@ def dbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray
 
 
 def number_by_first_row(labels: NDArray) -> NDArray[np.int64]:
-    """Renumbers labels (N,) as 0, 1, .. in the order in which they first occur."""
+    """Labels (N,) renumbered 0, 1, .. in order of first occurrence."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)
     number[np.argsort(first)] = np.arange(len(first))
     return number[inverse]
 
 
-# scikit-learn's HDBSCAN loses edges of length zero, so identical rows are set this far apart.
+# Minimum distance of identical rows, since scikit-learn's HDBSCAN loses edges of length zero.
 _LEAST_DISTANCE = 1e-6
 
 
 def hdbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray[np.int64]:
-    """HDBSCAN (Campello et al., 2013) of the rows that are joined at distances up to eps.
+    """HDBSCAN (Campello et al., 2013) of rows connected at distances up to eps.
 
-    Rows farther apart than eps are never joined, so each connected group of core rows is a hierarchy of its own, in
-    which the clusters of the largest excess of mass are chosen: eps bounds the clusters, and unlike DBSCAN's they may
-    be denser parts of such a group. Rows that are not core rows at eps are in no cluster.
+    Rows farther apart than eps are never connected. Every connected component of core rows has its own hierarchy, of
+    which the clusters with the largest excess of mass are selected: eps limits the clusters, which unlike DBSCAN's may
+    be denser parts of a component. Rows that are not core rows at eps are in no cluster.
 
     Args:
-        distance: (N, N) symmetric CSR matrix of distances below 1 that stores its diagonal.
-        eps: largest distance at which rows are joined, below 1.
-        min_samples: neighbours (the row itself counted) that make a core row, and least size of a cluster.
+        distance: (N, N) symmetric CSR matrix of distances below 1, with stored diagonal.
+        eps: maximum distance between connected rows, below 1.
+        min_samples: minimum number of neighbours, including the row itself, of a core row, and minimum cluster size.
 
     Returns:
         (N,) int64 labels 0, 1, ..; -1 for rows in no cluster.
     """
-    from sklearn.cluster import HDBSCAN  # slow to import, and only this option needs it
+    from sklearn.cluster import HDBSCAN  # slow to import, and used by this option only
 
     count, least = distance.shape[0], max(min_samples, 2)
     labels = np.full(count, -1, dtype=np.int64)
@@ -109,16 +109,16 @@ def hdbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArra
     rows = np.flatnonzero(np.bincount(component, minlength=count)[component] >= least)
     if len(rows) == 0:
         return labels
-    # min_samples=1: the matrix holds mutual reachability already.
+    # min_samples=1, since the matrix already has mutual reachability distances.
     model = HDBSCAN(min_cluster_size=least, min_samples=1, metric="precomputed", copy=False)
     found = model.fit(_connect(reach[rows][:, rows], least)).labels_[: len(rows)]
-    # The phantom group (see _connect) took one of the numbers.
+    # One of the numbers belongs to the phantom group (see _connect).
     labels[rows[found >= 0]] = np.unique(found[found >= 0], return_inverse=True)[1]
     return labels
 
 
 def _mutual_reachability(distance: sparse.csr_matrix, eps: float, min_samples: int) -> sparse.csr_matrix:
-    """max(core distance of i, core distance of j, d_ij) for the pairs where that is at most eps."""
+    """Mutual reachability, max(core distance of i, core distance of j, d_ij), of pairs where it is at most eps."""
     count = distance.shape[0]
     row = np.repeat(np.arange(count), np.diff(distance.indptr))
     ordered = distance.data[np.lexsort((distance.data, row))]
@@ -132,10 +132,10 @@ def _mutual_reachability(distance: sparse.csr_matrix, eps: float, min_samples: i
 
 
 def _connect(reach: sparse.csr_matrix, phantoms: int) -> sparse.csr_matrix:
-    """Appends a group of phantom rows and joins everything at distance 1 into one connected graph.
+    """Connected graph: appends a group of phantom rows, and connects everything at distance 1.
 
-    scikit-learn refuses graphs of several parts, and never reports the root of the hierarchy as a cluster: with the
-    phantom group beside it, a single real group is not the root.
+    scikit-learn requires a connected graph and never reports the root of the hierarchy as a cluster; thanks to the
+    phantom group, a single real group is not the root.
     """
     group = sparse.csr_matrix(np.full((phantoms, phantoms), _LEAST_DISTANCE))
     graph = sparse.block_diag([reach, group], format="csr")
@@ -145,24 +145,24 @@ def _connect(reach: sparse.csr_matrix, phantoms: int) -> sparse.csr_matrix:
 
 
 ROUNDS = 2
-"""Rounds of matching between two images: those whose nearest was taken may match once more."""
+"""Number of matching rounds between two images; later rounds match persons whose nearest one was taken."""
 
 
 def keep_one_to_one(distance: sparse.csr_matrix, images: NDArray[np.int64], rounds: int = ROUNDS) -> sparse.csr_matrix:
-    """Distances of the pairs that match one to one; all others, those within an image included, are gone.
+    """Distances of pairs that match one to one; all others, including pairs within an image, are removed.
 
-    Rows i of image u and j of image v match if j is the nearest of v to i, and i the nearest of u to j. What has
-    matched leaves both images, and what is left is matched once more in each further round. Among equally near rows the
+    Rows i of image u and j of image v match if j is the nearest row of v to i, and i the nearest row of u to j. Matched
+    rows are removed from both images, and the rest is matched again in each further round. Among equally near rows, the
     lowest counts. Not in the paper.
 
     Args:
-        distance: (N, N) symmetric CSR matrix of float32 that stores its diagonal, for example from `jaccard_distance`;
-            what it does not store is too far to match.
-        images: (N,) int64, the image of each row, numbers from 0.
-        rounds: how often the rows of two images are matched, 1 or more.
+        distance: (N, N) symmetric CSR matrix, float32, with stored diagonal, for example from `jaccard_distance`;
+            pairs that are not stored are too far apart to match.
+        images: (N,) int64, image of each row, from 0.
+        rounds: number of rounds, 1 or more.
 
     Returns:
-        (N, N) symmetric CSR matrix of float32 with the stored diagonal and at most one entry of a row in each image.
+        (N, N) symmetric CSR matrix, float32, with stored diagonal and at most one entry per row and image.
     """
     count = distance.shape[0]
     row = np.repeat(np.arange(count, dtype=np.int64), np.diff(distance.indptr))
@@ -174,7 +174,7 @@ def keep_one_to_one(distance: sparse.csr_matrix, images: NDArray[np.int64], roun
     order = np.lexsort((column, value, images[column], row))
     row, column, value = row[order], column[order], value[order]
     for _ in range(rounds):
-        # A row together with an image: where the row looks for its match, and where its match looks for it.
+        # Keys (row, image): where a row looks for its match, and where the match looks for it.
         looks, found = _place(row, images[column], images), _place(column, images[row], images)
         nearest = np.ones(len(row), dtype=np.bool_)
         nearest[1:] = looks[1:] != looks[:-1]
@@ -185,7 +185,7 @@ def keep_one_to_one(distance: sparse.csr_matrix, images: NDArray[np.int64], roun
         left = ~(np.isin(looks, looks[matched]) | np.isin(found, looks[matched]))
         row, column, value = row[left], column[left], value[left]
     row, column, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-    # By hand: a matrix from coordinates would add up, or drop, stored zeros.
+    # Built by hand, since conversion from coordinates would sum duplicates or drop stored zeros.
     order = np.lexsort((column, row))
     pointer = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=count))])
     return sparse.csr_matrix((value[order], column[order], pointer), shape=distance.shape)

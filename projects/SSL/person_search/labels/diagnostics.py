@@ -1,4 +1,4 @@
-"""Agreement of pseudo labels with known identities. Diagnostics only: nothing here may reach training."""
+"""Agreement of pseudo labels with known identities, for diagnostics only: nothing here may reach training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[float, float]:
     """Precision and recall of cluster labels over pairs of rows whose identity is known.
 
-    A pair is claimed where both rows share a label, and true where both share an identity.
+    A pair is predicted if both rows have the same label, and true if both have the same identity.
 
     Args:
         labels: (N,) int, cluster label of each row.
-        person_ids: (N,) int, identity of each row, negative where unknown. Rows of unknown identity are left out.
+        person_ids: (N,) int, identity of each row, negative if unknown. Rows of unknown identity are ignored.
 
     Returns:
-        (precision, recall), fractions. Precision is 1 where no pair is claimed, recall is 1 where no pair is true.
+        (precision, recall) in [0, 1]. Precision is 1 without predicted pairs, recall is 1 without true pairs.
 
     Raises:
-        ValueError: the two arrays differ in shape.
+        ValueError: the arrays differ in shape.
     """
     labels, person_ids = _as_numpy(labels), _as_numpy(person_ids)
     if labels.shape != person_ids.shape or labels.ndim != 1:
-        raise ValueError(f"labels {labels.shape} and person_ids {person_ids.shape} must have one shape (N,)")
+        raise ValueError(f"labels {labels.shape} and person_ids {person_ids.shape} must have the same shape (N,)")
     known = person_ids >= 0
     labels, person_ids = labels[known], person_ids[known]
     if not len(labels):
@@ -37,18 +37,18 @@ def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[flo
 def multi_label_precision_recall(
     multi_labels: ArrayLike, rows: ArrayLike, person_ids: ArrayLike
 ) -> tuple[float, float]:
-    """Precision and recall of predicted multi-labels over (row, other bank row) pairs whose identities are known.
+    """Precision and recall of multi-labels over pairs of a row and another bank row with known identities.
 
     Args:
-        multi_labels: (q, N) bool, see `predict_multi_labels`. Each row's label for itself is not counted.
-        rows: (q,) int, the bank rows that were labelled.
-        person_ids: (N,) int, identity of each bank row, negative where unknown.
+        multi_labels: (q, N) bool, see `predict_multi_labels`. A row's label for itself is ignored.
+        rows: (q,) int, labelled bank rows.
+        person_ids: (N,) int, identity of each bank row, negative if unknown.
 
     Returns:
-        (precision, recall), fractions. Precision is 1 where nothing is claimed, recall is 1 where nothing is true.
+        (precision, recall) in [0, 1]. Precision is 1 without predicted pairs, recall is 1 without true pairs.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes do not match.
     """
     multi_labels, rows, person_ids = _as_numpy(multi_labels), _as_numpy(rows), _as_numpy(person_ids)
     if multi_labels.shape != (len(rows), len(person_ids)):

@@ -1,7 +1,7 @@
-"""Jaccard distance of k-reciprocal codes as a sparse matrix: no (N, N) array ever exists.
+"""Jaccard distance of k-reciprocal codes as a sparse matrix, computed without an (N, N) array.
 
-The codes are distributions, so the distance of two rows follows from the mass s that they share (the sum over columns
-of the smaller value): d = 1 - s / (2 - s). Only pairs that share a column are met, each once.
+Codes are distributions, so the distance of two rows follows from the mass s that they share (the sum over columns of
+the smaller value): d = 1 - s / (2 - s). Only pairs that share a column are visited, once each.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tqdm import tqdm
 from .k_reciprocal import SparseRows, concatenated_ranges, encode
 from .neighbors import Scratch, Workers, nearest_neighbors
 
-# Pairs of rows that may be stored; about 4 GB are needed for so many.
+# Maximum number of stored pairs, which take about 4 GB.
 MAX_PAIRS = 100_000_000
-# Pairs of entries handled at once: small enough for a CPU's cache, large enough to keep a GPU busy.
+# Pairs of entries per block: small enough for a CPU's cache, large enough to keep a GPU busy.
 _PAIRS_CPU = 1 << 18
 _PAIRS_GPU = 1 << 24
-# Elements of the (rows, N) accumulator of one block of rows, on either.
+# Elements of the (rows, N) accumulator of a block of rows.
 _ACCUMULATOR_CPU = 1 << 22
 _ACCUMULATOR_GPU = 1 << 26
-# Rows of an accumulator's fold whose maxima are compared first (see `_places_above`).
+# Rows of a folded accumulator, whose maxima are compared first (see `_places_above`).
 _FOLD = 16
-# Share of the needed mass that the first pass may leave uncounted (see `_shared_masses`).
+# Fraction of the needed mass that the first pass may ignore (see `_shared_masses`).
 _UNCOUNTED_SHARE = 0.7
-# Room for rounding wherever a partial sum decides that a pair cannot matter.
+# Tolerance for rounding when a partial sum rules a pair out.
 _SLACK = 1e-5
 
 
@@ -43,22 +43,22 @@ def jaccard_distance(
     max_distance: float = 1.0,
     progress: bool = False,
 ) -> sparse.csr_matrix:
-    """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, as SpCL computes it).
+    """K-reciprocal Jaccard distance (Zhong et al., CVPR 2017, in the variant of SpCL).
 
     Args:
-        features: (N, d) float, a tensor on any device or an array; usually of unit length.
-        k1: neighbours of the k-reciprocal encoding, the row itself counted.
-        k2: neighbours of the local query expansion, the row itself counted; 1 leaves it out.
-        max_distance: largest distance that is wanted. Everything farther is left out, which saves most of the work.
-        progress: show progress bars on stderr.
+        features: (N, d) float, tensor on any device or array, usually of unit length.
+        k1: number of neighbours of the k-reciprocal encoding, including the row itself.
+        k2: number of neighbours of the local query expansion, including the row itself; 1 for none.
+        max_distance: maximum distance to compute. Leaving out larger ones saves most of the work.
+        progress: whether to show progress bars on stderr.
 
     Returns:
-        (N, N) symmetric CSR matrix of float32 with sorted indices. Stored are the distances below 1 and up to
-        `max_distance`, zeros (the diagonal, identical rows) included; what is not stored is farther.
+        (N, N) symmetric CSR matrix, float32, with sorted indices. Distances below 1 and up to `max_distance` are
+        stored, including zeros (the diagonal and identical rows); pairs that are not stored are farther apart.
 
     Raises:
-        ValueError: features that are not (N, d) or not finite, k1 or k2 < 1, max_distance outside (0, 1], or more than
-            MAX_PAIRS pairs to store.
+        ValueError: features are not (N, d) or not finite, k1 or k2 is below 1, max_distance is outside (0, 1], or more
+            than MAX_PAIRS pairs would be stored.
     """
     features = as_features(features)
     ranks = nearest_neighbors(features, k1, progress)
@@ -66,10 +66,10 @@ def jaccard_distance(
 
 
 def as_features(features: Tensor | NDArray) -> Tensor:
-    """Returns features (N, d) as a detached float32 tensor on the device they are on.
+    """Features (N, d) as a detached float32 tensor on their device.
 
     Raises:
-        ValueError: another shape, or a value that is NaN or infinite; the message names the first such row.
+        ValueError: the shape is wrong, or a value is NaN or infinite; the message names the first such row.
     """
     features = torch.as_tensor(features).detach().to(torch.float32)
     if features.dim() != 2:
@@ -77,7 +77,7 @@ def as_features(features: Tensor | NDArray) -> Tensor:
     broken = (~features.isfinite().all(1)).nonzero()[:, 0]
     if len(broken):
         raise ValueError(
-            f"{len(broken)} of {len(features)} feature rows hold NaN or infinite values, the first is row "
+            f"{len(broken)} of {len(features)} feature rows have NaN or infinite values, the first is row "
             f"{int(broken[0])}: find out why the network produced them before clustering"
         )
     return features
@@ -85,18 +85,18 @@ def as_features(features: Tensor | NDArray) -> Tensor:
 
 @torch.no_grad()
 def codes_of_ranks(features: Tensor, ranks: Tensor, k1: int, k2: int) -> SparseRows:
-    """K-reciprocal codes (see `encode`) of rows whose neighbours are known: ranks (N, min(k1, N)), each row first."""
+    """K-reciprocal codes (see `encode`) of rows with known neighbours: ranks (N, min(k1, N)), the row itself first."""
     if k2 < 1:
-        raise ValueError(f"k2 is {k2}: local query expansion counts the row itself, give k2 >= 1")
+        raise ValueError(f"k2 is {k2}, expected 1 or more: local query expansion includes the row itself")
     with Workers(features.device) as workers:
         return encode(features, ranks, k1, k2, workers)
 
 
 @torch.no_grad()
 def distance_of_codes(codes: SparseRows, max_distance: float = 1.0, progress: bool = False) -> sparse.csr_matrix:
-    """`jaccard_distance` of rows whose codes are known already."""
+    """`jaccard_distance` of rows with known codes."""
     if not 0 < max_distance <= 1:
-        raise ValueError(f"max_distance is {max_distance}: Jaccard distances lie in 0..1, give a value in (0, 1]")
+        raise ValueError(f"max_distance is {max_distance}, expected a Jaccard distance in (0, 1]")
     # d <= max_distance <=> shared mass >= needed
     needed = 2 * (1 - max_distance) / (2 - max_distance)
     with Workers(codes.row.device) as workers:
@@ -119,7 +119,7 @@ def distances_of_pairs(codes: SparseRows, first: Tensor, second: Tensor) -> Tens
 
 
 def _symmetric(count: int, first: Tensor, second: Tensor, mass: Tensor) -> sparse.csr_matrix:
-    """CSR matrix of the masses of pairs first < second (ordered), of their mirror images and, on the diagonal, of 1."""
+    """CSR matrix of the masses of ordered pairs first < second, mirrored, with 1 on the diagonal."""
     pointer = np.zeros(count + 1, dtype=np.int32)
     np.cumsum(np.bincount(first.cpu().numpy(), minlength=count), out=pointer[1:])
     upper = sparse.csr_matrix((mass.cpu().numpy(), second.cpu().numpy(), pointer), shape=(count, count))
@@ -129,20 +129,20 @@ def _symmetric(count: int, first: Tensor, second: Tensor, mass: Tensor) -> spars
 
 
 def _keep(matrix: sparse.csr_matrix, kept: NDArray) -> sparse.csr_matrix:
-    """The chosen entries of a CSR matrix, explicit zeros included."""
+    """Selected entries of a CSR matrix, explicit zeros included."""
     before = np.concatenate([[0], np.cumsum(kept)]).astype(matrix.indptr.dtype)
     arrays = (matrix.data[kept], matrix.indices[kept], before[matrix.indptr])
     return sparse.csr_matrix(arrays, shape=matrix.shape)
 
 
 def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """All pairs first < second (int32, ordered) that share at least about `needed` mass, and the mass, above 0.
+    """Ordered pairs first < second (int32) that share at least about `needed` mass, with their mass, above 0.
 
-    Where mass is needed, most work is spared by a prefix filter. Columns are ordered from the rarest to the commonest,
-    and each row's last entries are put aside as long as they hold less than a part `uncounted` of its mass. Of two
-    rows, all shared columns outside both suffixes lie in the suffix of the one that was cut first, so a pair whose
-    suffixes share less than needed - uncounted cannot reach `needed`. The commonest columns, which nearly every pair
-    shares, are so never looked at; to the few pairs left, that suffix's share is added.
+    A prefix filter avoids most of the work. Columns are ordered from rarest to most common, and each row's last entries
+    are set aside as long as they have less than a part `uncounted` of its mass. All columns shared by two rows that are
+    not in both prefixes lie in the suffix of the row that was cut first, so a pair whose prefixes share less than
+    needed - uncounted cannot reach `needed`. The most common columns, shared by nearly every pair, are thus never
+    visited; for the few remaining pairs, the suffix's share is added.
     """
     codes = _rarest_columns_first(codes, workers)
     uncounted = _UNCOUNTED_SHARE * needed
@@ -152,9 +152,8 @@ def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress:
         pairs += len(part[0])
         if pairs > MAX_PAIRS:
             raise ValueError(
-                f"more than {MAX_PAIRS} pairs of {codes.count} rows are so close that "
-                "they have to be stored: most rows "
-                "are identical (the features have collapsed), or max_distance is too large for so many rows"
+                f"more than {MAX_PAIRS} pairs of {codes.count} rows would have to be stored: "
+                "most rows are identical (the features have collapsed), or max_distance is too large for so many rows"
             )
         parts.append(part)
     first, second, mass = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -164,7 +163,7 @@ def _shared_masses(codes: SparseRows, needed: float, workers: Workers, progress:
 
 
 def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
-    """The codes with renamed columns: 0 is the one with the fewest entries."""
+    """Codes with columns renumbered by their number of entries, fewest first."""
     count, device, pointer = codes.count, codes.row.device, codes.pointer.cpu()
     if count == 0:
         return codes
@@ -177,7 +176,7 @@ def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
     def work(first: int) -> tuple[Tensor, Tensor]:
         entries = slice(int(pointer[first]), int(pointer[min(first + size, count)]))
         start = (codes.row[entries] - first) * count
-        # Keys of few enough rows fit 32 bits, which halves the time of the sort.
+        # Keys of few rows fit into 32 bits, which halves the time of the sort.
         keys, order = (start + place.index_select(0, codes.column[entries])).int().sort()
         return keys - start, codes.value[entries].index_select(0, order)
 
@@ -186,8 +185,8 @@ def _rarest_columns_first(codes: SparseRows, workers: Workers) -> SparseRows:
 
 
 def _cut_suffixes(codes: SparseRows, mass: float) -> tuple[SparseRows, SparseRows]:
-    """Cuts from the end of each row the entries that together hold less than `mass`: what is left, and what was cut."""
-    # Sums run over all rows, so they need double precision.
+    """Codes without, and of, the last entries of each row that together have less than `mass`."""
+    # Sums run over all rows and need double precision.
     before = codes.value.cumsum(0, dtype=torch.float64)
     before = torch.cat([before.new_zeros(1), before])
     suffix = before[codes.pointer[1:]].index_select(0, codes.row) - before[:-1]
@@ -198,10 +197,10 @@ def _cut_suffixes(codes: SparseRows, mass: float) -> tuple[SparseRows, SparseRow
 
 
 class _InvertedIndex:
-    """The entries of a sparse matrix by column: the partners of an entry are those after it, whose rows are larger."""
+    """Entries of a sparse matrix by column. Partners of an entry are those after it, with larger rows."""
 
     def __init__(self, codes: SparseRows):
-        # 32-bit numbers halve the time of the sort and the memory traffic of the innermost loop.
+        # 32-bit integers halve the time of the sort and the memory traffic of the innermost loop.
         by_column = codes.column.int().argsort(stable=True)
         place = torch.empty(len(by_column), dtype=torch.int32, device=by_column.device)
         place[by_column] = torch.arange(len(by_column), dtype=torch.int32, device=by_column.device)
@@ -215,7 +214,7 @@ class _InvertedIndex:
 def _candidates(
     codes: SparseRows, least: float, workers: Workers, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields (first, second, mass) of the pairs first < second with a shared mass above `least`, by blocks."""
+    """Blocks (first, second, mass) of the pairs first < second with a shared mass above `least`."""
     count, device = codes.count, codes.row.device
     index = _InvertedIndex(codes)
     pointer = codes.pointer.cpu()
@@ -229,7 +228,7 @@ def _candidates(
         length = index.length[entries]
         entry = torch.repeat_interleave(length, output_size=total)
         partner = concatenated_ranges(index.first[entries], length, entry)
-        # Rows before `start` cannot be partners, so the accumulator needs no columns for them.
+        # Partners start at `start`, so the accumulator needs no columns before.
         width = count - start
         target = ((codes.row[entries] - start) * width - start).index_select(0, entry)
         target += index.rows.index_select(0, partner)
@@ -247,9 +246,9 @@ def _candidates(
 
 
 def _places_above(values: Tensor, least: float) -> Tensor:
-    """Rising places (int64) of the values above `least`, of a flat tensor whose length _FOLD divides.
+    """Ascending indices (int64) of values above `least` in a flat tensor whose length is a multiple of _FOLD.
 
-    Next to none are above it, so comparing the maxima over the folded tensor first costs a fraction of comparing all.
+    Such values are rare, so comparing the maxima of the folded tensor first costs a fraction of comparing all.
     """
     folded = values.view(_FOLD, -1)
     near = (folded.amax(0) > least).nonzero()[:, 0]
@@ -258,8 +257,8 @@ def _places_above(values: Tensor, least: float) -> Tensor:
 
 
 def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Cuts rows into (start, stop) of bounded work; done (rows + 1,) is the work before each row, width one row's part
-    of an accumulator."""
+    """Ranges (start, stop) of rows with bounded work; done (rows + 1,) is the work before each row, width the size of a
+    row in an accumulator."""
     most, elements = (_PAIRS_CPU, _ACCUMULATOR_CPU) if device.type == "cpu" else (_PAIRS_GPU, _ACCUMULATOR_GPU)
     rows = max(1, elements // max(width, 1))
     start, count = 0, len(done) - 1
@@ -271,8 +270,8 @@ def _blocks(done: Tensor, width: int, device: torch.device) -> Iterator[tuple[in
 
 
 def _suffix_masses(codes: SparseRows, suffixes: SparseRows, first: Tensor, second: Tensor, workers: Workers) -> Tensor:
-    """Mass that each pair shares beyond the prefixes of both rows, (P,) float32: the suffix of the row that was cut
-    first against the whole other row."""
+    """Mass (P,) float32 that each pair shares beyond the prefixes of both rows: that of the suffix of the row that was
+    cut first with the whole other row."""
     start = suffixes.pointer
     cut = torch.full((codes.count,), codes.count, device=codes.row.device)
     has_suffix = start.diff() > 0
@@ -287,7 +286,7 @@ def _suffix_masses(codes: SparseRows, suffixes: SparseRows, first: Tensor, secon
 
 
 def _masses_of_pairs(codes: SparseRows, first: Tensor, others: SparseRows, second: Tensor, workers: Workers) -> Tensor:
-    """Mass that row first[i] of `codes` shares with row second[i] of `others`, (P,) float32. `first` must rise."""
+    """Mass (P,) float32 that row first[i] of `codes` shares with row second[i] of `others`; `first` must ascend."""
     count, device = codes.count, codes.row.device
     pointer, column = codes.pointer, codes.column.int()
     other_start, other_column = others.pointer, others.column.int()

@@ -1,7 +1,7 @@
-"""K-reciprocal encoding: every row becomes a sparse distribution over the rows that it shares neighbours with.
+"""K-reciprocal encoding of rows as sparse distributions over the rows that they share neighbours with.
 
 Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding" (CVPR 2017), in the variant of SpCL (Ge
-et al., NeurIPS 2020): k1 counts the row itself, and weights come from the squared Euclidean distance.
+et al., NeurIPS 2020): k1 includes the row itself, and weights use the squared Euclidean distance.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from .neighbors import Scratch, Workers
 
-# Elements of the largest temporary array of one block of rows. On a GPU the (rows, N) array that marks the members of
-# each row's set may be larger: fewer blocks keep it busier.
+# Elements of the largest temporary array of a block of rows. On a GPU the (rows, N) array that marks the members of the
+# rows' sets may be larger, since fewer blocks use it better.
 _BLOCK_ELEMENTS = 1 << 22
 _MARKED_ELEMENTS_GPU = 1 << 26
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A sparse square matrix: one entry for each element of row, column and value, ordered by row, then by column.
+    """Sparse square matrix in coordinate format, ordered by row, then by column.
 
     Attributes:
-        count: number of rows, and of columns.
+        count: number of rows and columns.
         row, column: (E,) int64.
         value: (E,) float32, not negative.
     """
@@ -36,24 +36,24 @@ class SparseRows:
 
     @property
     def pointer(self) -> Tensor:
-        """(count + 1,) int64: the entries of row i are pointer[i] .. pointer[i + 1] - 1."""
+        """Row pointer (count + 1,) int64: entries of row i are pointer[i] .. pointer[i + 1] - 1."""
         ends = torch.bincount(self.row, minlength=self.count).cumsum(0)
         return torch.cat([ends.new_zeros(1), ends])
 
 
 def encode(features: Tensor, ranks: Tensor, k1: int, k2: int, workers: Workers) -> SparseRows:
-    """Encodes every row by its k-reciprocal neighbours.
+    """K-reciprocal codes of rows.
 
     Args:
         features: (N, d) float32.
         ranks: (N, min(k1, N)) int64, nearest rows of each row, itself first (see `nearest_neighbors`).
-        k1: neighbours that take part, the row itself counted.
-        k2: the code of a row becomes the mean code of its k2 nearest rows, itself counted (local query expansion).
-            1 leaves the codes as they are.
-        workers: what blocks of rows run on.
+        k1: number of neighbours, including the row itself.
+        k2: number of nearest rows, including the row itself, that codes are averaged over (local query expansion); 1
+            for none.
+        workers: executor of blocks of rows.
 
     Returns:
-        The codes on the device of `features`. Each row sums to 1.
+        Codes on the device of `features`. Each row sums to 1.
     """
     count = len(features)
     keys = _expanded_sets(ranks, k1, workers)
@@ -65,13 +65,13 @@ def encode(features: Tensor, ranks: Tensor, k1: int, k2: int, workers: Workers) 
 
 
 def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
-    """Reciprocal sets with their expansion, as sorted unique keys (E,) = row * N + member.
+    """Expanded k-reciprocal sets as sorted unique keys (E,) = row * N + member.
 
-    A row's set R(i, k1) takes in the half-size set R(c, k1 / 2) of each member c that shares more than two thirds of
-    it.
+    The set R(i, k1) of a row is joined by the half-size set R(c, k1 / 2) of each member c that shares more than two
+    thirds of it.
     """
     count, k = ranks.shape
-    # The reference counts k1 with the row itself but half of k1 without it, and rounds half to even.
+    # The reference includes the row itself in k1 but not in half of k1, and rounds half to even.
     half = min(round(k1 / 2) + 1, k)
     full_sets, half_sets = _is_reciprocal(ranks, k, workers), _is_reciprocal(ranks, half, workers)
     nearest = ranks[:, :half].contiguous()
@@ -84,7 +84,7 @@ def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
         member = ranks[block + start, place]
         is_member = scratch.zeros(size * count, ranks.device)
         is_member[block * count + member] = 1
-        # The half-size set of every member, as (P, half) rows and which of them belong to it.
+        # Half-size set of every member, as (P, half) rows and a mask of those that belong to it.
         candidate, belongs = nearest.index_select(0, member), half_sets.index_select(0, member)
         shared = is_member.index_select(0, (candidate + (block * count)[:, None]).flatten()).view_as(candidate)
         belongs &= (3 * (shared * belongs).sum(1) > 2 * belongs.sum(1))[:, None]
@@ -96,7 +96,7 @@ def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
 
 
 def _is_reciprocal(ranks: Tensor, size: int, workers: Workers) -> Tensor:
-    """(N, size) bool: whether a row is also among the first `size` neighbours of each of its own first `size`."""
+    """Mask (N, size) bool of a row's first `size` neighbours that have it among their own first `size`."""
     nearest = ranks[:, :size].int()
     own = torch.arange(len(ranks), dtype=torch.int32, device=ranks.device)
 
@@ -109,7 +109,7 @@ def _is_reciprocal(ranks: Tensor, size: int, workers: Workers) -> Tensor:
 
 
 def _gaussian_weights(features: Tensor, row: Tensor, column: Tensor, workers: Workers) -> Tensor:
-    """exp(-|x_row - x_column|^2) of each pair, (E,) float32."""
+    """Weight exp(-|x_row - x_column|^2) of each pair, (E,) float32."""
     squared = features.square().sum(1)
 
     def work(pairs: tuple[Tensor, Tensor]) -> Tensor:
@@ -122,7 +122,7 @@ def _gaussian_weights(features: Tensor, row: Tensor, column: Tensor, workers: Wo
 
 
 def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -> SparseRows:
-    """Mean code of each row's neighbours (N, k): sums entries that fall on one (row, column)."""
+    """Mean code of each row's neighbours (N, k): sums entries with the same (row, column)."""
     count, k = neighbors.shape
     pointer = codes.pointer
     lengths = pointer.diff()
@@ -144,9 +144,9 @@ def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -
 
 
 def concatenated_ranges(start: Tensor, length: Tensor, owner: Tensor) -> Tensor:
-    """The integers start[0] .. start[0] + length[0] - 1, then those of start[1], and so on: (sum of length,).
+    """Concatenation of the ranges start[0] .. start[0] + length[0] - 1, start[1] .., with the dtype of `start`.
 
-    The result has the type of `start`. `owner` is `torch.repeat_interleave(length)`, which callers need for themselves.
+    `owner` is `torch.repeat_interleave(length)`, which callers need anyway. The result is (sum of length,).
     """
     before = length.cumsum(0) - length
     shift = (start - before).to(start.dtype).index_select(0, owner)

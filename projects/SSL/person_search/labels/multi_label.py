@@ -1,4 +1,4 @@
-"""Dynamic multi-labels: which memory bank rows show the same person as a row of the batch (paper Eq. 7-10)."""
+"""Dynamic multi-labels: bank rows that show the same person as a row of the batch (paper Eq. 7-10)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicThreshold:
-    """Similarity from which a row counts as positive, t(e) = initial + alpha * exp(beta * e) (Eq. 9).
+    """Multi-label threshold, t(e) = initial + alpha * exp(beta * e) (Eq. 9).
 
     Attributes:
-        initial: t_s, the value that the threshold falls to (for beta < 0).
-        alpha: what is added to it at epoch 0. 0 keeps the threshold fixed.
-        beta: rate of decay per epoch, negative for a falling threshold.
+        initial: t_s, limit of the threshold (for beta < 0).
+        alpha: amount added at epoch 0; 0 for a fixed threshold.
+        beta: decay rate per epoch, negative for a falling threshold.
     """
 
     initial: float
@@ -24,26 +24,26 @@ class DynamicThreshold:
     beta: float
 
     def at(self, epoch: float) -> float:
-        """Threshold of an epoch, counted from 0; a cosine similarity."""
+        """Threshold of an epoch, counted from 0: a cosine similarity, or a quantile if calibrated."""
         return self.initial + self.alpha * math.exp(self.beta * epoch)
 
 
 def same_image_pairs(image_index: Tensor, most: int = 200_000) -> tuple[Tensor, Tensor]:
-    """Pairs of rows of one image: different people for certain, negatives known without identities.
+    """Pairs of rows of one image: certainly different persons, that is, negatives known without identities.
 
     Args:
-        image_index: (N,) int64, the image of each row.
-        most: pairs that are given; of more, as many are taken evenly spread over all.
+        image_index: (N,) int64, image of each row.
+        most: maximum number of pairs; if there are more, an evenly spaced subset is taken.
 
     Returns:
-        both rows of each pair, (pairs,) int64 each, every pair once; none where no image shows two persons. Memory
-        grows with N and with the pairs that are given.
+        both rows of each pair, (pairs,) int64 each; empty if no image shows two persons. Memory grows with N and with
+        the number of pairs returned.
     """
     device = image_index.device
     order = torch.argsort(image_index, stable=True)
     place = torch.arange(len(order), device=device)
     counts = torch.unique_consecutive(image_index[order], return_counts=True)[1]
-    # Each row pairs with the rows behind it in its image.
+    # Each row is paired with the following rows of its image.
     behind = torch.repeat_interleave(counts.cumsum(0), counts) - place - 1
     ends = behind.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
@@ -56,15 +56,15 @@ def same_image_pairs(image_index: Tensor, most: int = 200_000) -> tuple[Tensor, 
 
 @torch.no_grad()
 def same_image_similarities(features: Tensor, image_index: Tensor, most: int = 200_000) -> Tensor:
-    """Similarities of the persons of one image, see `same_image_pairs`.
+    """Similarities between persons of one image, see `same_image_pairs`.
 
     Args:
-        features: (N, d) unit rows; persons whose row is zero, as they were never seen, are left out.
-        image_index: (N,) int64, the image of each row.
-        most: pairs that are looked at.
+        features: (N, d) unit rows; zero rows (persons never seen) are ignored.
+        image_index: (N,) int64, image of each row.
+        most: maximum number of pairs.
 
     Returns:
-        (pairs,) float, each pair once.
+        (pairs,) float.
     """
     seen = features.any(dim=1).nonzero()[:, 0]
     first, second = same_image_pairs(image_index.to(features.device)[seen], most)
@@ -76,13 +76,13 @@ def same_image_similarities(features: Tensor, image_index: Tensor, most: int = 2
 
 
 def calibrated_threshold(features: Tensor, image_index: Tensor, quantile: float) -> float | None:
-    """Similarity that a share `quantile` of the persons of one image do not exceed (see `same_image_similarities`).
+    """Quantile of the similarities between persons of one image (see `same_image_similarities`).
 
-    A similarity means something else in every network, and again at each stage of its training. The share of known
-    negatives above it does not.
+    The meaning of a similarity differs between networks and changes during training. That of a quantile of known
+    negatives does not.
 
     Returns:
-        The threshold, a cosine similarity; None where no image shows two persons.
+        The threshold, a cosine similarity; None if no image shows two persons.
     """
     similarities = same_image_similarities(features, image_index)
     if not len(similarities):
@@ -93,35 +93,35 @@ def calibrated_threshold(features: Tensor, image_index: Tensor, quantile: float)
 
 @torch.no_grad()
 def predict_multi_labels(similarity: Tensor, image_index: Tensor, instance_index: Tensor, threshold: float) -> Tensor:
-    """Predicts the positives of bank rows (section 2, "Dynamic multi-label learning").
+    """Multi-labels of bank rows (section 2, "Dynamic multi-label learning").
 
-    Every row at least as similar as the threshold is a candidate. Persons of one image are different people, so of
-    the candidates in each image only the most similar stays (of equally similar ones the lowest row). The row itself
-    is always positive, and so no other person of its image is.
+    Every row at least as similar as the threshold is a candidate. Persons of one image are different, so only the most
+    similar candidate of each image is kept (the lowest row of equally similar ones). A row itself is always positive,
+    which excludes all other persons of its image.
 
     Args:
-        similarity: (q, N) float, similarity of the q rows to all bank rows. It is only read.
-        image_index: (N,) int64, the image of each bank row.
-        instance_index: (q,) int64, the bank rows that the similarities belong to.
+        similarity: (q, N) float, similarity of q rows to all bank rows. Not modified.
+        image_index: (N,) int64, image of each bank row.
+        instance_index: (q,) int64, bank rows of the similarities.
         threshold: t(e), see `DynamicThreshold`.
 
     Returns:
-        (q, N) bool on the device of `similarity`, True for positives; it carries no gradient. Besides it and the
-        boolean mask of the candidates, memory grows with the number of candidates only.
+        (q, N) bool on the device of `similarity`, True for positives, without gradient. Apart from this and the mask of
+        the candidates, memory grows with the number of candidates only.
 
     Raises:
-        ValueError: shapes that do not fit each other, or a row outside 0..N-1.
+        ValueError: shapes do not match, or a row is outside 0..N-1.
     """
     _check_shapes(similarity, image_index, instance_index)
     device = similarity.device
     image_index, instance_index = image_index.to(device), instance_index.to(device)
     query, column = (similarity >= threshold).nonzero(as_tuple=True)
-    # Numbers instead of masks: on a GPU each use of a mask waits for the count of its elements.
+    # Indices instead of masks: on a GPU, every use of a mask synchronises to count its elements.
     image = image_index[column]
     elsewhere = (image != image_index[instance_index][query]).nonzero()[:, 0]
     query, column, image = query[elsewhere], column[elsewhere], image[elsewhere]
-    # Stable sorts from the least to the most important key: similarity falling, image, query. Candidates come from
-    # nonzero() by rising column, so among equal similarities the lowest row stays in front.
+    # Stable sorts from the least to the most significant key: descending similarity, image, query. nonzero() returns
+    # candidates by ascending column, so the lowest row comes first among equal similarities.
     order = torch.argsort(similarity[query, column], descending=True, stable=True)
     order = order[torch.argsort(image[order], stable=True)]
     order = order[torch.argsort(query[order], stable=True)]

@@ -1,4 +1,4 @@
-"""Nearest rows of each row of a feature matrix, found tile by tile: no (N, N) array ever exists."""
+"""Nearest neighbours of all rows of a feature matrix, computed tile by tile without an (N, N) array."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs blocks of work, one to a CPU thread; on a GPU one after the other.
+    """Executor of blocks of work, in parallel on CPU threads, sequentially on a GPU.
 
-    As a context manager it takes over the threads that PyTorch's operations would use (`torch.get_num_threads()`):
-    until it ends, every operation runs on the thread that calls it. The blocks here consist of many short operations,
-    and splitting every one of them over all threads makes each wait for the slowest; on a machine that does other work
-    too, those waits cost several times the computation itself.
+    As a context manager, it takes over the threads of PyTorch's operations (`torch.get_num_threads()`): within, every
+    operation runs on its calling thread. Blocks consist of many short operations; splitting each over all threads would
+    make it wait for the slowest, which on a busy machine costs several times the computation itself.
     """
 
     def __init__(self, device: torch.device | str):
@@ -53,21 +52,21 @@ class Workers:
                 future.result()
 
     def submit(self, function: Callable[[Item], None], item: Item) -> None:
-        """Lets function(item) run beside what follows; it has run when the context ends, which raises its error."""
+        """Runs function(item) in the background; it has finished, or its error is raised, when the context ends."""
         if self._pool is None:
             function(item)
         else:
             self._submitted.append(self._pool.submit(function, item))
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Yields function(item) for each item, in order. Tensors that it reads must not require gradients."""
+        """Results of function(item), in order. Tensors that it reads must not require gradients."""
         if self._pool is None:
             yield from map(function, items)
             return
         pending: deque[Future[Result]] = deque()
         for item in items:
             pending.append(self._pool.submit(function, item))
-            # A short queue bounds what lies finished in memory.
+            # A short queue bounds the finished results in memory.
             if len(pending) > 2 * self.count:
                 yield pending.popleft().result()
         while pending:
@@ -75,47 +74,47 @@ class Workers:
 
 
 class Scratch(threading.local):
-    """A buffer for each thread that is used again from block to block, which spares the system's page faults."""
+    """Reusable buffer per thread, which avoids page faults."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
 
     def zeros(self, size: int, device: torch.device) -> Tensor:
-        """Returns a flat float32 tensor of zeros. It is valid until the thread's next call."""
+        """Flat float32 tensor of zeros, valid until the thread's next call."""
         if len(self._buffer) < size or self._buffer.device != device:
             self._buffer = torch.empty(size, device=device)
         return self._buffer[:size].zero_()
 
 
-# Largest tile of similarities, rows x columns. On the CPU 16 MiB: near the full speed of the matrix product and still
-# in a large cache. On a GPU 1 GiB.
+# Maximum tile of similarities, rows x columns. 16 MiB on the CPU: nearly full speed of the matrix product, and still
+# within a large cache. 1 GiB on a GPU.
 _TILE_CPU = (1024, 4096)
 _TILE_GPU = (8192, 32768)
-# Columns whose largest similarity is taken first; divides the rows of a full tile.
+# Number of columns in a group, whose maximum is compared first; divides the rows of a full tile.
 _GROUP = 8
-# One group looked into costs about as much as selecting among this many similarities.
+# Number of similarities whose selection costs about as much as inspecting one group.
 _WORTH_SELECTING = 64
-# Above this deviation of a squared norm from 1, ranking by inner product is no longer ranking by distance.
+# Deviation of a squared norm from 1 above which ranking by inner product differs from ranking by distance.
 _UNIT_TOLERANCE = 1e-5
 
 
 def nearest_neighbors(features: Tensor, k: int, progress: bool = False) -> Tensor:
-    """The rows nearest to each row in Euclidean distance, itself first.
+    """Nearest rows of each row by Euclidean distance, the row itself first.
 
     Args:
-        features: (N, d) float32, finite, on any device. Unit length is not required.
-        k: wanted number of neighbours, the row itself counted.
-        progress: show a progress bar on stderr.
+        features: (N, d) float32, finite, on any device, not necessarily of unit length.
+        k: number of neighbours, including the row itself.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        (N, min(k, N)) int64 row numbers by rising distance, on the device of `features`. Column 0 is the row itself,
-        also where other rows are identical to it; the order among equal distances is not specified.
+        (N, min(k, N)) int64 rows by ascending distance, on the device of `features`. Column 0 is the row itself, even
+        if other rows are identical; the order among equal distances is unspecified.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: a row needs at least itself as neighbour, give k >= 1")
+        raise ValueError(f"k is {k}, expected 1 or more: neighbours include the row itself")
     k = min(k, len(features))
     if len(features) == 0:
         return torch.zeros((0, 0), dtype=torch.int64, device=features.device)
@@ -123,20 +122,19 @@ def nearest_neighbors(features: Tensor, k: int, progress: bool = False) -> Tenso
 
 
 def half_squared_norms(features: Tensor) -> Tensor | None:
-    """Returns |x|^2 / 2 of every row, (N,) float32, or None where all rows have unit length and it would be
-    constant."""
+    """Half of the squared norms, |x|^2 / 2 (N,) float32; None if all rows have unit length, where it is constant."""
     squared = features.square().sum(1)
     if len(squared) == 0 or bool((squared - 1).abs().max() <= _UNIT_TOLERANCE):
         return None
     return squared / 2
 
 
-# What a tile tells about its rows: the row, similarity and column of single pairs, (n,) each, ordered by row.
+# Pairs from a tile: row, similarity and column, (n,) each, ordered by row.
 _Pairs = tuple[Tensor, Tensor, Tensor]
 
 
 class _BestSoFar:
-    """The k most similar columns met so far for each row, most similar first."""
+    """Running k most similar columns of each row, most similar first."""
 
     def __init__(self, rows: int, k: int, device: torch.device):
         self.k = k
@@ -144,7 +142,7 @@ class _BestSoFar:
         self.index = torch.zeros((rows, k), dtype=torch.int64, device=device)
 
     def merge(self, row: Tensor, value: Tensor, column: Tensor) -> None:
-        """Takes in pairs, ordered by row."""
+        """Merges pairs, ordered by row."""
         if len(row) == 0:
             return
         rows, group, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
@@ -159,10 +157,10 @@ class _BestSoFar:
         self.index[rows] = columns.gather(1, chosen)
 
     def select(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
-        """The pairs of a tile that may belong to the k best of their rows.
+        """Pairs of a tile that may be among the k best of their rows.
 
-        Once a row has met many columns, few others exceed its k-th best. Maxima over groups of columns cost a fraction
-        of a selection, and only groups whose maximum exceeds that bound are looked into.
+        Once a row has seen many columns, few others exceed its k-th best. Maxima over groups of columns cost a fraction
+        of a selection, and only groups with a maximum above that bound are inspected.
 
         Args:
             start, first_column: row and column of the tile's corner.
@@ -177,7 +175,7 @@ class _BestSoFar:
         return _above(tile, row[:, None] * width + column, row, column, bound, (start, first_column))
 
     def select_mirrored(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
-        """As `select`, for a transposed tile: tile[j, i] belongs to row start + i and column first_column + j."""
+        """Like `select`, for a transposed tile: tile[j, i] belongs to row start + i and column first_column + j."""
         found = self._groups(start, tile.view(-1, _GROUP, tile.shape[1]).amax(1).T.contiguous())
         if found is None:
             return self._most_similar(start, tile.T.contiguous(), first_column)
@@ -186,10 +184,10 @@ class _BestSoFar:
         return _above(tile, column * tile.shape[1] + row[:, None], row, column, bound, (start, first_column))
 
     def _groups(self, start: int, maxima: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The groups of new columns, as (row, group, bound) of (n,) each, with a pair above the bound that their row's
-        k best have; None where so many have one that a selection is cheaper.
+        """Groups of new columns, as (row, group, bound) of (n,) each, with a pair above the bound set by the k best of
+        their row; None if they are so many that a selection is cheaper.
 
-        A row that has met little gets its bound from the maxima (r, g) of the groups: k of them are pairs of its own.
+        The bound of a row with few columns so far comes from the maxima (r, g) of the groups, k of which are its pairs.
         """
         bound = self.similarity[start : start + len(maxima), -1]
         hits = maxima > bound[:, None]
@@ -197,26 +195,26 @@ class _BestSoFar:
             if maxima.shape[1] < self.k:
                 return None
             least = maxima.topk(self.k, dim=1, sorted=False).values.amin(1)
-            least = least.nextafter(torch.full_like(least, -math.inf))  # it has to pass itself
+            least = least.nextafter(torch.full_like(least, -math.inf))  # so that the bound itself passes
             bound = torch.maximum(bound, least)
             hits = maxima > bound[:, None]
-            # More groups than these exceed the bound only where many similarities are equal.
+            # More groups than these exceed the bound only if many similarities are equal.
             if int(hits.count_nonzero()) > 2 * self.k * len(maxima):
                 return None
         row, group = hits.nonzero(as_tuple=True)
         return row, group, bound[row]
 
     def _most_similar(self, start: int, tile: Tensor, first_column: int) -> _Pairs:
-        """The k most similar pairs of each row of a tile."""
+        """k most similar pairs of each row of a tile."""
         value, column = tile.topk(min(self.k, tile.shape[1]), dim=1, sorted=False)
         row = torch.arange(len(tile), device=tile.device).repeat_interleave(column.shape[1])
         return row + start, value.flatten(), column.flatten() + first_column
 
 
 def _above(tile: Tensor, place: Tensor, row: Tensor, column: Tensor, bound: Tensor, corner: tuple[int, int]) -> _Pairs:
-    """The pairs above their bound, of groups (n, _GROUP) of which `place` tells where they lie in the flat tile.
+    """Pairs above their bound, from groups (n, _GROUP) at the positions `place` in the flat tile.
 
-    One flat index is read several times faster than two.
+    A flat index is read several times faster than two indices.
     """
     value = tile.reshape(-1).index_select(0, place.flatten()).view_as(place)
     hit, member = (value > bound[:, None]).nonzero(as_tuple=True)
@@ -224,11 +222,12 @@ def _above(tile: Tensor, place: Tensor, row: Tensor, column: Tensor, bound: Tens
 
 
 def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
-    """All pairs, each inner product computed once: a tile above the diagonal serves its rows and its columns.
+    """Exact search over all pairs. Each inner product is computed once: a tile above the diagonal serves its rows and
+    its columns.
 
-    The tiles of one panel of rows are independent but for those rows, whose pairs are merged afterwards and in order:
-    the result depends neither on the number of threads nor on their timing. No later panel looks at these rows, so they
-    are merged beside its tiles.
+    Tiles of a panel of rows are independent except for these rows, whose pairs are merged afterwards in order, so the
+    result depends neither on the number of threads nor on timing. Later panels do not use these rows, so merging runs
+    beside their tiles.
     """
     count, device = len(features), features.device
     tile_rows, tile_columns = _TILE_CPU if device.type == "cpu" else _TILE_GPU
@@ -256,7 +255,7 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
 
     with full_precision(), Workers(device) as workers:
         for start in tqdm(range(0, count, tile_rows), desc="nearest neighbours", disable=not progress):
-            # Narrow enough to be shared evenly among the workers.
+            # Narrow enough to be shared evenly among workers.
             width = math.ceil((count - start) / (4 * workers.count) / tile_rows) * tile_rows
             tiles = [(start, left, right) for left, right in _columns(start, count, min(width, tile_columns))]
             workers.submit(finish, list(workers.map(work, tiles)))
@@ -264,7 +263,7 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
 
 
 def _columns(start: int, count: int, width: int) -> list[tuple[int, int]]:
-    """Cuts start .. count into (left, right) of one width; what is left over from full groups is cut off at the end."""
+    """Ranges (left, right) of one width covering start .. count; the remainder of full groups is cut off at the end."""
     whole = count - (count - start) % _GROUP
     edges = [*range(start, whole, width), whole, count]
     return [(left, right) for left, right in itertools.pairwise(edges) if left < right]

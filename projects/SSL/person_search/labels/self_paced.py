@@ -1,4 +1,4 @@
-"""Cluster labels of one epoch: the same-image rule and the self-paced reliability criterion (SpCL, CGPS)."""
+"""Cluster labels of an epoch: same-image rule and self-paced reliability criterion (SpCL, CGPS)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Labels = NDArray[np.int64]
 
 
 def outliers_to_singletons(labels: Labels) -> Labels:
-    """Gives each row of label -1 a label of its own, above all others. labels: (N,) int64."""
+    """Labels (N,) int64 with a new label, above all others, for each row labelled -1."""
     return _to_singletons(labels, labels < 0)
 
 
 def keep_nearest_per_image(labels: Labels, features: Tensor, images: NDArray[np.int64]) -> Labels:
-    """Same-image rule: persons of one image are different people, so a cluster keeps one member of each image.
+    """Labels after the same-image rule: persons of one image differ, so a cluster keeps one member of each image.
 
-    The member that stays has the largest inner product with the cluster's centre, the plain mean of its members'
-    features; for unit rows it is the nearest. Among equals the lowest row stays. The others become singletons.
-    Centres are those before the rule.
+    The member with the largest inner product with the cluster's centre, the plain mean of its members' features, stays;
+    for unit rows it is the nearest. Among equals, the lowest row stays. The others become singletons. Centres are
+    computed before the rule is applied.
 
     Args:
         labels: (N,) int64, all >= 0.
         features: (N, d) float32.
-        images: (N,) int64, the image of each row, numbers from 0.
+        images: (N,) int64, image of each row, from 0.
 
     Returns:
         (N,) int64 labels.
@@ -53,7 +53,7 @@ def keep_nearest_per_image(labels: Labels, features: Tensor, images: NDArray[np.
     order = np.lexsort((rival, -similarity, group[rival]))
     rival = rival[order]
     demoted = np.zeros(len(labels), dtype=bool)
-    # The first of each group stays.
+    # The first of each group is kept.
     demoted[rival[1:]] = group[rival[1:]] == group[rival[:-1]]
     return _to_singletons(labels, demoted)
 
@@ -71,9 +71,9 @@ def _similarity_to_centre(labels: Labels, features: Tensor, rows: NDArray[np.int
 
 
 def disagreement(labels: Labels, others: Labels) -> NDArray[np.float32]:
-    """For each row, 1 - IoU of the clusters that it is in under two labellings (N,), all labels >= 0: (N,) float32.
+    """Disagreement of two labellings (N,), all labels >= 0: 1 - IoU of each row's clusters, (N,) float32.
 
-    Single precision, as in the reference, whose learnt threshold is then met exactly.
+    Single precision as in the reference, so that its learnt threshold is met exactly.
     """
     together, size, other_size = (_group_size(x) for x in (_both(labels, others), labels, others))
     union = (size + other_size - together).astype(np.float32)
@@ -83,20 +83,20 @@ def disagreement(labels: Labels, others: Labels) -> NDArray[np.float32]:
 def keep_reliable(
     labels: Labels, tight: Labels, loose: Labels, threshold: float | None, quantile: float
 ) -> tuple[Labels, float | None]:
-    """Self-paced reliability criterion (Ge et al., SpCL, 2020, section 3.3).
+    """Labels after the self-paced reliability criterion (Ge et al., SpCL, 2020, section 3.3).
 
-    R_comp and R_indep of a row are the disagreements of its cluster with the tighter and with the looser clustering.
-    A row keeps its cluster if the cluster's smallest R_indep is at most the threshold and the row's R_comp is the
-    cluster's smallest; else it becomes a singleton.
+    R_comp and R_indep of a row are the disagreements of its cluster with the tighter and the looser clustering. A row
+    keeps its cluster if the cluster's smallest R_indep is at most the threshold and the row's R_comp is the cluster's
+    smallest; otherwise it becomes a singleton.
 
     Args:
-        labels, tight, loose: (N,) int64, all >= 0: the clusterings at the middle, the smallest and the largest eps.
-        threshold: largest R_indep of a believed cluster, or None to learn it: the value at `quantile` of the sorted
-            R_indep of all clusters of two and more rows.
-        quantile: see threshold, a fraction.
+        labels, tight, loose: (N,) int64, all >= 0: clusterings at the middle, smallest and largest eps.
+        threshold: maximum R_indep of a reliable cluster; None to learn it as the value at `quantile` of the sorted
+            R_indep of all clusters of two or more rows.
+        quantile: see `threshold`, in [0, 1].
 
     Returns:
-        The labels, and the threshold; it stays None as long as there is no cluster to learn it from.
+        The labels, and the threshold, which remains None while there is no cluster to learn it from.
     """
     labels = number_by_first_row(labels)
     compactness, independence = disagreement(labels, tight), disagreement(labels, loose)
@@ -114,14 +114,14 @@ def keep_reliable(
 
 
 def keep_confirmed(labels: Labels, previous: Labels, least: float = 0.5) -> Labels:
-    """Temporal consensus: rows keep their cluster only where the clustering before confirms it. Not in the paper.
+    """Labels after temporal consensus: rows keep their cluster if the last clustering confirms it. Not in the paper.
 
-    A row stays if the IoU of its cluster with the one that it was in before is the largest among the members of its
-    cluster, and at least `least`; else it becomes a singleton.
+    A row is kept if the IoU of its cluster with its previous cluster is the largest among the members of its cluster,
+    and at least `least`; otherwise it becomes a singleton.
 
     Args:
-        labels, previous: (N,) int64, all >= 0: the clustering of now and the one before.
-        least: smallest IoU that confirms.
+        labels, previous: (N,) int64, all >= 0: current and previous clustering.
+        least: minimum IoU.
 
     Returns:
         (N,) int64 labels.
@@ -134,14 +134,14 @@ def keep_confirmed(labels: Labels, previous: Labels, least: float = 0.5) -> Labe
 
 
 def _value_at(values: NDArray[np.float32], quantile: float) -> float | None:
-    """The value at a fraction of the sorted values; the place is rounded half to even, as in the reference."""
+    """Value at a quantile of the sorted values; the position is rounded half to even, as in the reference."""
     if len(values) == 0:
         return None
     return float(np.sort(values)[min(len(values) - 1, round(len(values) * quantile))])
 
 
 def number_labels(labels: Labels) -> Labels:
-    """Numbers labels (N,) without gaps: clusters of two and more rows first, each kind in the order of first rows."""
+    """Labels (N,) without gaps: clusters of two or more rows first, then singletons, each in order of first rows."""
     labels = number_by_first_row(labels)
     sizes = np.bincount(labels)
     number = np.empty(len(sizes), dtype=np.int64)
@@ -150,13 +150,13 @@ def number_labels(labels: Labels) -> Labels:
 
 
 def _group_size(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each element of groups (N,), how many equal it."""
+    """Size of the group of each element, (N,)."""
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return counts[inverse]
 
 
 def _both(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for each pair of numbers >= 0: equal where both are."""
+    """Unique key of each pair of numbers >= 0."""
     return first * (second.max(initial=0) + 1) + second
 
 
@@ -169,14 +169,14 @@ def _to_singletons(labels: Labels, chosen: NDArray[np.bool_]) -> Labels:
 logger = logging.getLogger(__name__)
 
 CLUSTERERS = {"dbscan": dbscan, "hdbscan": hdbscan}
-# A calibrated radius is never 0, which no clustering takes.
+# Lower bound of calibrated radii, since clusterings do not accept 0.
 _LEAST_RADIUS = 1e-6
-# Up to this deviation of a norm from 1 rows are taken as they are, so that no rounding is added.
+# Deviation of a norm from 1 up to which rows are not rescaled, to avoid rounding.
 _UNIT_TOLERANCE = 1e-5
 
 
 def invalid_rows(features: Tensor | NDArray) -> NDArray[np.int64]:
-    """Lists the rows of features (N, d) that cannot be clustered: those with NaN or infinite values, and zero rows."""
+    """Rows of features (N, d) that cannot be clustered: those with NaN or infinite values, and zero rows."""
     features = torch.as_tensor(features).detach()
     valid = features.isfinite().all(1) & (features != 0).any(1)
     return (~valid).nonzero()[:, 0].cpu().numpy()
@@ -185,14 +185,13 @@ def invalid_rows(features: Tensor | NDArray) -> NDArray[np.int64]:
 class SelfPacedDBSCAN:
     """Cluster labels with the self-paced reliability criterion (SpCL, CGPS).
 
-    Each fit computes the k-reciprocal Jaccard distance once, clusters it at every eps, applies the same-image rule
-    after each, and lets rows keep their cluster of the middle eps only where the tighter and the looser one confirm it.
+    Each fit computes the k-reciprocal Jaccard distance once, clusters it at every eps with the same-image rule, and
+    lets rows keep their cluster at the middle eps only if the tighter and the looser clustering confirm it.
 
     Attributes:
-        threshold: largest R_indep of a cluster that is believed. None before the first fit that finds a cluster, then
-            frozen.
-        previous: (N,) int64 labels of the last fit, before the temporal consensus; None before there is one, or without
-            consensus. With `threshold` it is all the state there is (`state_dict`).
+        threshold: maximum R_indep of a reliable cluster. None until a fit finds a cluster, then frozen.
+        previous: (N,) int64 labels of the last fit, before temporal consensus; None before the first fit, or without
+            consensus. Together with `threshold`, this is the whole state (`state_dict`).
         timings: seconds of the last fit by stage: search, distance, matching (one to one), clustering, criterion (with
             the same-image rule).
     """
@@ -214,22 +213,22 @@ class SelfPacedDBSCAN:
     ) -> None:
         """
         Args:
-            eps: rising distances in (0, 1): tight, normal and loose. A single one switches the criterion off.
-            min_samples: neighbours, the row itself counted, that make a core row.
+            eps: ascending distances in (0, 1): tight, normal and loose. A single one disables the criterion.
+            min_samples: minimum number of neighbours, including the row itself, of a core row.
             k1, k2: see `jaccard_distance`.
-            quantile: where in the sorted R_indep of the first clusters the threshold is read, in [0, 1].
-            same_image_rule: whether a cluster keeps one member of each image only.
-            clusterer: "dbscan", or "hdbscan", which may also split what eps joins.
-            eps_quantile: share in [0, 1] of the pairs of persons of one image, who are different people for certain.
-                The normal radius is then the distance that this share does not exceed, and at most that of `eps`; the
-                tight and the loose one keep their differences from it. None: the radii are those of `eps`.
-            one_to_one: whether distances of pairs that do not match one to one across images are dropped before the
+            quantile: quantile of the sorted R_indep of the first clusters that becomes the threshold, in [0, 1].
+            same_image_rule: whether a cluster keeps only one member of each image.
+            clusterer: "dbscan", or "hdbscan", which may also split clusters within eps.
+            eps_quantile: quantile, in [0, 1], of the distances between persons of one image, who are certainly
+                different. It becomes the normal radius if it is smaller than that of `eps`; tight and loose radius keep
+                their differences from it. None for the radii of `eps`.
+            one_to_one: whether to drop the distances of pairs that do not match one to one across images before
                 clustering, see `keep_one_to_one`.
-            consensus: whether a row keeps its cluster only where the last fit confirms it, see `keep_confirmed`.
-            progress: show progress bars on stderr.
+            consensus: whether a row keeps its cluster only if the last fit confirms it, see `keep_confirmed`.
+            progress: whether to show progress bars on stderr.
 
         Raises:
-            ValueError: an argument out of its range; the message names it.
+            ValueError: an argument is out of range; the message names it.
         """
         self.eps = tuple(float(value) for value in eps)
         self.min_samples, self.k1, self.k2, self.quantile = min_samples, k1, k2, quantile
@@ -244,36 +243,36 @@ class SelfPacedDBSCAN:
     def _check_arguments(self) -> None:
         eps = self.eps
         if len(eps) not in (1, 3) or list(eps) != sorted(set(eps)) or not 0 < eps[0] <= eps[-1] < 1:
-            raise ValueError(f"eps is {eps}: expected one value, or three rising values, in (0, 1)")
+            raise ValueError(f"eps is {eps}, expected one value, or three ascending values, in (0, 1)")
         if self.eps_quantile is not None and not 0 <= self.eps_quantile <= 1:
-            raise ValueError(f"eps_quantile is {self.eps_quantile}: expected a fraction in [0, 1]")
+            raise ValueError(f"eps_quantile is {self.eps_quantile}, expected a number in [0, 1]")
         for name in ("min_samples", "k1", "k2"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it counts the row itself, give {name} >= 1")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more: it includes the row itself")
         if not 0 <= self.quantile <= 1:
-            raise ValueError(f"quantile is {self.quantile}: expected a fraction in [0, 1]")
+            raise ValueError(f"quantile is {self.quantile}, expected a number in [0, 1]")
         if self.clusterer not in CLUSTERERS:
-            raise ValueError(f"clusterer is {self.clusterer!r}: expected one of {', '.join(CLUSTERERS)}")
+            raise ValueError(f"clusterer is {self.clusterer!r}, expected one of {', '.join(CLUSTERERS)}")
 
     @torch.no_grad()
     def fit(
         self, features: Tensor | NDArray, image_ids: ArrayLike | Tensor, camera_ids: ArrayLike | Tensor | None = None
     ) -> Labels:
-        """Clusters the rows of a memory bank.
+        """Cluster labels of bank rows.
 
         Args:
-            features: (N, d) float, tensor on any device or array. Rows are scaled to unit length. All-zero rows (bank
-                rows never seen) become singletons; `invalid_rows` lists them.
-            image_ids: (N,) integers or strings, the image of each row.
-            camera_ids: (N,) integers, the camera of each row, negative where unknown. If given, distances are taken
-                between features whose cameras' means are aligned (see `centre_cameras`).
+            features: (N, d) float, tensor on any device or array. Rows are scaled to unit length. Zero rows (never
+                seen) become singletons; `invalid_rows` lists them.
+            image_ids: (N,) integers or strings, image of each row.
+            camera_ids: (N,) integers, camera of each row, negative if unknown. If given, distances are computed after
+                `centre_cameras`.
 
         Returns:
-            (N,) int64 labels 0..C-1 without gaps: clusters of two and more rows first, in the order of their first
-            rows, then one label for each remaining row.
+            (N,) int64 labels 0..C-1 without gaps: clusters of two or more rows in order of their first rows, then a
+            label for each remaining row.
 
         Raises:
-            ValueError: NaN or infinite features, or arrays that do not fit each other.
+            ValueError: features are NaN or infinite, or shapes do not match.
         """
         features = as_features(features)
         images = _numbered(image_ids, len(features), "image_ids")
@@ -295,11 +294,11 @@ class SelfPacedDBSCAN:
         if previous is None:
             return labels
         if len(previous) != len(labels):
-            raise ValueError(f"{len(labels)} features, but the last fit had {len(previous)}: use another clusterer")
+            raise ValueError(f"{len(labels)} features, but the last fit had {len(previous)}: use a new clusterer")
         return keep_confirmed(labels, previous)
 
     def _fit_valid(self, features: Tensor, images: NDArray[np.int64], cameras: NDArray | None) -> Labels:
-        """Labels of rows that are finite and not zero."""
+        """Labels of rows that are finite and nonzero."""
         features = _unit_rows(features)
         if cameras is not None:
             features = centre_cameras(features, cameras)
@@ -329,12 +328,12 @@ class SelfPacedDBSCAN:
             return distance_of_codes(codes, radii[-1], self.progress), radii
 
     def _radii(self, codes: SparseRows, images: Tensor) -> tuple[float, ...]:
-        """The radii of this fit: those given, or smaller ones where persons of one image are nearer."""
+        """Radii of this fit: those given, or smaller ones if persons of one image are closer."""
         if self.eps_quantile is None:
             return self.eps
         distances = distances_of_pairs(codes, *same_image_pairs(images)).sort().values
         if not len(distances):
-            raise ValueError("eps_quantile needs images with two persons or more, and there are none: give eps alone")
+            raise ValueError("eps_quantile needs images with two persons or more, and there are none: set eps alone")
         normal = self.eps[len(self.eps) // 2]
         shift = min(float(distances[min(int(self.eps_quantile * len(distances)), len(distances) - 1)]) - normal, 0.0)
         radii = tuple(max(eps + shift, _LEAST_RADIUS) for eps in self.eps)
@@ -350,18 +349,17 @@ class SelfPacedDBSCAN:
             logger.info("Pseudo labels, %s: %.1f s", name, self.timings[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The learnt state: {"threshold": float, or None where nothing was learnt yet}, and with the temporal consensus
-        the labels "previous" (N,) int64."""
+        """Learnt state: {"threshold": float or None} and, with temporal consensus, the labels "previous" (N,) int64."""
         state: dict[str, Any] = {"threshold": self.threshold}
         if self.previous is not None:
             state["previous"] = torch.from_numpy(self.previous)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over the state of `state_dict`.
+        """Restores `state_dict`.
 
         Raises:
-            ValueError: a state without a usable "threshold".
+            ValueError: the state has no valid "threshold".
         """
         threshold = state.get("threshold", "missing")
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
@@ -369,7 +367,7 @@ class SelfPacedDBSCAN:
                 f"threshold is {threshold!r} in the clusterer's state, expected a number in [0, 1] or None"
             )
         self.threshold = None if threshold is None else float(threshold)
-        previous = state.get("previous")  # earlier versions had none
+        previous = state.get("previous")  # missing in earlier versions
         self.previous = None if previous is None else previous.cpu().numpy()
 
 
@@ -386,5 +384,5 @@ def _as_array(values: ArrayLike | Tensor, count: int, name: str) -> NDArray:
 
 
 def _numbered(values: ArrayLike | Tensor, count: int, name: str) -> NDArray[np.int64]:
-    """Numbers equal values alike, (N,) int64."""
+    """Equal numbers for equal values, (N,) int64."""
     return np.unique(_as_array(values, count, name), return_inverse=True)[1].astype(np.int64).reshape(-1)

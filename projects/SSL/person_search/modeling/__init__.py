@@ -1,7 +1,6 @@
-"""The model: meta-architecture, heads, exemplars, backbones, losses, and the objectives that train the features.
+"""Model: meta-architecture, heads, exemplars, backbones, losses and re-id objectives.
 
-May import `data`, `labels` and the modules beside the folders. `weights`, `engine`, `search` and `reproduction`
-import it.
+May import `data`, `labels` and the top-level modules. Imported by `weights`, `engine`, `search` and `reproduction`.
 Importing it registers its parts with Detectron2.
 """
 
@@ -11,7 +10,7 @@ from .heads import OneHeadROIHeads, PersonSearchROIHeads, TrainingEmbeddings
 from .layers import DeformableRoIPooler, RoundedAnchorGenerator
 from .losses import cluster_contrastive_loss, multi_label_loss, scale_invariant_loss
 from .meta_arch import SSLPersonSearch
-from .objectives.base import REID_OBJECTIVE_REGISTRY, BankObjective, MemoryBank, ReIDObjective
+from .objectives.base import REID_OBJECTIVE_REGISTRY, BankObjective, MemoryBank, MultiLabelObjective, ReIDObjective
 from .objectives.cgps import CGPSObjective
 from .objectives.oim import OIMObjective
 from .objectives.rsiamnet import RSiamNetObjective
@@ -26,6 +25,7 @@ __all__ = [
     "FusedLinearEmbedding",
     "LinearEmbedding",
     "MemoryBank",
+    "MultiLabelObjective",
     "NormAwareEmbedding",
     "OIMObjective",
     "OneHeadROIHeads",

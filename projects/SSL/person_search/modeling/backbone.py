@@ -1,7 +1,7 @@
-"""Backbones that Detectron2 does not offer, and the copies of the last stage (res5) that heads apply to RoIs.
+"""Backbones missing from Detectron2, and the last stage (res5) that heads apply to RoIs.
 
-A network is cut into a trunk, which sees whole images and whose output is called "res4", and its last stage, of which
-each head has a copy. Both names are a ResNet's, whatever the network.
+A network is split into a trunk, applied to whole images with the output "res4", and its last stage, of which every head
+has a copy. Both are called by ResNet's names, whatever the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import ConfigError
 
-# Blocks of res2 to res5 by depth; up to 34 of two 3x3 convolutions, above of three (bottlenecks).
+# Number of blocks in res2 to res5 by depth; basic blocks up to 34, bottlenecks above.
 _BLOCKS = {
     10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
@@ -29,45 +29,45 @@ _BLOCKS = {
 
 
 class LastStage(nn.Module):
-    """The last stage of a network, which heads apply to RoIs and the exemplar branch to crops.
+    """Last stage of a network, applied to RoIs by the heads and to crops by the exemplar branch.
 
     Attributes:
-        network_prefix: what the names of its weights have in front of them in the whole network.
+        network_prefix: prefix of its weights' names in the whole network.
     """
 
     network_prefix = ""
 
 
 class ResNetLastStage(LastStage, nn.Sequential):
-    """res5 of a ResNet of Detectron2: (R, C4, h, w) -> (R, C5, h / 2, w / 2)."""
+    """res5 of Detectron2's ResNet: (R, C4, h, w) -> (R, C5, h / 2, w / 2)."""
 
     network_prefix = "res5."
 
 
 class LastStageBuilder(NamedTuple):
-    """Builder of the last stage of a kind of network.
+    """Builder of last stages for a kind of network.
 
     Attributes:
-        build: gives a last stage of its own, without pretrained weights.
-        channels: gives the number of its output channels.
+        build: returns a new last stage without pretrained weights.
+        channels: returns the number of its output channels.
     """
 
     build: Callable[[CfgNode], LastStage]
     channels: Callable[[CfgNode], int]
 
 
-# By MODEL.BACKBONE.NAME; other backbones are ResNets that MODEL.RESNETS describes.
+# By MODEL.BACKBONE.NAME; any other backbone is a ResNet described by MODEL.RESNETS.
 LAST_STAGES: dict[str, LastStageBuilder] = {}
 
 
 def res5_channels(cfg: CfgNode) -> int:
-    """Output channels of the last stage."""
+    """Number of output channels of the last stage."""
     builder = LAST_STAGES.get(cfg.MODEL.BACKBONE.NAME)
     return builder.channels(cfg) if builder else cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
 
 
 def build_res5(cfg: CfgNode) -> LastStage:
-    """A last stage of its own for the configured backbone, (R, C4, h, w) -> (R, C5, ceil(h / 2), ceil(w / 2))."""
+    """New last stage for the configured backbone, (R, C4, h, w) -> (R, C5, ceil(h / 2), ceil(w / 2))."""
     builder = LAST_STAGES.get(cfg.MODEL.BACKBONE.NAME)
     if builder:
         return builder.build(cfg)
@@ -76,12 +76,12 @@ def build_res5(cfg: CfgNode) -> LastStage:
 
 @BACKBONE_REGISTRY.register()
 def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Stem to res4 of a ResNet of depth 10, 18 or 34 and of any width, for training from scratch.
+    """Stem to res4 of a ResNet-10, 18 or 34 of any width, for training from scratch.
 
-    Detectron2's own builder fixes the width of depths 18 and 34, for ImageNet weights, and has no depth 10.
+    Detectron2's builder fixes the width of ResNet-18 and 34 for ImageNet weights, and has no ResNet-10.
 
     Raises:
-        ConfigError: another depth or output is asked for.
+        ConfigError: MODEL.RESNETS.DEPTH or OUT_FEATURES is not supported.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in (10, 18, 34) or list(resnets.OUT_FEATURES) != ["res4"]:

@@ -1,7 +1,8 @@
-"""Embeddings of RoIs and crops: norm-aware, where a vector's norm tells persons from background (NAE), or plain."""
+"""Embeddings of RoIs and crops: norm-aware, with the vector norm as person score (NAE), or plain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,11 +15,11 @@ from .layers import SyncedBatchNorm1d
 
 
 class PooledFeatures(NamedTuple):
-    """Pooled vectors of RoIs or crops, which the embedding reads.
+    """Pooled features of RoIs or crops, the input of an embedding.
 
     Attributes:
-        res4: (R, C4), globally pooled res4 features; with S stripes (R, S * C4).
-        res5: (R, C5), globally pooled res5 features; with S stripes (R, S * C5).
+        res4: (R, C4) globally pooled res4 features, or (R, S * C4) with S stripes.
+        res5: (R, C5) globally pooled res5 features, or (R, S * C5) with S stripes.
     """
 
     res4: Tensor
@@ -26,18 +27,21 @@ class PooledFeatures(NamedTuple):
 
     @staticmethod
     def cat(parts: list[PooledFeatures]) -> PooledFeatures:
-        """Joins features along their rows."""
+        """Concatenates features along rows."""
         return PooledFeatures(torch.cat([p.res4 for p in parts]), torch.cat([p.res5 for p in parts]))
 
 
 class GlobalPooling(nn.Module):
-    """Pooling of feature maps into vectors, (R, C, h, w) -> (R, C), or over S horizontal stripes into (R, C * S).
+    """Global pooling of feature maps: (R, C, h, w) -> (R, C), or (R, C * S) over S horizontal stripes.
 
-    Stripes keep the vertical order: head, trunk and legs of an upright person are pooled apart. Of a map with fewer
-    rows than stripes, neighbouring stripes share rows.
+    Stripes keep the vertical order, so head, trunk and legs of an upright person are pooled separately. If a map has
+    fewer rows than stripes, neighbouring stripes share rows.
     """
 
-    _KINDS: ClassVar = {"max": F.adaptive_max_pool2d, "average": F.adaptive_avg_pool2d}
+    _KINDS: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "max": F.adaptive_max_pool2d,
+        "average": F.adaptive_avg_pool2d,
+    }
 
     def __init__(self, kind: str = "max", stripes: int = 1) -> None:
         """
@@ -46,7 +50,7 @@ class GlobalPooling(nn.Module):
             stripes: S.
 
         Raises:
-            ConfigError: another kind, or no stripe.
+            ConfigError: `kind` is unknown, or `stripes` is below 1.
         """
         super().__init__()
         check_value("MODEL.REID_HEAD.GLOBAL_POOLING", kind)
@@ -54,21 +58,46 @@ class GlobalPooling(nn.Module):
         self.kind, self.stripes = kind, stripes
 
     def forward(self, features: Tensor) -> Tensor:
-        """(R, C, h, w) -> (R, C * S)."""
+        """Vectors (R, C * S) of feature maps (R, C, h, w)."""
         if self.stripes > 1:
             return self._KINDS[self.kind](features, (self.stripes, 1)).flatten(1)
         return features.amax(dim=(2, 3)) if self.kind == "max" else features.mean(dim=(2, 3))
 
 
-class NormAwareEmbedding(nn.Module):
-    """Projects res4 and res5 features (Linear + BN each), joins them, and splits norm from direction (NAE)."""
+class Embedding(nn.Module):
+    """Base class of embeddings: unit vectors and person logits of pooled features.
 
-    def __init__(self, res4_channels: int, res5_channels: int, dim: int = 256) -> None:
+    Attributes:
+        dim: d, the size of the embedding.
+    """
+
+    dim: int
+
+    def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings and person logits.
+
+        In training, batch statistics (and so the running ones) are those of `pooled` alone, whatever `others` holds.
+
+        Args:
+            pooled: features of R RoIs.
+            others: features of O more RoIs or crops, normalised with the statistics of `pooled`.
+
+        Returns:
+            embeddings (R + O, d) of unit length, those of `others` last, and person logits (R,) of `pooled`; both
+            float32, also under autocast.
+        """
+        raise NotImplementedError
+
+
+class NormAwareEmbedding(Embedding):
+    """Norm-aware embedding (NAE): Linear + BN on res4 and res5 each, concatenated, norm and direction separated."""
+
+    def __init__(self, res4_channels: int, res5_channels: int, dim: int) -> None:
         """
         Args:
             res4_channels: C4.
             res5_channels: C5.
-            dim: d, size of the embedding; half comes from each of the two.
+            dim: d, size of the embedding, half of it from each input.
         """
         super().__init__()
         self.dim = dim
@@ -77,18 +106,7 @@ class NormAwareEmbedding(nn.Module):
         self.rescaler = SyncedBatchNorm1d(1)
 
     def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings and person logits.
-
-        In training the batch statistics, and so the running ones, are those of `pooled` alone, whatever `others` holds.
-
-        Args:
-            pooled: features of R RoIs.
-            others: features of O more RoIs or crops, normalised with the statistics of `pooled`.
-
-        Returns:
-            embeddings (R + O, d) of unit length, those of `others` last, and person logits (R,) of `pooled`; both
-            float32 whatever the precision around.
-        """
+        """Embeddings and person logits; see `Embedding.forward`."""
         parts = [pooled] if others is None else [pooled, others]
         with torch.autocast(pooled.res4.device.type, enabled=False):
             vectors = torch.cat(
@@ -102,13 +120,14 @@ class NormAwareEmbedding(nn.Module):
             return F.normalize(vectors, dim=1), logits
 
 
-class LinearEmbedding(nn.Module):
-    """Projects res5 features linearly; a classifier of its own tells persons from background (OIM).
+class LinearEmbedding(Embedding):
+    """Linear embedding of res5 features, with a separate person classifier (OIM).
 
-    The papers classify with a softmax over two logits, which is the sigmoid of their difference: the one logit here.
+    The papers classify with a softmax over two logits, which equals the sigmoid of their difference: the one logit
+    here.
     """
 
-    def __init__(self, res5_channels: int, dim: int = 256) -> None:
+    def __init__(self, res5_channels: int, dim: int) -> None:
         """
         Args:
             res5_channels: C5.
@@ -123,56 +142,55 @@ class LinearEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings and person logits; see `NormAwareEmbedding.forward`. Features of res4 are not read."""
+        """Embeddings and person logits; see `Embedding.forward`. res4 features are not used."""
         with torch.autocast(pooled.res5.device.type, enabled=False):
             features = pooled.res5.float()
             read = features if others is None else torch.cat([features, others.res5.float()])
             return F.normalize(self.projector(read), dim=1), self.classifier(features).squeeze(1)
 
 
-class FusedLinearEmbedding(nn.Module):
-    """Projects res4 and res5 features linearly and joins them; a classifier of its own on res5 (CGPS).
+class FusedLinearEmbedding(Embedding):
+    """Linear embedding of res4 and res5 features, concatenated, with a separate person classifier on res5 (CGPS).
 
-    It is `NormAwareEmbedding` without batch normalisation. For the one person logit see `LinearEmbedding`.
+    `NormAwareEmbedding` without batch normalisation. For the single person logit see `LinearEmbedding`.
     """
 
-    def __init__(self, res4_channels: int, res5_channels: int, dim: int = 256) -> None:
+    def __init__(self, res4_channels: int, res5_channels: int, dim: int) -> None:
         """
         Args:
             res4_channels: C4.
             res5_channels: C5.
-            dim: d, size of the embedding; half comes from each of the two.
+            dim: d, size of the embedding, half of it from each input.
         """
         super().__init__()
         self.dim = dim
         self.res4_projector = nn.Linear(res4_channels, dim // 2)
         self.res5_projector = nn.Linear(res5_channels, dim - dim // 2)
         self.classifier = nn.Linear(res5_channels, 1)
-        # The deviations of CGPS's code.
+        # Standard deviations as in CGPS's code.
         for layer, deviation in ((self.res4_projector, 0.001), (self.res5_projector, 0.001), (self.classifier, 0.01)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings and person logits; see `NormAwareEmbedding.forward`."""
+        """Embeddings and person logits; see `Embedding.forward`."""
         read = pooled if others is None else PooledFeatures.cat([pooled, others])
         with torch.autocast(pooled.res5.device.type, enabled=False):
             vectors = torch.cat([self.res4_projector(read.res4.float()), self.res5_projector(read.res5.float())], dim=1)
             return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
 
 
-class BNNeckEmbedding(nn.Module):
-    """Pooled res4 and res5 features as they are, each channel normalised over the batch ("BN neck"); no projection.
+class BNNeckEmbedding(Embedding):
+    """Pooled res4 and res5 features with batch normalisation ("BN neck") and no projection.
 
-    It starts from what a pretrained backbone tells of a person, where a projection starts at random. A classifier of
-    its own tells persons from background.
+    Training starts from the features of a pretrained backbone, where a projection would start at random. Persons are
+    told from background by a separate classifier.
     """
 
     def __init__(self, res4_channels: int, res5_channels: int) -> None:
         """
         Args:
-            res4_channels, res5_channels: C4 and C5 (times the number of stripes); their sum is the size d of the
-                embedding.
+            res4_channels, res5_channels: C4 and C5, each times the number of stripes; d is their sum.
         """
         super().__init__()
         self.dim = res4_channels + res5_channels
@@ -182,7 +200,7 @@ class BNNeckEmbedding(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, pooled: PooledFeatures, others: PooledFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings and person logits; see `NormAwareEmbedding.forward`."""
+        """Embeddings and person logits; see `Embedding.forward`."""
         parts = [pooled] if others is None else [pooled, others]
         with torch.autocast(pooled.res5.device.type, enabled=False):
             features = torch.cat([torch.cat([part.res4, part.res5], dim=1).float() for part in parts])
@@ -190,17 +208,15 @@ class BNNeckEmbedding(nn.Module):
             return F.normalize(vectors, dim=1), self.classifier(pooled.res5.float()).squeeze(1)
 
 
-def build_embedding(
-    kind: str, res4_channels: int, res5_channels: int, dim: int
-) -> NormAwareEmbedding | LinearEmbedding | FusedLinearEmbedding | BNNeckEmbedding:
-    """An embedding by the name that MODEL.REID_HEAD.EMBEDDING gives it.
+def build_embedding(kind: str, res4_channels: int, res5_channels: int, dim: int) -> Embedding:
+    """Embedding named by MODEL.REID_HEAD.EMBEDDING.
 
     Args:
         kind: "norm_aware", "linear", "fused_linear" or "bn_neck".
         res4_channels, res5_channels, dim: see the classes.
 
     Raises:
-        ConfigError: there is no such embedding, or it cannot have that size.
+        ConfigError: `kind` is unknown, or it does not allow the size `dim`.
     """
     check_value("MODEL.REID_HEAD.EMBEDDING", kind)
     if kind == "norm_aware":
@@ -226,9 +242,10 @@ def _projector(channels: int, dim: int) -> nn.Sequential:
 
 
 def _project(projector: nn.Sequential, parts: list[Tensor]) -> Tensor:
-    """Rows of all parts after the projector's linear layer and its norm, which counts the first part alone.
+    """Projection of all parts, concatenated; batch statistics come from the first part alone.
 
-    The parts pass the linear layer one by one: what the first one becomes does not depend on the others to the bit.
+    The linear layer takes the parts one by one, which makes the first part's output independent of the others to the
+    last bit.
     """
     linear, norm = projector
     return norm(torch.cat([linear(part.float()) for part in parts]), counted=parts[0].shape[0])

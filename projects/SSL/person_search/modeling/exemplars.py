@@ -1,4 +1,4 @@
-"""Multi-scale exemplars: each annotated person cropped, cut out of the background and resized (paper Eq. 1)."""
+"""Multi-scale exemplars: every annotated person cropped, masked and resized (paper Eq. 1)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .layers import running_statistics
 
 
 class PersonCrops:
-    """The persons of a batch of images. A crop covers every pixel that its box touches, at least one.
+    """Crops of the persons in a batch of images. A crop covers every pixel that its box touches, at least one.
 
-    Crops are read straight from the images, on their device and for all persons in one operation, whatever their sizes.
-    Background pixels take one colour, by default 0, which is the mean colour of a normalised image.
+    Crops of all sizes are read from the images in one operation, on their device. Background pixels take a single
+    colour, by default 0, the mean colour of a normalised image.
 
-    Nothing here waits for a GPU: what decides about sizes is computed on the CPU, and what a GPU needs of it is sent.
+    Sizes are computed on the CPU and sent to the GPU, so nothing here synchronises with a GPU.
 
     Attributes:
-        sizes: P times (height, width) in pixels, image after image.
+        sizes: (height, width) of the P crops in pixels, image by image.
     """
 
     def __init__(
@@ -42,14 +42,15 @@ class PersonCrops:
         """
         Args:
             images: (B, C, H, W) normalised and padded.
-            boxes: for each image (P_b, 4) xyxy in pixels, best on the CPU: those on a GPU are waited for.
-            image_sizes: for each image (height, width) without its padding.
-            masks: for each image (P_b, height, width) bool foreground, or None to keep the background.
-            background: (C,) colour of what is no foreground, normalised, on the images' device; None: 0.
+            boxes: (P_b, 4) xyxy in pixels for each image, preferably on the CPU (boxes on a GPU cause a
+                synchronisation).
+            image_sizes: (height, width) of each image without padding.
+            masks: (P_b, height, width) bool foreground for each image, or None to keep the background.
+            background: (C,) normalised background colour, on the images' device; None for 0.
         """
         counts = [len(b) for b in boxes]
         self._height, self._width = images.shape[-2:]
-        self._planes = images.movedim(1, 0).flatten(1)  # (C, B * H * W): pixels by one number
+        self._planes = images.movedim(1, 0).flatten(1)  # (C, B * H * W), for linear pixel indices
         image = torch.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
         limit = torch.tensor([(width, height) for height, width in image_sizes], dtype=torch.float32)[image]
         corners = torch.cat(list(boxes)).to("cpu", torch.float32)
@@ -64,11 +65,11 @@ class PersonCrops:
         self.sizes: list[tuple[int, int]] = [(h, w) for w, h in length.tolist()]
 
     def __len__(self) -> int:
-        """P."""
+        """Number of persons, P."""
         return len(self.sizes)
 
     def resized(self, size: tuple[int, int]) -> Tensor:
-        """All crops resized bilinearly (pixel centres aligned, borders repeated, no anti-aliasing).
+        """All crops, resized bilinearly (half-pixel centres, edge padding, no anti-aliasing).
 
         Args:
             size: (height, width) in pixels.
@@ -85,11 +86,11 @@ class PersonCrops:
         return torch.lerp(upper, lower, down).contiguous()
 
     def cut(self, persons: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Some crops at their own sizes, each in the top left corner of zeros.
+        """Selected crops at their original sizes, zero-padded at the bottom and on the right.
 
         Args:
-            persons: n of 0..P-1.
-            size: (height, width) of the result, at least that of each crop.
+            persons: indices of n persons.
+            size: (height, width) of the result, no smaller than any of the crops.
 
         Returns:
             (n, C, height, width).
@@ -100,7 +101,7 @@ class PersonCrops:
         return (self._pixels(index, rows, columns) * inside).contiguous()
 
     def _pixels(self, persons: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Foreground pixels (n, C, h, w) of images at the rows (n, h) and columns (n, w) of each of n persons."""
+        """Foreground pixels (n, C, h, w) at given image rows (n, h) and columns (n, w) of n persons."""
         place = rows[:, :, None] * self._width + columns[:, None]
 
         def pick(values: Tensor, area: Tensor) -> Tensor:
@@ -117,8 +118,7 @@ class PersonCrops:
         return pixels.movedim(0, 1)
 
     def _sources(self, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The two pixels (P, length) of the image that each pixel of the result lies between, and the second one's
-        weight."""
+        """Image pixels (P, length) on either side of every output pixel along an axis, and the weight of the second."""
         steps = torch.arange(length, device=self._image.device) + 0.5
         own = self._length[:, axis, None]
         place = (steps * (own / length) - 0.5).clamp(min=0)
@@ -127,14 +127,14 @@ class PersonCrops:
         return first + low, first + high, place - low
 
     def _window(self, persons: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor]:
-        """The pixels (n, length) of the image from a crop's first on, and which of them belong to it."""
+        """Image pixels (n, length) along an axis, starting at the crop's first, and whether each lies in the crop."""
         steps = torch.arange(length, device=self._image.device)
         own = self._length[persons, axis, None]
         return self._first[persons, axis, None] + torch.minimum(steps, own - 1), steps < own
 
 
 def _stack(masks: Sequence[Tensor | None], counts: Sequence[int], images: Tensor) -> Tensor:
-    """Masks of all images, (P, H, W) bool; those of images without any are True everywhere."""
+    """Masks of all images, (P, H, W) bool; True everywhere for images without masks."""
     height, width = images.shape[-2:]
     parts = []
     for mask, count in zip(masks, counts, strict=True):
@@ -145,20 +145,20 @@ def _stack(masks: Sequence[Tensor | None], counts: Sequence[int], images: Tensor
     return torch.cat(parts)
 
 
-# Side of a cell in pixels, the stride of res5: images begin at whole cells, so that each level of a ResNet cuts them as
-# it would cut them alone, and an empty cell between two keeps each out of the other's convolutions.
+# Side of a cell in pixels, the stride of res5. Images start at cell borders, so each level of a ResNet samples them as
+# it would on their own; an empty cell between two images keeps them out of each other's convolutions.
 _CELL = 32
-# A mosaic's sides are multiples of so many cells: kernels are chosen anew for each size that was not met before.
+# Granularity of a mosaic's height and width in cells: cuDNN selects kernels anew for every new input size.
 _HEIGHT_STEP, _WIDTH_STEP = 4, 8
-# Heights that are tried beyond the least possible one.
+# Number of heights tried beyond the minimum.
 _HEIGHTS_TRIED = 4
-# Blocks of convolutions, sums and rectifiers alone.
+# Residual blocks, which contain no pooling.
 _BLOCKS = (BasicBlock, BottleneckBlock)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of images in a mosaic.
+    """Positions of images in a mosaic.
 
     Attributes:
         size: (height, width) of the mosaic in pixels.
@@ -170,13 +170,13 @@ class Layout:
 
 
 def arrange(sizes: Sequence[tuple[int, int]]) -> Layout:
-    """Stacks images in columns, side by side in a strip of little area.
+    """Layout of images in columns, packed into a strip of small area.
 
     Args:
-        sizes: (height, width) of one image or more, in pixels.
+        sizes: (height, width) of one or more images, in pixels.
 
     Returns:
-        their places. Each begins at a multiple of 32 pixels, and 32 empty ones or more lie between any two.
+        positions at multiples of 32 pixels, with gaps of at least 32 pixels.
     """
     cells = [(-(-height // _CELL), -(-width // _CELL)) for height, width in sizes]
     least = _rounded_up(max(height for height, _ in cells), _HEIGHT_STEP)
@@ -186,8 +186,8 @@ def arrange(sizes: Sequence[tuple[int, int]]) -> Layout:
 
 
 def _stacked_cells(cells: Sequence[tuple[int, int]], height: int) -> Layout:
-    """The strip of a height: the widest image first, each below others where it still fits, else in a new column."""
-    columns: list[list[int]] = []  # left end and free height of each
+    """Layout of a given height: widest image first, each in the first column with room, else in a new column."""
+    columns: list[list[int]] = []  # left edge and free height of each
     corners = [(0, 0)] * len(cells)
     width = 0
     for index in sorted(range(len(cells)), key=lambda i: (-cells[i][1], -cells[i][0], i)):
@@ -207,15 +207,18 @@ def _rounded_up(number: int, step: int) -> int:
 
 
 class Mosaic:
-    """A picture (1, C, H, W) of n images with zeros between them, and what belongs to which at each level of a
-    ResNet."""
+    """Mosaic (1, C, H, W) of n images separated by zeros, with the area of each image at every level of a ResNet.
+
+    Attributes:
+        picture: the mosaic, (1, C, H, W).
+    """
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         """
         Args:
-            images: n times (C, h, w).
+            images: n images (C, h, w).
         """
-        self._sizes = [tuple(image.shape[1:]) for image in images]
+        self._sizes = [(image.shape[1], image.shape[2]) for image in images]
         self._layout = arrange(self._sizes)
         self.picture = images[0].new_zeros(1, len(images[0]), *self._layout.size)
         for image, (top, left, bottom, right) in zip(images, self._areas(1), strict=True):
@@ -223,7 +226,7 @@ class Mosaic:
         self._masks: dict[int, Tensor] = {}
 
     def keep(self, features: Tensor) -> Tensor:
-        """Sets everything between the images to 0, in features (1, c, h, w) at any level."""
+        """Features (1, c, h, w) of any level, zeroed between the images."""
         stride = self._stride(features)
         if stride == 1:
             return features
@@ -235,8 +238,8 @@ class Mosaic:
         return features * self._masks[stride]
 
     def pool_maximum(self, features: Tensor) -> Tensor:
-        """Maximum (n, c) over the pixels of each image, of features (1, c, h, w)."""
-        # RoI pooling counts the last row and column in.
+        """Maximum (n, c) of features (1, c, h, w) over the pixels of each image."""
+        # Box ends are inclusive in RoI pooling.
         boxes = [
             (0, left, top, right - 1, bottom - 1) for top, left, bottom, right in self._areas(self._stride(features))
         ]
@@ -247,7 +250,7 @@ class Mosaic:
         return self._layout.size[0] // features.shape[2]
 
     def _areas(self, stride: int) -> list[tuple[int, int, int, int]]:
-        """(top, left, bottom, right) of each image at a level; what is left over from whole strides counts as one."""
+        """(top, left, bottom, right) of each image at a level, bottom and right rounded up to whole strides."""
         return [
             (top // stride, left // stride, -(-(top + height) // stride), -(-(left + width) // stride))
             for (height, width), (top, left) in zip(self._sizes, self._layout.corners, strict=True)
@@ -256,10 +259,10 @@ class Mosaic:
 
 @contextmanager
 def kept_apart(modules: Sequence[nn.Module], mosaic: Mosaic) -> Iterator[None]:
-    """Within, every convolution that looks beyond its pixel sees zeros between the images, as it does at their borders.
+    """Context in which convolutions larger than 1 x 1 see zeros between the images of a mosaic, as at image borders.
 
-    Its output is treated likewise where a pooling may follow, as in the stem; in residual blocks none does.
-    Normalisation must not look at other pixels: batch normalisation with running statistics does not.
+    Outputs are zeroed as well where pooling may follow, as in the stem; residual blocks contain no pooling.
+    Normalisation must not depend on other pixels, as with batch normalisation on running statistics.
     """
     handles = []
     for module in modules:
@@ -278,21 +281,23 @@ def kept_apart(modules: Sequence[nn.Module], mosaic: Mosaic) -> Iterator[None]:
 
 
 def fits_a_mosaic(backbone: nn.Module, res5: nn.Module) -> bool:
-    """Whether a mosaic gives the features that each image would have alone: cells are those of Detectron2's ResNets."""
+    """Whether a mosaic yields the same features as separate images. Cells are laid out for Detectron2's ResNets."""
     return isinstance(backbone, ResNet) and not looks_at_other_pixels([backbone, res5])
 
 
 def looks_at_other_pixels(modules: Sequence[nn.Module]) -> bool:
-    """Whether a layer normalises over the pixels of an image, so that a neighbour would change its result."""
+    """Whether any layer normalises over the pixels of an image, where neighbours in a mosaic would interfere."""
     kinds = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
     return any(isinstance(m, kinds) for module in modules for m in module.modules())
 
 
 class ExemplarBranch(nn.Module):
-    """Features of every annotated person at K fixed scales and at its original scale.
+    """Exemplar branch: features of every annotated person at K fixed scales and at its original scale.
 
-    The layers are the main branch's (`backbone` and the re-id head's res5) unless `separate` is given.
+    Layers are shared with the main branch (`backbone` and the re-id head's res5) unless `separate` is given.
     """
+
+    background: Tensor | None
 
     def __init__(
         self,
@@ -300,21 +305,20 @@ class ExemplarBranch(nn.Module):
         scales: Sequence[tuple[int, int]],
         original: bool,
         mask_background: bool,
-        background: Sequence[float] | None = None,
-        pooling: GlobalPooling | None = None,
-        separate: nn.ModuleDict | None = None,
-        random_erasing: float = 0.0,
+        background: Sequence[float] | None,
+        pooling: GlobalPooling,
+        separate: nn.ModuleDict | None,
+        random_erasing: float,
     ) -> None:
         """
         Args:
-            scales: (height, width) in pixels of the fixed scales.
-            original: whether the crop at its own size takes part.
-            mask_background: whether crops are multiplied by `gt_masks` where the instances have them.
-            background: colour that the background takes, one value a channel of the normalised images; None: 0, their
-                mean colour.
-            pooling: how crops become vectors, that of the second head; None: their maximum.
-            separate: an exemplar backbone of its own, with modules "backbone" and "res5".
-            random_erasing: share of the exemplars in which, in training, a random rectangle takes the mean colour
+            scales: (height, width) of the fixed scales in pixels.
+            original: whether to include the crop at its original size.
+            mask_background: whether to apply `gt_masks` to the crops, if the instances have them.
+            background: background colour, one value per channel of the normalised images; None for 0, the mean colour.
+            pooling: pooling of crops into vectors, that of the re-id head.
+            separate: separate exemplar network with modules "backbone" and "res5"; None to share the main branch's.
+            random_erasing: probability, in training, of erasing a random rectangle of an exemplar with the mean colour
                 (Zhong et al., 2020; not in the paper).
         """
         super().__init__()
@@ -323,13 +327,13 @@ class ExemplarBranch(nn.Module):
         self.mask_background = mask_background
         colour = None if background is None else torch.tensor(background, dtype=torch.float32)
         self.register_buffer("background", colour, persistent=False)
-        self.pooling = pooling or GlobalPooling()
+        self.pooling = pooling
         self.separate = separate
         self.random_erasing = random_erasing
 
     @property
     def per_person(self) -> int:
-        """Number of exemplars of one person."""
+        """Number S of exemplars per person."""
         return len(self.scales) + int(self.original)
 
     def forward(
@@ -340,17 +344,18 @@ class ExemplarBranch(nn.Module):
         backbone: nn.Module,
         res5: nn.Module,
     ) -> PooledFeatures:
-        """
+        """Features of the exemplars.
+
         Args:
             images: (B, C, H, W) normalised and padded.
-            targets: B ground truths, maybe with `gt_masks`, on the images' device.
-            boxes: their boxes, B times (P_b, 4), best on the CPU (see `PersonCrops`).
-            backbone: the main branch's stem to res4, returning {"res4": features}.
-            res5: the re-id head's res5.
+            targets: ground truth of the B images, optionally with `gt_masks`, on the images' device.
+            boxes: boxes (P_b, 4) of the B images, preferably on the CPU (see `PersonCrops`).
+            backbone: stem to res4 of the main branch, returning {"res4": features}.
+            res5: res5 of the re-id head.
 
         Returns:
-            Features of P * S exemplars, P over all images and S = `per_person`: person by person, the fixed scales in
-            their order first, the original scale last.
+            Features of P * S exemplars, with P persons over all images and S = `per_person`: person by person, fixed
+            scales in order, then the original scale.
         """
         if self.separate is not None:
             backbone, res5 = self.separate["backbone"], self.separate["res5"]
@@ -364,7 +369,7 @@ class ExemplarBranch(nn.Module):
             return self._size_by_size(crops, backbone, res5)
 
     def _in_one_pass(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
-        """On a GPU a pass costs what the start of its kernels costs, so one takes all exemplars."""
+        """Features of all exemplars in one mosaic: on a GPU, kernel launches dominate the cost of a pass."""
         exemplars: list[Any] = [self._erased(crops.resized(size)) for size in self.scales]
         if self.original:
             longest = tuple(max(sides) for sides in zip(*crops.sizes, strict=True))
@@ -377,7 +382,7 @@ class ExemplarBranch(nn.Module):
             return PooledFeatures(mosaic.pool_maximum(features), mosaic.pool_maximum(res5(features)))
 
     def _size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
-        """On a CPU the pixels alone count, and these are the fewest."""
+        """Features scale by scale: on a CPU the number of pixels dominates, which this keeps minimal."""
         resized = [self._erased(crops.resized(size)) for size in self.scales]
         by_scale = [pool_crops(exemplars, backbone, res5, self.pooling) for exemplars in resized]
         if self.original:
@@ -389,7 +394,7 @@ class ExemplarBranch(nn.Module):
         )
 
     def _erased(self, exemplars: Tensor) -> Tensor:
-        """Exemplars (n, C, h, w), in training each with a random rectangle in the mean colour at the given rate."""
+        """Exemplars (n, C, h, w), in training with random erasing."""
         if not (self.training and self.random_erasing):
             return exemplars
         erase = RandomErasing(self.random_erasing, inplace=True)
@@ -406,12 +411,12 @@ class ExemplarBranch(nn.Module):
         )
 
     def _without_persons(self, images: Tensor, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
-        """No rows, but joined to the graph: with several processes each must use every parameter in each iteration."""
+        """Features of no rows, attached to the graph: distributed training needs every parameter in each iteration."""
         dummy = pool_crops(images[:1, :, :32, :32], backbone, res5, self.pooling)
         return PooledFeatures(dummy.res4[:0], dummy.res5[:0])
 
 
 def pool_crops(crops: Tensor, backbone: nn.Module, res5: nn.Module, pooling: GlobalPooling) -> PooledFeatures:
-    """Features of crops (P, C, h, w) of one size."""
+    """Pooled features of crops (P, C, h, w) of equal size."""
     features = backbone(crops)["res4"]
     return PooledFeatures(pooling(features), pooling(res5(features)))

@@ -1,4 +1,4 @@
-"""RoI heads: one that refines proposals, one that detects and embeds persons, and both in sequence (SeqNet)."""
+"""RoI heads: a box head that refines proposals, a re-id head that embeds persons, and both in sequence (SeqNet)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .backbone import build_res5, res5_channels
-from .embedding import GlobalPooling, PooledFeatures, build_embedding
+from .embedding import Embedding, GlobalPooling, PooledFeatures, build_embedding
 from .layers import BoxRegressor, build_pooler, running_statistics
 
 
 @dataclass(frozen=True)
 class TrainingEmbeddings:
-    """Embeddings of one batch, which the re-id losses read. Every feature is float32 of unit length.
+    """Embeddings of a batch, the input of the re-id losses. All features are float32 and of unit length.
 
     Attributes:
-        rois: (R, d) positive RoIs of the head that embeds.
-        roi_instance_index: (R,) int64, the bank row of the person that each RoI is matched to.
-        backgrounds: (G, d) its negative RoIs.
-        persons: (P, d) the RoIs of the ground-truth boxes; None where the objective does not read them.
+        rois: (R, d) positive RoIs of the re-id head.
+        roi_instance_index: (R,) int64, bank row of the person matched to each RoI.
+        backgrounds: (G, d) negative RoIs of the re-id head.
+        persons: (P, d) RoIs of the ground-truth boxes; None if the objective does not use them.
         instance_index: (P,) int64, bank row of each person.
         image_index: (P,) int64, position in the batch of each person's image.
-        exemplars: (P, S, d) features of the exemplars, None without the exemplar branch.
+        exemplars: (P, S, d) exemplars; None without the exemplar branch.
     """
 
     rois: Tensor
@@ -46,8 +46,7 @@ class TrainingEmbeddings:
 
 
 class ReIDHead(nn.Module):
-    """The head that embeds persons, tells them from background and places their boxes (NAE's; OIM's and CGPS's with
-    another embedding)."""
+    """Re-id head: embedding, person score and box of each RoI (NAE; with other embeddings OIM and CGPS)."""
 
     @configurable
     def __init__(
@@ -55,7 +54,7 @@ class ReIDHead(nn.Module):
         *,
         res5: nn.Module,
         regressor: BoxRegressor,
-        embedding: nn.Module,
+        embedding: Embedding,
         global_pooling: GlobalPooling,
         transform: Box2BoxTransform,
         smooth_l1_beta: float,
@@ -64,10 +63,10 @@ class ReIDHead(nn.Module):
     ) -> None:
         """
         Args:
-            res5, regressor: res5 of the head and its box regressor.
-            embedding: gives embedding and person logit, see `build_embedding`.
-            global_pooling: how RoI features become vectors.
-            transform, smooth_l1_beta: box coding and loss.
+            res5, regressor: res5 stage and box regressor of this head.
+            embedding: embedding and person logit, see `build_embedding`.
+            global_pooling: pooling of RoI features into vectors.
+            transform, smooth_l1_beta: box coding and regression loss.
             box_loss_weight, cls_loss_weight: loss weights.
         """
         super().__init__()
@@ -78,14 +77,14 @@ class ReIDHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, channels: int) -> dict[str, Any]:
-        """Arguments of the head that MODEL.REID_HEAD describes, on a backbone feature of `channels` channels.
+        """Constructor arguments from MODEL.REID_HEAD, for a backbone feature of `channels` channels.
 
         Raises:
-            ConfigError: the kind of pooling or embedding does not exist.
+            ConfigError: the kind of pooling or embedding is unknown.
         """
         keys, box_keys = cfg.MODEL.REID_HEAD, cfg.MODEL.ROI_BOX_HEAD
         pooling = GlobalPooling(keys.GLOBAL_POOLING, keys.STRIPES)
-        # Channels of what the embedding and the regressor read.
+        # Channels after pooling, the input of the embedding and the regressor.
         res4_channels, pooled_channels = (keys.STRIPES * count for count in (channels, res5_channels(cfg)))
         return {
             "res5": build_res5(cfg),
@@ -99,16 +98,19 @@ class ReIDHead(nn.Module):
         }
 
     def pool(self, res4: Tensor) -> PooledFeatures:
-        """Vectors of RoI features (R, C4, h, w) and of what res5 makes of them."""
+        """Pooled RoI features (R, C4, h, w), before and after res5."""
         return PooledFeatures(self.global_pooling(res4), self.global_pooling(self.res5(res4)))
 
     def losses(self, sampled: list[Instances], logits: Tensor, deltas: Tensor) -> dict[str, Tensor]:
         """Weighted detection losses.
 
         Args:
-            sampled: for each image its RoIs with `gt_classes` and, where there is ground truth, `gt_boxes`.
+            sampled: RoIs of each image, with `gt_classes` and, if the image has ground truth, `gt_boxes`.
             logits: (R,) person logits of all RoIs.
-            deltas: (R, 4) their regressed boxes.
+            deltas: (R, 4) regressed box deltas of all RoIs.
+
+        Returns:
+            scalars "loss_reid_head_cls" and "loss_reid_head_box".
         """
         classes = cat([p.gt_classes for p in sampled])
         foreground = classes == 0
@@ -126,7 +128,7 @@ class ReIDHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Faster R-CNN's head, which refines the RPN's proposals for the head behind it (SeqNet)."""
+    """Box head: Faster R-CNN's head, which refines the RPN's proposals for the re-id head (SeqNet)."""
 
     @configurable
     def __init__(
@@ -134,8 +136,8 @@ class BoxHead(nn.Module):
     ) -> None:
         """
         Args:
-            res5, predictor: Faster R-CNN's classifier and regressor on max-pooled res5.
-            score_thresh, nms_thresh: what of it reaches the head behind at test time.
+            res5, predictor: res5 stage, and Faster R-CNN's classifier and regressor on max-pooled res5.
+            score_thresh, nms_thresh: score and NMS thresholds of the boxes passed on at test time.
         """
         super().__init__()
         self.res5, self.predictor = res5, predictor
@@ -143,7 +145,7 @@ class BoxHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the head that MODEL.BOX_HEAD describes."""
+        """Constructor arguments from MODEL.BOX_HEAD."""
         keys, box_keys = cfg.MODEL.BOX_HEAD, cfg.MODEL.ROI_BOX_HEAD
         res5 = build_res5(cfg)
         predictor = FastRCNNOutputLayers(
@@ -165,24 +167,24 @@ class BoxHead(nn.Module):
     def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, 2) and box deltas (R, 4) of RoI features (R, C4, h, w)."""
         pooled = self.res5(res4).amax(dim=(2, 3))
-        # Half precision would round scores to a few steps, and boxes to whole pixels.
+        # Half precision would quantise scores coarsely, and boxes to whole pixels.
         with torch.autocast(pooled.device.type, enabled=False):
             return self.predictor(pooled.float())
 
     def losses(self, predictions: tuple[Tensor, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
-        """Weighted detection losses of what `forward` gave for sampled RoIs."""
+        """Weighted detection losses of the predictions of `forward` for sampled RoIs."""
         losses = self.predictor.losses(predictions, sampled)
         return {"loss_box_head_cls": losses["loss_cls"], "loss_box_head_box": losses["loss_box_reg"]}
 
     def refine(self, predictions: tuple[Tensor, Tensor], sampled: list[Instances]) -> list[Instances]:
-        """Refined boxes as proposals, without gradient; those that leave the image are gone."""
+        """Refined boxes as proposals, without gradient; boxes outside the image are dropped."""
         boxes = self.predictor.predict_boxes(tuple(p.detach() for p in predictions), sampled)
         refined = []
         for boxes_per_image, instances in zip(boxes, sampled, strict=True):
             refined_boxes = Boxes(boxes_per_image.float())
             refined_boxes.clip(instances.image_size)
             keep = refined_boxes.nonempty()
-            # Sampling appends the ground truth with its logits, so the proposals need some too.
+            # Sampling appends the ground truth with logits, so proposals need the field too.
             logits = boxes_per_image.new_zeros(int(keep.sum()), dtype=torch.float32)
             refined.append(
                 Instances(instances.image_size, proposal_boxes=refined_boxes[keep], objectness_logits=logits)
@@ -190,7 +192,7 @@ class BoxHead(nn.Module):
         return refined
 
     def detect(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Instances]:
-        """`pred_boxes` and `scores` of each image that reach the head behind."""
+        """Detections of each image for the re-id head, with `pred_boxes` and `scores`."""
         boxes = self.predictor.predict_boxes(predictions, proposals)
         scores = self.predictor.predict_probs(predictions, proposals)
         results = []
@@ -203,9 +205,12 @@ class BoxHead(nn.Module):
 
 @ROI_HEADS_REGISTRY.register()
 class PersonSearchROIHeads(ROIHeads):
-    """SeqNet's two heads in sequence: `box_head` refines the RPN's proposals, which are matched and sampled again for
-    `reid_head`. Without a `box_head` the latter works on the RPN's proposals. See `forward_train`, `forward_test` and
-    `pool_boxes`."""
+    """Two heads in sequence (SeqNet): `box_head` refines the RPN's proposals, which are matched and sampled again for
+    `reid_head`. Without a `box_head`, `reid_head` takes the RPN's proposals. Entry points are `forward_train`,
+    `forward_test` and `pool_boxes`."""
+
+    reid_head: ReIDHead
+    box_head: BoxHead | None
 
     @configurable
     def __init__(
@@ -224,19 +229,19 @@ class PersonSearchROIHeads(ROIHeads):
     ) -> None:
         """
         Args:
-            in_feature: name of the backbone feature that is pooled.
-            pooler: pools RoI features, for both heads.
-            box_head: the head in front, or None.
-            reid_head: the head that detects and embeds.
-            box_head_score: whether the final score is that of the head in front (SeqNet's FCS).
-            objectness_thresh: probability of being an object that a proposal of the RPN needs at test time.
-            score_thresh, nms_thresh, detections_per_image: what is returned.
+            in_feature: name of the pooled backbone feature.
+            pooler: RoI pooler, shared by both heads.
+            box_head: first head, or None.
+            reid_head: head that detects and embeds.
+            box_head_score: whether the final score is that of `box_head` (SeqNet's FCS).
+            objectness_thresh: minimum objectness, in [0, 1], of an RPN proposal at test time.
+            score_thresh, nms_thresh, detections_per_image: score and NMS thresholds and maximum number of detections.
             kwargs: arguments of Detectron2's `ROIHeads` (matching and sampling).
         """
         super().__init__(**kwargs)
         self.in_feature = in_feature
         self.pooler = pooler
-        # In this order: an optimizer's state names parameters by their place.
+        # Order matters: an optimizer's state identifies parameters by position.
         self.reid_head, self.box_head = reid_head, box_head
         self.box_head_score = box_head_score
         self.objectness_thresh = objectness_thresh
@@ -245,10 +250,10 @@ class PersonSearchROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration and the backbone's output shape.
+        """Constructor arguments from a config and the backbone's output shape.
 
         Raises:
-            ConfigError: the kind of pooling or embedding does not exist.
+            ConfigError: the kind of pooling or embedding is unknown.
         """
         (in_feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shape = input_shape[in_feature]
@@ -280,23 +285,23 @@ class PersonSearchROIHeads(ROIHeads):
         exemplars: Callable[[], PooledFeatures] | None,
         with_persons: bool = True,
     ) -> tuple[TrainingEmbeddings, dict[str, Tensor]]:
-        """Detection losses, and the features that the re-id losses read.
+        """Embeddings for the re-id losses, and detection losses.
 
-        Batch statistics, of res5 and of the embedding, are those of the sampled RoIs alone: the detector learns the
-        same whatever the re-id losses read besides. Annotated boxes and exemplars pass res5 with its running
-        statistics, and the embedding with those of the RoIs.
+        Batch statistics of res5 and the embedding come from the sampled RoIs alone, so the detector is trained the same
+        whatever the re-id losses use. Annotated boxes and exemplars pass res5 with its running statistics, and the
+        embedding with the batch statistics of the RoIs.
 
         Args:
-            images: the batch.
-            features: the backbone's output.
-            proposals: the RPN's, one Instances an image.
+            images: batch of images.
+            features: output of the backbone.
+            proposals: RPN proposals, one Instances per image.
             targets: ground truth with `gt_boxes`, `gt_classes` and `gt_instance_index`.
-            exemplars: gives the pooled features of P * S exemplars, person by person; None without them. It is called
-                when the head's res5 has seen the RoIs, so that its running statistics are those of now.
-            with_persons: whether the features of the annotated boxes are wanted.
+            exemplars: returns the pooled features of P * S exemplars, person by person; None without exemplars. Called
+                after res5 has seen the RoIs, so that its running statistics are up to date.
+            with_persons: whether to embed the annotated boxes.
 
         Returns:
-            the features, and the losses of the heads, see `ReIDHead.losses` and `BoxHead.losses`.
+            embeddings, and the losses of the heads (see `ReIDHead.losses` and `BoxHead.losses`).
         """
         feature = features[self.in_feature]
         # Masks would be copied to every sampled proposal, and only the exemplar branch reads them.
@@ -321,12 +326,15 @@ class PersonSearchROIHeads(ROIHeads):
         persons = sum(len(t) for t in targets)
         counts = [len(logits), persons if with_persons else 0]
         rois, of_persons, of_exemplars = embeddings.split([*counts, len(embeddings) - sum(counts)])
-        output = _training_embeddings(sampled, targets, rois)
-        if with_persons:
-            output["persons"] = of_persons
-        if exemplars is not None:
-            output["exemplars"] = of_exemplars.reshape(persons, -1 if persons else 1, self.reid_head.embedding.dim)
-        return TrainingEmbeddings(**output), losses
+        by_person = (persons, -1 if persons else 1, self.reid_head.embedding.dim)
+        output = _training_embeddings(
+            sampled,
+            targets,
+            rois,
+            persons=of_persons if with_persons else None,
+            exemplars=None if exemplars is None else of_exemplars.reshape(by_person),
+        )
+        return output, losses
 
     def _sample(self, name: str, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         with get_event_storage().name_scope(name):
@@ -337,21 +345,21 @@ class PersonSearchROIHeads(ROIHeads):
     def forward_test(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances], given: list[Boxes] | None
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detects and embeds persons, and embeds given boxes from the same feature maps.
+        """Detections with embeddings, and embeddings of given boxes from the same feature maps.
 
         Args:
-            images: the batch.
-            features: the backbone's output.
-            proposals: the RPN's.
-            given: for each image the boxes (in pixels of the resized image) whose embedding is wanted too.
+            images: batch of images.
+            features: output of the backbone.
+            proposals: RPN proposals.
+            given: boxes of each image to embed as well, in pixels of the resized image; None for none.
 
         Returns:
-            for each image Instances with `pred_boxes`, `scores`, `pred_classes` and `embeddings` (n, d), by falling
-            score; and for each image the embeddings (R, d) of the given boxes.
+            for each image, Instances with `pred_boxes`, `scores`, `pred_classes` and `embeddings` (n, d), sorted by
+            descending score; and for each image, embeddings (R, d) of the given boxes.
         """
         feature = features[self.in_feature]
         if self.objectness_thresh > 0:
-            # The RPN's suppression goes by falling objectness: what is dropped here would have kept nothing else out.
+            # NMS of the RPN is by descending objectness, so dropping low proposals afterwards changes no others.
             proposals = [p[p.objectness_logits.float().sigmoid() >= self.objectness_thresh] for p in proposals]
         found = self._candidates(feature, proposals)
         given = given or [Boxes(feature.new_zeros(0, 4)) for _ in found]
@@ -359,7 +367,7 @@ class PersonSearchROIHeads(ROIHeads):
         pooled = self.pool_boxes(features, boxes)
         embeddings, logits = self.reid_head.embedding(pooled)
         deltas = self.reid_head.regressor(pooled.res5)
-        # Shapes instead of len(): tracing keeps them open, so that a traced model takes images with other counts.
+        # Shapes, not len(): tracing keeps them dynamic, so a traced model accepts other numbers of boxes.
         counts = [b.tensor.shape[0] for f, g in zip(found, given, strict=True) for b in (f.pred_boxes, g)]
         detected = [
             self._finish(*parts)
@@ -374,11 +382,11 @@ class PersonSearchROIHeads(ROIHeads):
         return detected, list(embeddings.split(counts)[1::2])
 
     def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> PooledFeatures:
-        """Pooled vectors of boxes, image after image."""
+        """Pooled features of boxes, image by image."""
         return self.reid_head.pool(self._pool(features[self.in_feature], boxes))
 
     def _candidates(self, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
-        """Boxes that `reid_head` looks at in inference, as `pred_boxes`; with `scores` where those are to be final."""
+        """Boxes for `reid_head` at test time as `pred_boxes`, with `scores` if `box_head` gives the final score."""
         if self.box_head is None:
             return [Instances(p.image_size, pred_boxes=p.proposal_boxes) for p in proposals]
         predictions = self.box_head(self._pool(feature, [p.proposal_boxes for p in proposals]))
@@ -403,13 +411,13 @@ class PersonSearchROIHeads(ROIHeads):
 
     def _pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
         pooled = self.pooler([feature], boxes)
-        side_by_side = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
-        return pooled.contiguous(memory_format=torch.channels_last) if side_by_side else pooled
+        channels_last = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
+        return pooled.contiguous(memory_format=torch.channels_last) if channels_last else pooled
 
 
 @ROI_HEADS_REGISTRY.register()
 class OneHeadROIHeads(PersonSearchROIHeads):
-    """`reid_head` alone on the RPN's proposals, as in OIM, NAE and CGPS."""
+    """A single `reid_head` on the RPN's proposals, as in OIM, NAE and CGPS."""
 
     @classmethod
     def _build_box_head(cls, cfg: CfgNode) -> None:
@@ -421,27 +429,41 @@ def _without_masks(target: Instances) -> Instances:
     return Instances(target.image_size, **fields)
 
 
-def _training_embeddings(sampled: list[Instances], targets: list[Instances], rois: Tensor) -> dict[str, Tensor | None]:
-    """Parts the RoIs into positive and negative ones and names the bank row of everything."""
+def _training_embeddings(
+    sampled: list[Instances],
+    targets: list[Instances],
+    rois: Tensor,
+    *,
+    persons: Tensor | None,
+    exemplars: Tensor | None,
+) -> TrainingEmbeddings:
+    """Embeddings with RoIs split into positives and negatives, and with bank rows and images."""
     foreground = cat([s.gt_classes == 0 for s in sampled])
     roi_instance_index = cat([
         s.gt_instance_index if s.has("gt_instance_index") else torch.zeros_like(s.gt_classes) for s in sampled
     ])  # fmt: skip
     image_index = [torch.full_like(t.gt_instance_index, i) for i, t in enumerate(targets)]
-    return {
-        "rois": rois[foreground],
-        "roi_instance_index": roi_instance_index[foreground],
-        "backgrounds": rois[~foreground],
-        "persons": None,
-        "instance_index": cat([t.gt_instance_index for t in targets]),
-        "image_index": cat(image_index),
-        "exemplars": None,
-    }
+    return TrainingEmbeddings(
+        rois=rois[foreground],
+        roi_instance_index=roi_instance_index[foreground],
+        backgrounds=rois[~foreground],
+        persons=persons,
+        instance_index=cat([t.gt_instance_index for t in targets]),
+        image_index=cat(image_index),
+        exemplars=exemplars,
+    )
 
 
 def suppress(instances: Instances, score_thresh: float, nms_thresh: float, most: int | None = None) -> Instances:
-    """Drops low scores and empty boxes, then overlapping boxes; at most `most` (all) stay, by falling score."""
-    # Thinner than a hundredth of a pixel is what clipping leaves of boxes outside the image (SeqNet's value).
+    """Detections after score threshold, removal of empty boxes and NMS, sorted by descending score.
+
+    Args:
+        instances: detections of an image, with `pred_boxes` and `scores`.
+        score_thresh: minimum score.
+        nms_thresh: IoU above which the lower-scored box is dropped.
+        most: maximum number of detections; None for no limit.
+    """
+    # Boxes outside the image are clipped to slivers thinner than 0.01 pixels (SeqNet's value).
     instances = instances[(instances.scores >= score_thresh) & instances.pred_boxes.nonempty(0.01)]
     boxes, scores = instances.pred_boxes.tensor, instances.scores
     return instances[batched_nms(boxes, scores, torch.zeros_like(scores), nms_thresh)[:most]]

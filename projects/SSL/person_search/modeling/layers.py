@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -22,49 +23,67 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
-    """Detectron2's anchors, in its order, with the corners rounded around the centre. SeqNet was trained with these."""
+    """Detectron2's anchors in its order, corners rounded to whole pixels, as SeqNet was trained with."""
 
     def generate_cell_anchors(
         self, sizes: Sequence[float] = (32, 64, 128, 256, 512), aspect_ratios: Sequence[float] = (0.5, 1, 2)
     ) -> Tensor:
-        """(len(sizes) * len(aspect_ratios), 4) xyxy in whole pixels around (0, 0): size by size, ratio by ratio."""
+        """Anchors (len(sizes) * len(aspect_ratios), 4), xyxy in whole pixels around (0, 0), grouped by size."""
         return super().generate_cell_anchors(sizes, aspect_ratios).round()
+
+
+@runtime_checkable
+class FoldsBatchNorms(Protocol):
+    """A module that folds its own batch normalisation."""
+
+    def fold_batch_norms(self) -> int:
+        """Folds in place; returns the number of layers folded."""
 
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module) -> int:
-    """Multiplies the scales of batch normalisation into the convolutions, in place. For inference only.
+    """Folds batch normalisation into the preceding convolutions, in place. For inference only.
 
-    It applies to Detectron2's convolutions with a `norm` of fixed statistics: `FrozenBatchNorm2d`, or any
-    `BatchNorm2d` in evaluation mode; modules with a method `fold_batch_norms` of their own fold theirs. Outputs stay
-    the same but for rounding. Names in the state dict change, so that the model can neither be trained nor load a
-    checkpoint afterwards.
+    Applies to Detectron2's convolutions whose `norm` has fixed statistics (`FrozenBatchNorm2d`, or `BatchNorm2d` in
+    evaluation mode) and to modules with a `fold_batch_norms` method. Outputs are unchanged up to rounding. Names in the
+    state dict change, so the model can no longer be trained or load a checkpoint.
 
     Args:
-        model: with its weights.
+        model: a model with its weights loaded.
 
     Returns:
-        how many were folded.
+        The number of layers folded.
     """
     folded = 0
     for conv in model.modules():
         norm = getattr(conv, "norm", None)
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
-            continue
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        conv.norm = None
-        folded += 1
-    return folded + sum(m.fold_batch_norms() for m in model.modules() if hasattr(m, "fold_batch_norms"))
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            fold_batch_norm(conv, norm)
+            conv.register_module("norm", None)
+            folded += 1
+    return folded + sum(m.fold_batch_norms() for m in model.modules() if isinstance(m, FoldsBatchNorms))
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
+    """Folds a batch normalisation into the convolution before it, in place.
+
+    Raises:
+        ValueError: the normalisation keeps no running statistics.
+    """
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise ValueError("batch normalisation without running statistics cannot be folded")
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+    )
 
 
 class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
-    """Detectron2's `FrozenBatchNorm2d` with the same buffers and the same function.
+    """Drop-in for Detectron2's `FrozenBatchNorm2d`: same buffers, same function, fewer operations in training.
 
-    Where gradients are needed, Detectron2 derives scale and shift from the four buffers at each call, multiplies and
-    adds: seven operations, two of them on whole feature maps. Here scale and shift are kept as long as the buffers stay
-    what they are, and one operation applies both.
+    When gradients are needed, Detectron2 derives scale and shift from the four buffers on every call: seven operations,
+    two of them on whole feature maps. Here scale and shift are cached until a buffer changes, and one operation applies
+    both.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -74,14 +93,14 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
     @classmethod
     def like(cls, norm: FrozenBatchNorm2d) -> FusedFrozenBatchNorm2d:
-        """One that takes over the buffers of another."""
+        """A fused layer that shares the buffers of `norm`."""
         fused = cls(norm.num_features, norm.eps)
         for name, buffer in norm.named_buffers():
             setattr(fused, name, buffer)
         return fused
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W) of the same type."""
+        """Normalised features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
         if not x.requires_grad:
             return super().forward(x)
         scale, shift = self._scale_and_shift(x.dtype)
@@ -89,7 +108,7 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
     def _scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        # Each change of a tensor in place raises its version.
+        # Every in-place change of a tensor increments its version.
         known = len(self._sources) == len(buffers) and all(
             old is new and version == new._version for (old, version), new in zip(self._sources, buffers, strict=True)
         )
@@ -103,7 +122,7 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 def fuse_frozen_norms(model: nn.Module) -> None:
-    """Replaces each `FrozenBatchNorm2d` of a model by a `FusedFrozenBatchNorm2d`. Its state dict stays the same."""
+    """Replaces every `FrozenBatchNorm2d` of a model with a `FusedFrozenBatchNorm2d`; the state dict is unchanged."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is FrozenBatchNorm2d:
@@ -111,26 +130,30 @@ def fuse_frozen_norms(model: nn.Module) -> None:
 
 
 class SyncedBatchNorm1d(nn.BatchNorm1d):
-    """`BatchNorm1d` of (R, C) whose training statistics are those of all processes together.
+    """`BatchNorm1d` on (R, C) with training statistics computed over all processes.
 
-    With one or two images a process, statistics of a process alone would make the features of a person depend on how
-    the batch is spread. Processes may have different R. Works on CPUs too; with one process it is `BatchNorm1d`.
+    With one or two images per process, per-process statistics would make a person's features depend on how the batch
+    is split. R may differ between processes. Runs on CPUs too; with one process it equals `BatchNorm1d`.
 
-    In training some rows can be normalised without being counted: the statistics, and with them what all other rows
-    become, are then the same as if these rows were not there.
+    In training, rows can be normalised without contributing to the statistics; all other rows then get the same values
+    as if these rows were absent.
 
     Attributes:
-        synced: False lets each process use its own rows, so that not all have to call it equally often.
+        synced: False uses the statistics of each process alone, so processes need not call the layer equally often.
     """
 
     synced = True
+    # Statistics are always tracked, which `BatchNorm1d` leaves open.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, features: Tensor, counted: int | None = None) -> Tensor:
         """Normalised features (R, C).
 
         Args:
             features: (R, C).
-            counted: how many rows, the first ones, make the statistics in training; None: all.
+            counted: number of leading rows that the training statistics are computed from; None for all.
         """
         if not self.training:
             return super().forward(features)
@@ -138,7 +161,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
         rest = features[len(own) :]
         if comm.get_world_size() == 1 or not self.synced:
             if len(own) < 2:
-                # One row has no variance: a batch without proposals but with a person has no more.
+                # A single row has no variance: a batch without proposals and with one person.
                 return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
             if len(rest) == 0:
                 return super().forward(own)
@@ -166,9 +189,10 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
 
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Lets batch normalisation use its running statistics and leave them alone.
+    """Context in which batch normalisation uses its running statistics without updating them.
 
-    Crops have other statistics than scenes; were they counted, the shared backbone would serve neither at test time.
+    Crops have other statistics than scenes: mixed into the running statistics of a shared backbone, they would suit
+    neither at test time.
     """
     changed = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     for layer in changed:
@@ -181,25 +205,32 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class BoxRegressor(nn.Module):
-    """Class-agnostic box regression, optionally with batch normalisation behind it (SeqNet's BN neck)."""
+    """Class-agnostic box regression, optionally followed by batch normalisation (SeqNet's BN neck)."""
 
     def __init__(self, channels: int, bn_neck: bool) -> None:
+        """
+        Args:
+            channels: C of the features.
+            bn_neck: whether batch normalisation follows.
+        """
         super().__init__()
         self.linear = nn.Linear(channels, 4)
-        self.norm = SyncedBatchNorm1d(4) if bn_neck else nn.Identity()
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
+        self.norm: nn.Module = nn.Identity()
         if bn_neck:
-            nn.init.normal_(self.norm.weight, std=0.01)
+            norm = SyncedBatchNorm1d(4)
+            nn.init.normal_(norm.weight, std=0.01)
+            self.norm = norm
 
     def forward(self, features: Tensor) -> Tensor:
-        """(R, C) -> (R, 4) box deltas, float32."""
+        """Box deltas (R, 4) float32 of features (R, C)."""
         with torch.autocast(features.device.type, enabled=False):
             return self.norm(self.linear(features.float()))
 
 
 def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
-    """The batch normalisations of a module whose running statistics each process collects on its own."""
+    """Batch normalisation layers of a module whose running statistics are collected per process."""
     synced = (SyncedBatchNorm1d, NaiveSyncBatchNorm, nn.SyncBatchNorm)
     return [
         m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not isinstance(m, synced)
@@ -208,8 +239,9 @@ def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def average_running_statistics(layers: Iterable[_BatchNorm]) -> None:
-    """Gives running statistics of layers, the same ones on every process, their mean over the processes."""
-    statistics = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
+    """Replaces the running statistics of layers by their mean over all processes, which must pass the same layers."""
+    both = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
+    statistics = [value for value in both if value is not None]
     if comm.get_world_size() == 1 or not statistics:
         return
     packed = torch.cat([value.flatten() for value in statistics])
@@ -220,35 +252,35 @@ def average_running_statistics(layers: Iterable[_BatchNorm]) -> None:
 
 
 class DeformableRoIPooler(nn.Module):
-    """RoIAlign whose bins are moved by offsets that are learnt from the RoI's own features.
+    """Deformable RoI pooling: RoIAlign with bins shifted by offsets predicted from the RoI's own features.
 
-    Plain RoIAlign features predict one (dx, dy) for each bin, in units of `gamma` times the RoI's size; every bin is
-    then the mean of 2 x 2 bilinear samples at its moved place. Offsets start at 0, where it equals RoIAlign with
-    `sampling_ratio` 2. It needs no compiled extension: sampling is `grid_sample`, differentiable in the offsets.
+    Plain RoIAlign features predict one (dx, dy) per bin in units of `gamma` times the RoI size; each bin is the mean of
+    2 x 2 bilinear samples at its shifted position. Offsets start at 0, where the layer equals RoIAlign with
+    `sampling_ratio` 2. No compiled extension is needed: sampling is `grid_sample`, differentiable in the offsets.
     """
 
-    fixed_by_tracing = True  # an image without boxes takes another way
+    fixed_by_tracing = True  # an image without boxes takes another branch
 
     def __init__(self, plain: ROIPooler, channels: int, resolution: int, scale: float, gamma: float = 0.1) -> None:
         """
         Args:
-            plain: pools the features from which offsets are predicted.
+            plain: pooler of the features that offsets are predicted from.
             channels: C of the features.
-            resolution: bins along each side.
-            scale: feature pixels for an image pixel.
+            resolution: number of bins along each side.
+            scale: feature pixels per image pixel.
             gamma: offset, in RoI sizes, for a prediction of 1.
         """
         super().__init__()
         self.plain = plain
         self.resolution, self.scale, self.gamma = resolution, scale, gamma
-        self.offset = nn.Sequential(
-            nn.Linear(channels, 256), nn.ReLU(inplace=True), nn.Linear(256, 2 * resolution * resolution)
-        )
-        nn.init.zeros_(self.offset[-1].weight)
-        nn.init.zeros_(self.offset[-1].bias)
+        hidden, last = nn.Linear(channels, 256), nn.Linear(256, 2 * resolution * resolution)
+        self.offset = nn.Sequential(hidden, nn.ReLU(inplace=True), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
-        """
+        """Features of RoIs.
+
         Args:
             features: one tensor (B, C, h, w).
             boxes: B sets of boxes in image pixels.
@@ -271,7 +303,7 @@ class DeformableRoIPooler(nn.Module):
     def _sample(self, feature: Tensor, boxes: Tensor, offsets: Tensor) -> Tensor:
         height, width = feature.shape[-2:]
         side = self.resolution
-        # Pixel centres lie at integers plus a half ("aligned" RoIAlign); grid_sample without aligned corners agrees.
+        # Pixel centres lie at half-integers ("aligned" RoIAlign), as in grid_sample with align_corners=False.
         corner = boxes[:, :2] * self.scale
         size = (boxes[:, 2:] - boxes[:, :2]) * self.scale
         steps = (torch.arange(2 * side, device=boxes.device) + 0.5) / (2 * side)
@@ -286,7 +318,7 @@ class DeformableRoIPooler(nn.Module):
 
 
 def build_pooler(cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
-    """The pooling of RoIs that MODEL.ROI_BOX_HEAD describes, of a backbone feature of a shape."""
+    """RoI pooler described by MODEL.ROI_BOX_HEAD, for a backbone feature of the given shape."""
     head = cfg.MODEL.ROI_BOX_HEAD
     arguments = {
         "output_size": head.POOLER_RESOLUTION,

@@ -1,4 +1,4 @@
-"""The losses of SSL as pure functions of tensors (paper Eq. 2-4 and 11-12, and the cluster loss of CGPS)."""
+"""Losses of SSL as pure functions of tensors (paper Eq. 2-4 and 11-12, and the cluster loss of CGPS)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def scale_invariant_loss(
     margin: float,
     gamma: float,
 ) -> Tensor:
-    """Pulls a person's feature towards the exemplars at every scale, away from those of the others in its image.
+    """Scale-invariant loss L_scale: a triplet loss between a person's feature and the exemplars of its image.
 
-    Paper Eq. 2-4: for each person of an image the hinge of `margin` + the largest distance to its own exemplars - the
-    smallest distance to any exemplar of another person of the image, plus `gamma` times the distance to its original
-    exemplar; averaged over the persons of an image, then over the images. Distances are squared Euclidean.
+    Paper Eq. 2-4: for each person, the hinge of `margin` + the largest distance to its own exemplars - the smallest
+    distance to an exemplar of another person of the image, plus `gamma` times the distance to its original-scale
+    exemplar; averaged over the persons of an image, then over images. Distances are squared Euclidean.
 
     Args:
         instances: (P, d) unit features of the main branch.
-        originals: (P, d) unit features of the exemplars at the original scale, or None where that scale is left out.
+        originals: (P, d) unit features of the exemplars at the original scale; None without that scale.
         exemplars: (P, K, d) unit features of the exemplars at K fixed scales. K = 0 is allowed with `originals`, which
-            then also serve as the positives.
+            then also serve as positives.
         image_index: (P,) integers, equal for persons of one image.
         margin: m.
-        gamma: weight of the original scale.
+        gamma: weight of the original-scale term.
 
     Returns:
-        A scalar, 0 without persons. A person alone in its image has no negatives and a hinge of 0.
+        A scalar; 0 without persons. A person alone in its image has no negatives and a hinge of 0.
 
     Raises:
         ValueError: there are neither originals nor exemplars.
@@ -65,18 +65,18 @@ def scale_invariant_loss(
 def multi_label_loss(
     features: Tensor, memory: Tensor, labels: Tensor, delta: float, hard_negative_ratio: float = 1.0
 ) -> Tensor:
-    """Regresses the similarity to every positive row to 1 and to every negative row to -1 (paper Eq. 11).
+    """Multi-label loss L_DML: regression of similarities to 1 for positive and -1 for negative rows (paper Eq. 11).
 
     Args:
         features: (q, d) unit features.
         memory: (N, d) bank rows; no gradient flows into them.
-        labels: (q, N) bool, the positives of each feature.
+        labels: (q, N) bool, positives of each feature.
         delta: weight of the positives.
-        hard_negative_ratio: share of the negatives that count, the most similar ones; 1 takes all (Eq. 11).
+        hard_negative_ratio: fraction of the negatives used, the most similar ones; 1 for all (Eq. 11).
 
     Returns:
-        A scalar: the sum over the features of delta * mean over positives + mean over negatives. Its gradient flows
-        into `features` alone. Besides the (q, N) similarities no float array of that size exists at any time.
+        A scalar: the sum over features of delta * mean over positives + mean over negatives. Gradients flow into
+        `features` only. Peak memory is one (q, N) float array.
     """
     if len(features) == 0:
         return features.sum() * 0.0
@@ -84,11 +84,11 @@ def multi_label_loss(
 
 
 class _MultiLabelLoss(torch.autograd.Function):
-    """`multi_label_loss` with its gradient in closed form.
+    """`multi_label_loss` with a closed-form gradient.
 
-    Where N is in the ten thousands, (q, N) arrays are what the loss costs, and autograd would keep one for each step of
-    the formula. Here the similarities are the only one of floats: they turn in place into the weights w of the
-    gradient, w @ memory, which is taken with the value. The backward pass has nothing left to do.
+    With N in the tens of thousands, (q, N) arrays dominate the cost, and autograd would keep one per operation. Here
+    the similarities are the only float array of that size: they are turned in place into the weights w of the gradient,
+    w @ memory, which is computed in the forward pass.
     """
 
     @staticmethod
@@ -119,10 +119,10 @@ class _MultiLabelLoss(torch.autograd.Function):
 
 
 def _keep_hardest_(similarity: Tensor, labels: Tensor, ratio: float) -> Tensor:
-    """Turns similarities (q, N), in place, into s + 1 for the most similar share `ratio` of the negatives, 0 elsewhere.
+    """Replaces similarities s (q, N) in place by s + 1 for the hardest fraction `ratio` of the negatives, else by 0.
 
     Returns:
-        (q,) how many were kept, at least 1.
+        (q,) int64, number of negatives kept, at least 1.
     """
     kept = ((~labels).sum(dim=1) * ratio).ceil().long()
     hardest, row = similarity.masked_fill_(labels, float("-inf")).topk(int(kept.max().clamp(min=1)), dim=1)
@@ -140,24 +140,24 @@ def cluster_contrastive_loss(
     hard_negative_mass: float,
     epsilon: float = 0.0,
 ) -> Tensor:
-    """Softmax over clusters in which only the hardest negative clusters count (CGPS; L_cluster of the paper).
+    """Cluster contrastive loss L_cluster: cross-entropy over clusters with hard negatives only (CGPS).
 
-    The logit of a cluster is the mean similarity to its members' rows over `temperature`. Of the negative clusters,
-    sorted by their share of the negatives' softmax mass, those up to and with the one where the cumulative share is
-    nearest `hard_negative_mass` count.
+    The logit of a cluster is the mean similarity to its members' rows, divided by `temperature`. Negative clusters are
+    sorted by their share of the negatives' softmax mass and kept up to the one whose cumulative share is nearest to
+    `hard_negative_mass`.
 
     Args:
         features: (q, d) unit features.
         memory: (N, d) bank rows; no gradient flows into them.
-        cluster_labels: (N,) int64, the cluster of each row, from 0.
-        targets: (q,) int64, the bank row of each feature's person.
+        cluster_labels: (N,) int64, cluster of each row, from 0.
+        targets: (q,) int64, bank row of each feature's person.
         temperature: divisor of the similarities.
         hard_negative_mass: share in (0, 1]; 1 keeps every negative cluster.
-        epsilon: added to the softmax's denominator and to the probability whose logarithm is taken, as in CGPS's code.
-            Where the probability is far below it the gradient fades.
+        epsilon: constant added to the softmax's denominator and to the probability before the logarithm, as in CGPS's
+            code. Gradients vanish where the probability is far below it.
 
     Returns:
-        A scalar, the mean over the features; 0 without features.
+        A scalar, the mean over features; 0 without features.
     """
     if len(features) == 0:
         return features.sum() * 0.0
@@ -175,20 +175,19 @@ def cluster_contrastive_loss(
 
 
 def in_scene_separation_loss(features: Tensor, persons: Tensor, image_index: Tensor, margin: float) -> Tensor:
-    """Similarity of RoIs of different persons of one image, as far as it exceeds a margin. Not in the paper.
+    """In-scene separation loss: similarity over a margin between different persons of an image. Not in the paper.
 
-    For each RoI, the excess max(s - margin, 0) over the RoIs of the other persons of its image, averaged with the
-    softmax of the excess as weight, so that the most similar count most; then the mean over the RoIs of an image, and
-    over the images.
+    For each RoI, the excess max(s - margin, 0) over the RoIs of other persons in its image, averaged with its softmax
+    as weights so that the most similar RoIs dominate; then averaged over the RoIs of an image, and over images.
 
     Args:
         features: (R, d) unit features of positive RoIs.
-        persons: (R,) integers, the person that each RoI is matched to.
-        image_index: (R,) integers, the image of each RoI.
-        margin: similarity that costs nothing.
+        persons: (R,) integers, person matched to each RoI.
+        image_index: (R,) integers, image of each RoI.
+        margin: similarity that is not penalised.
 
     Returns:
-        A scalar; 0 where no image shows two persons. RoIs without another person in their image do not count.
+        A scalar; 0 if no image shows two persons. RoIs alone in their image are ignored.
     """
     features = features.float()
     apart = (image_index[:, None] == image_index[None]) & (persons[:, None] != persons[None])
@@ -202,11 +201,11 @@ def in_scene_separation_loss(features: Tensor, persons: Tensor, image_index: Ten
 
 
 def cluster_means(memory: Tensor, cluster_labels: Tensor) -> Tensor:
-    """Mean row (C, d) of every cluster; the mean similarity to members is the similarity to their mean.
+    """Mean row of every cluster (C, d). The similarity to the mean equals the mean similarity to the members.
 
     Args:
         memory: (N, d).
-        cluster_labels: (N,) int64, from 0, every value below the maximum in use.
+        cluster_labels: (N,) int64, from 0 without gaps.
     """
     counts = torch.bincount(cluster_labels)
     sums = memory.new_zeros(len(counts), memory.shape[1]).index_add_(0, cluster_labels, memory)
@@ -214,7 +213,7 @@ def cluster_means(memory: Tensor, cluster_labels: Tensor) -> Tensor:
 
 
 def _easy_negatives(logits: Tensor, positive: Tensor, mass: float) -> Tensor:
-    """(q, C) bool: the negative clusters that do not count."""
+    """Mask (q, C) bool of the negative clusters to be ignored."""
     negative_logits = logits.scatter(1, positive[:, None], float("-inf"))
     share = negative_logits.softmax(dim=1)
     ordered = share.sort(dim=1, descending=True).values

@@ -1,4 +1,4 @@
-"""The meta-architecture: a GeneralizedRCNN whose heads embed persons, joined in training by the exemplar branch."""
+"""Meta-architecture: a GeneralizedRCNN with embedding heads, and the exemplar branch in training."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from .embedding import PooledFeatures
 from .exemplars import ExemplarBranch
+from .heads import PersonSearchROIHeads
 from .layers import fuse_frozen_norms
 from .objectives.base import ReIDObjective, build_objective
 
 
 class PooledPersons(NamedTuple):
-    """Annotated persons of a batch, pooled but not embedded.
+    """Pooled features of the annotated persons of a batch, before the embedding.
 
     Attributes:
-        rows: (P,) int64, their bank rows.
-        persons: features of their P RoIs.
-        exemplars: features of their P * S exemplars, person by person; None without the exemplar branch.
+        rows: (P,) int64, bank rows.
+        persons: features of P RoIs.
+        exemplars: features of P * S exemplars, person by person; None without the exemplar branch.
     """
 
     rows: Tensor
@@ -34,19 +35,23 @@ class PooledPersons(NamedTuple):
 
     @property
     def parts(self) -> list[PooledFeatures]:
-        """RoIs and, where there are any, exemplars."""
+        """Features of the RoIs and, if any, of the exemplars."""
         return [self.persons] if self.exemplars is None else [self.persons, self.exemplars]
 
 
 @META_ARCH_REGISTRY.register()
 class SSLPersonSearch(GeneralizedRCNN):
-    """SSL for weakly supervised person search (arXiv 2302.12986v1), or another method with the same parts.
+    """SSL for weakly supervised person search (arXiv 2302.12986v1), or another method on the same detector.
 
-    In training `forward` returns the losses of detection and of the objective, for SSL those of Eq. 13. In evaluation
-    it returns for each image a dict with "instances" (`pred_boxes`, `scores`, `pred_classes`, `embeddings` (n, d) of
-    unit length) in pixels of the original image, and "given_embeddings" (R, d) for the boxes that the input names in
-    "given_boxes" (R, 4; pixels of the resized image).
+    In training, `forward` returns the losses of the detector and of the objective (Eq. 13 for SSL). In evaluation, it
+    returns a dict for each image, with "instances" (`pred_boxes`, `scores`, `pred_classes`, and `embeddings` (n, d) of
+    unit length) in pixels of the original image, and "given_embeddings" (R, d) of the boxes in the input's
+    "given_boxes" (R, 4), which are in pixels of the resized image.
     """
+
+    roi_heads: PersonSearchROIHeads
+    exemplar_branch: ExemplarBranch | None
+    objective: ReIDObjective
 
     @configurable
     def __init__(
@@ -54,20 +59,20 @@ class SSLPersonSearch(GeneralizedRCNN):
         *,
         exemplar_branch: ExemplarBranch | None,
         objective: ReIDObjective,
-        size_divisibility: int = 0,
-        half_precision_test: bool = False,
-        channels_last_test: bool = False,
+        size_divisibility: int,
+        half_precision_test: bool,
+        channels_last_test: bool,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            exemplar_branch: makes the multi-scale exemplars in training; None without them.
-            objective: re-id losses and what they remember.
-            size_divisibility: heights and widths of batches are padded to multiples of it; 0: of what the backbone
-                asks for, which for a ResNet is no padding beyond the largest image.
-            half_precision_test: at test time convolutions run in half precision, float16 on a GPU and bfloat16 on a
-                CPU.
-            channels_last_test: at test time the channels of a pixel lie side by side in memory.
+            exemplar_branch: branch for multi-scale exemplars in training; None for none.
+            objective: re-id losses and memory.
+            size_divisibility: multiple that batch heights and widths are padded to; 0 for the backbone's own, which
+                for a ResNet means no padding beyond the largest image.
+            half_precision_test: whether to run test-time convolutions in half precision (float16 on a GPU, bfloat16 on
+                a CPU).
+            channels_last_test: whether to use the channels-last memory format at test time.
             kwargs: arguments of `GeneralizedRCNN`.
         """
         super().__init__(**kwargs)
@@ -79,7 +84,7 @@ class SSLPersonSearch(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration."""
+        """Constructor arguments from a config."""
         kwargs = super().from_config(cfg)
         kwargs["exemplar_branch"] = _build_exemplar_branch(cfg, kwargs["backbone"], kwargs["roi_heads"])
         kwargs["objective"] = build_objective(cfg)
@@ -89,7 +94,11 @@ class SSLPersonSearch(GeneralizedRCNN):
         return kwargs
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """See the class. Inputs are those of `GeneralizedRCNN`, with `gt_instance_index` among the ground truth."""
+        """Losses in training, detections in evaluation; see the class.
+
+        Args:
+            batched_inputs: inputs of `GeneralizedRCNN`; in training, "instances" also have `gt_instance_index`.
+        """
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -100,14 +109,14 @@ class SSLPersonSearch(GeneralizedRCNN):
             self._visualize(batched_inputs, proposals)
         exemplars = None
         if self.exemplar_branch is not None:
-            exemplars = functools.partial(self._exemplars, images.tensor, targets, batched_inputs)
+            exemplars = functools.partial(self._exemplars, self.exemplar_branch, images.tensor, targets, batched_inputs)
         embeddings, detector_losses = self.roi_heads.forward_train(
             images, features, proposals, targets, exemplars, with_persons=self.objective.reads_persons
         )
         return {**losses, **detector_losses, **self.objective(embeddings)}
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises the images and pads them to one size with zeros, which are the mean colour."""
+        """Normalised images, zero-padded (with the mean colour) to a common size."""
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         return ImageList.from_tensors(
             [(x - self.pixel_mean) / self.pixel_std for x in images],
@@ -121,15 +130,16 @@ class SSLPersonSearch(GeneralizedRCNN):
         detected_instances: None = None,
         do_postprocess: bool = True,
     ) -> list[dict[str, Any]]:
-        """Detects and embeds; see the class.
+        """Detections with embeddings; see the class.
 
         Args:
             batched_inputs: images, optionally with "given_boxes".
-            detected_instances: not supported, use "given_boxes".
-            do_postprocess: scale boxes to the original image.
+            detected_instances: not supported; use "given_boxes".
+            do_postprocess: whether to scale boxes to the original image.
 
         Raises:
-            ExportError: the model is traced, and what would be written is good for the example alone.
+            ExportError: the model is being traced, and the trace would be valid for this example only.
+            ValueError: `detected_instances` is given.
         """
         if detected_instances is not None:
             raise ValueError("SSLPersonSearch embeds known boxes through the input 'given_boxes'")
@@ -163,12 +173,13 @@ class SSLPersonSearch(GeneralizedRCNN):
             batched_inputs: images with "instances".
 
         Returns:
-            rows (P,) int64, main-branch features (P, d), and exemplar features (P, d) averaged over the scales (f^h of
-            Eq. 5; None without the exemplar branch).
+            bank rows (P,) int64, main-branch features (P, d), and exemplar features (P, d) averaged over scales (f^h
+            of Eq. 5; None without the exemplar branch).
         """
-        rows, persons, exemplars = pooled = self.pool_persons(batched_inputs)
+        pooled = self.pool_persons(batched_inputs)
+        rows = pooled.rows
         embeddings, _ = self.roi_heads.reid_head.embedding(PooledFeatures.cat(pooled.parts))
-        if exemplars is None:
+        if self.exemplar_branch is None:
             return rows, embeddings, None
         of_persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
         averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
@@ -176,7 +187,7 @@ class SSLPersonSearch(GeneralizedRCNN):
 
     @torch.no_grad()
     def pool_persons(self, batched_inputs: list[dict[str, Any]]) -> PooledPersons:
-        """Pooled vectors of the annotated persons: of their RoIs and of their exemplars.
+        """Pooled features of the annotated persons and their exemplars.
 
         Args:
             batched_inputs: images with "instances".
@@ -184,17 +195,17 @@ class SSLPersonSearch(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
-        exemplars = self._exemplars(images.tensor, targets, batched_inputs)
+        exemplars = None
+        if self.exemplar_branch is not None:
+            exemplars = self._exemplars(self.exemplar_branch, images.tensor, targets, batched_inputs)
         persons = self.roi_heads.pool_boxes(features, [t.gt_boxes for t in targets])
         return PooledPersons(torch.cat([t.gt_instance_index for t in targets]), persons, exemplars)
 
     def _exemplars(
-        self, images: Tensor, targets: list[Instances], batched_inputs: list[dict[str, Any]]
-    ) -> PooledFeatures | None:
-        if self.exemplar_branch is None:
-            return None
+        self, branch: ExemplarBranch, images: Tensor, targets: list[Instances], batched_inputs: list[dict[str, Any]]
+    ) -> PooledFeatures:
         boxes = [x["instances"].gt_boxes.tensor for x in batched_inputs]
-        return self.exemplar_branch(images, targets, boxes, self.backbone, self.roi_heads.reid_head.res5)
+        return branch(images, targets, boxes, self.backbone, self.roi_heads.reid_head.res5)
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Any]) -> None:
         from detectron2.utils.events import get_event_storage
@@ -204,13 +215,13 @@ class SSLPersonSearch(GeneralizedRCNN):
 
 
 def _check_traceable(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> None:
-    """Refuses to trace what would put numbers of this image into the file for all others."""
+    """Raises an ExportError where a trace would hard-code values of this example."""
     given = any("given_boxes" in x for x in batched_inputs)
     if len(batched_inputs) != 1 or given:
         raise ExportError(
-            f"cannot trace {len(batched_inputs)} images{' with given boxes' if given else ''}: how many boxes each has "
-            "would be fixed. Trace one image without given_boxes; the traced model then takes images of any size, one "
-            "at a time"
+            f"cannot trace {len(batched_inputs)} images{' with given boxes' if given else ''}: the number of boxes per "
+            "image would be fixed. Trace one image without given_boxes; the traced model then takes images of any "
+            "size, one at a time"
         )
     fixed = {type(m).__name__ for m in model.modules() if getattr(m, "fixed_by_tracing", False)}
     if fixed:
@@ -221,7 +232,7 @@ def _check_traceable(model: nn.Module, batched_inputs: list[dict[str, Any]]) -> 
         )
 
 
-def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Module) -> ExemplarBranch | None:
+def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: PersonSearchROIHeads) -> ExemplarBranch | None:
     exemplar = cfg.SSL.EXEMPLAR
     if not exemplar.ENABLED:
         return None

@@ -1,11 +1,11 @@
-"""Backbones of timm cut in two: a trunk over whole images, and a last stage that each head and the exemplars own."""
+"""timm backbones, split into a trunk for whole images and a last stage for RoIs and crops."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +13,32 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
 from ..values import check_values
 from .backbone import LAST_STAGES, LastStage, LastStageBuilder
-from .layers import FusedFrozenBatchNorm2d
+from .layers import FusedFrozenBatchNorm2d, fold_batch_norm
 
-# Name of the trunk's output, whatever the network calls it: that of a ResNet, which MODEL.RPN.IN_FEATURES and
-# MODEL.ROI_HEADS.IN_FEATURES name.
+# Name of the trunk's output for every network, as in MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES.
 OUTPUT = "res4"
-# Stride of the trunk's last stage and of the last stage behind it, as timm counts them.
+# Strides of trunk and last stage in timm's feature_info.
 _TRUNK_REDUCTION, _LAST_REDUCTION = 16, 32
-# Side of the images with which a cut network is compared with the whole one.
+# Side in pixels of the images used to compare a split network with the original.
 _PROBE = 64
-# Normalisation behind the last stage that belongs to a network's features (Swin, ConvNeXt).
+# Final normalisation that is part of a network's features (Swin, ConvNeXt).
 _FINAL_NORMS = ("norm", "norm_pre")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Place where a network of timm is cut.
+    """Split of a timm network.
 
     Attributes:
-        trunk, last: dotted names of the modules, each in the order in which they run.
-        frozen: how many of `trunk` MODEL.BACKBONE.FREEZE_AT 0, 1, 2, 3 and 4 freeze.
+        trunk, last: dotted module names of trunk and last stage, in execution order.
+        frozen: number of `trunk` modules frozen by MODEL.BACKBONE.FREEZE_AT 0, 1, 2, 3 and 4.
         channels: output channels of trunk and last stage.
-        index: place of the trunk's output among the network's features.
-        channels_last: whether its modules pass (B, H, W, C) on.
+        index: position of the trunk's output among the network's features.
+        channels_last: whether the modules work on (B, H, W, C).
     """
 
     trunk: list[str]
@@ -51,13 +49,19 @@ class Cut:
     channels_last: bool
 
 
+class _StagedNetwork(Protocol):
+    """timm network with access to the output of every stage."""
+
+    def forward_intermediates(self, x: Tensor, *, norm: bool, intermediates_only: bool) -> list[Tensor]: ...
+
+
 class FrozenBatchNormAct2d(FusedFrozenBatchNorm2d):
-    """timm's `BatchNormAct2d` with fixed statistics and affine parameters: normalisation, then the activation."""
+    """timm's `BatchNormAct2d` with frozen statistics and affine parameters: normalisation, then activation."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         """
         Args:
-            norm: the layer whose values, and activation where it has one, it takes over.
+            norm: layer to copy values and, if present, the activation from.
         """
         super().__init__(norm.num_features, norm.eps)
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -66,12 +70,12 @@ class FrozenBatchNormAct2d(FusedFrozenBatchNorm2d):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W) of the same type."""
+        """Normalised, activated features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
         return self.act(self.drop(super().forward(x)))
 
 
 class _Steps(nn.Module):
-    """Modules of a network, under the network's own names, that run one after another on (B, C, H, W)."""
+    """Sequence of a network's modules under their original names, applied to (B, C, H, W)."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], channels_last: bool) -> None:
         super().__init__()
@@ -96,12 +100,12 @@ class _Steps(nn.Module):
 
     @torch.no_grad()
     def fold_batch_norms(self) -> int:
-        """Multiplies batch normalisation of fixed statistics into the convolutions before it; returns how many.
+        """Folds frozen batch normalisation into the preceding convolutions; returns the number of layers folded.
 
-        Which convolution a normalisation follows is found by running the modules once.
+        A forward pass finds the convolution that each normalisation follows.
 
         Raises:
-            ConfigError: the network does more with its convolutions, so that it would no longer be the same function.
+            ConfigError: folding changes the network's output.
         """
         training, example = self.training, torch.randn(self._example, generator=torch.Generator().manual_seed(0))
         self.eval()
@@ -110,36 +114,32 @@ class _Steps(nn.Module):
         before = self._run(example)
         parents = {child: (parent, name) for parent in self.modules() for name, child in parent.named_children()}
         for conv, norm in pairs:
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
+            fold_batch_norm(conv, norm)
             parent, name = parents[norm]
             setattr(
                 parent, name, nn.Sequential(getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity()))
             )
         if not torch.allclose(self._run(example), before, rtol=1e-2, atol=1e-3 * float(before.abs().max())):
-            raise ConfigError(
-                "TEST.FOLD_BATCH_NORM is True, which this network of timm does not allow: set it to False"
-            )
+            raise ConfigError("TEST.FOLD_BATCH_NORM is True, which this timm network does not support: set it to False")
         self.train(training)
         return len(pairs)
 
 
 class TimmTrunk(_Steps, Backbone):
-    """The stages of a timm network up to stride 16, as Detectron2's `Backbone` with the output "res4".
+    """Stages of a timm network up to stride 16, as Detectron2's `Backbone` with the output "res4".
 
-    Images whose sides are no multiples of the stride are padded with zeros on the right and below, so that no stage
-    cuts off what is left over, and cells lie alike in images of any size.
+    Images are zero-padded at the bottom and on the right to a multiple of the stride, so that no stage drops pixels and
+    cells are aligned alike in images of any size.
     """
 
     def __init__(self, network: nn.Module, name: str, cut: Cut, stride: int, channels: int = 3) -> None:
         """
         Args:
-            network: the whole network; its modules become this one's.
-            name: timm's name of it.
+            network: the whole network, from which the modules are taken.
+            name: name of the network in timm.
             cut: see `find_cut`.
-            stride: of the output, in pixels.
-            channels: of the images.
+            stride: stride of the output in pixels.
+            channels: number of image channels.
         """
         super().__init__(network, cut.trunk, cut.channels_last)
         self.name = name
@@ -147,20 +147,20 @@ class TimmTrunk(_Steps, Backbone):
         self._example = (1, channels, _PROBE, _PROBE)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"res4": (B, C4, ceil(H / stride), ceil(W / stride))}."""
+        """Features {"res4": (B, C4, ceil(H / stride), ceil(W / stride))} of images (B, 3, H, W)."""
         height, width = images.shape[-2:]
         bottom, right = -height % _TRUNK_REDUCTION, -width % _TRUNK_REDUCTION
-        if torch.jit.is_tracing() or bottom or right:  # the example's remainder is not that of other images
+        if torch.jit.is_tracing() or bottom or right:  # a traced model gets images with other remainders
             images = F.pad(images, (0, right, 0, bottom))
         features = self._run(images)
         return {OUTPUT: features[..., : -(-height // self._stride), : -(-width // self._stride)]}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the output."""
+        """Shape of the output: its channels and stride."""
         return {OUTPUT: ShapeSpec(channels=self._channels, stride=self._stride)}
 
     def freeze(self, steps: int) -> None:
-        """Fixes the parameters and statistics of the first steps."""
+        """Freezes parameters and statistics of the first `steps` modules."""
         for name in self._names[:steps]:
             *parents, own = name.split(".")
             parent = self.get_submodule(".".join(parents))
@@ -170,12 +170,12 @@ class TimmTrunk(_Steps, Backbone):
 
 
 class TimmLastStage(_Steps, LastStage):
-    """The last stage of a timm network, for RoIs and crops: (R, C4, h, w) -> (R, C5, ceil(h / 2), ceil(w / 2))."""
+    """Last stage of a timm network, for RoIs and crops: (R, C4, h, w) -> (R, C5, ceil(h / 2), ceil(w / 2))."""
 
     def __init__(self, network: nn.Module, cut: Cut) -> None:
         """
         Args:
-            network: the whole network; its modules become this one's.
+            network: the whole network, from which the modules are taken.
             cut: see `find_cut`.
         """
         super().__init__(network, cut.last, cut.channels_last)
@@ -184,12 +184,12 @@ class TimmLastStage(_Steps, LastStage):
         self._cuts_off = False
         with torch.no_grad():
             self._cuts_off = self._run(torch.zeros(1, cut.channels[0], 2, 3)).shape[3] < 2
-        self.fixed_by_tracing = self._cuts_off or cut.channels_last  # sizes decide what is padded, parted into windows
+        self.fixed_by_tracing = self._cuts_off or cut.channels_last  # padding and windows depend on the size
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class. A last odd row or column, which some networks would drop, counts."""
+        """Features of RoIs; see the class. An odd last row or column, which some networks drop, is kept."""
         height, width = features.shape[-2:]
-        # Windows cannot be parted without any; a row of zeros keeps the graph whole.
+        # Window partitioning fails on no rows; a row of zeros keeps the graph connected.
         if not torch.jit.is_tracing() and not len(features):
             return self.forward(features.new_zeros(1, *features.shape[1:]))[:0]
         if self._cuts_off and (height % 2 or width % 2):
@@ -202,12 +202,12 @@ class TimmLastStage(_Steps, LastStage):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmTrunk:
-    """The stages up to stride 16 of the network that MODEL.TIMM describes, without weights (MODEL.WEIGHTS loads them).
+    """Trunk of the network described by MODEL.TIMM, up to stride 16, without weights (MODEL.WEIGHTS loads them).
 
-    MODEL.BACKBONE.FREEZE_AT counts as for a ResNet: 1 freezes the stem, 2 all up to stride 4, 3 up to 8, 4 the trunk.
+    MODEL.BACKBONE.FREEZE_AT works as for a ResNet: 1 freezes the stem, 2 up to stride 4, 3 up to 8, 4 the whole trunk.
 
     Raises:
-        ConfigError: timm has no such network, it has no stages, or it cannot be changed as the keys say.
+        ConfigError: timm has no such network, the network has no stages, or it does not support the keys.
     """
     timm_cfg = cfg.MODEL.TIMM
     check_values(cfg, ["MODEL.TIMM.STRIDE", "MODEL.BACKBONE.FREEZE_AT"])
@@ -222,7 +222,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmTrunk:
 
 
 def build_timm_last_stage(cfg: CfgNode) -> TimmLastStage:
-    """A last stage of its own for the network that MODEL.TIMM describes, without weights.
+    """New last stage of the network described by MODEL.TIMM, without weights.
 
     Raises:
         ConfigError: see `build_timm_backbone`.
@@ -233,7 +233,7 @@ def build_timm_last_stage(cfg: CfgNode) -> TimmLastStage:
 
 
 def timm_last_channels(cfg: CfgNode) -> int:
-    """Output channels of the last stage of the network that MODEL.TIMM describes."""
+    """Number of output channels of the last stage of the network described by MODEL.TIMM."""
     return find_cut(create_network(cfg.MODEL.TIMM.NAME), cfg.MODEL.TIMM.NAME).channels[1]
 
 
@@ -241,15 +241,15 @@ LAST_STAGES["build_timm_backbone"] = LastStageBuilder(build_timm_last_stage, tim
 
 
 def create_network(name: str, channels: int = 3, **options: Any) -> nn.Module:
-    """A network of timm without weights, in evaluation mode, without stochastic depth, for images of any size.
+    """timm network for images of any size, without weights or stochastic depth, in evaluation mode.
 
     Args:
-        name: timm's name of it, such as "tf_efficientnet_lite2" or "convnext_tiny.fb_in22k".
-        channels: of the images.
+        name: name in timm, such as "tf_efficientnet_lite2" or "convnext_tiny.fb_in22k".
+        channels: number of image channels.
         options: arguments of the network, such as `output_stride`.
 
     Raises:
-        ConfigError: timm has no network of that name, or it does not take the options.
+        ConfigError: timm has no network of that name, or the network does not take the options.
     """
     timm = import_timm()
     if not timm.is_model(name):
@@ -269,10 +269,10 @@ def create_network(name: str, channels: int = 3, **options: Any) -> nn.Module:
 
 
 def import_timm() -> Any:
-    """The module timm, which takes seconds to import and only networks of timm need.
+    """Module timm, imported on demand since that takes seconds.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: timm is not installed.
     """
     try:
         import timm
@@ -285,14 +285,14 @@ def import_timm() -> Any:
 
 
 def find_cut(network: nn.Module, name: str) -> Cut:
-    """Place where a network is cut: behind its last stage of stride 16.
+    """Split of a network after its last stage of stride 16.
 
     Args:
-        network: a network of timm.
-        name: timm's name of it, for messages.
+        network: a timm network.
+        name: its name, for messages.
 
     Raises:
-        ConfigError: it has no stages of strides 16 and 32.
+        ConfigError: the network has no stages of strides 16 and 32.
     """
     levels = [dict(level) for level in getattr(network, "feature_info", [])]
     reductions = [level["reduction"] for level in levels]
@@ -322,7 +322,7 @@ def find_cut(network: nn.Module, name: str) -> Cut:
 
 
 def freeze_norms(module: nn.Module) -> Any:
-    """The module with every `BatchNorm2d` in it replaced by one of fixed statistics, under the same names."""
+    """Module with every `BatchNorm2d` replaced by a frozen one of the same name."""
     if isinstance(module, nn.BatchNorm2d):
         return FrozenBatchNormAct2d(module)
     for name, child in list(module.named_children()):
@@ -331,8 +331,8 @@ def freeze_norms(module: nn.Module) -> Any:
 
 
 def _norms_behind_convolutions(module: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Pairs of a convolution and the normalisation of fixed statistics that reads its output."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # with the tensors, so that no other gets the same id
+    """Pairs of a convolution and the frozen normalisation applied to its output."""
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # tensors are kept alive, so ids stay unique
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def seen(conv: nn.Conv2d, _: Any, output: Tensor) -> None:
@@ -357,7 +357,7 @@ def _norms_behind_convolutions(module: nn.Module, run: Callable[[], Any]) -> lis
 
 
 def _create_for_any_size(timm: Any, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Networks of windows take images of any size only when told so, and others do not know the argument."""
+    """timm network for images of any size: window-based ones need an argument that others do not know."""
     try:
         return timm.create_model(name, strict_img_size=False, **kwargs)
     except TypeError as error:
@@ -367,7 +367,7 @@ def _create_for_any_size(timm: Any, name: str, kwargs: dict[str, Any]) -> nn.Mod
 
 
 def _steps_up_to(network: nn.Module, ends: Sequence[str], name: str) -> list[str]:
-    """The modules that run one after another up to the last feature, containers of features taken apart."""
+    """Names of the modules applied in sequence up to the last feature, with feature containers unpacked."""
     containers = {end.rpartition(".")[0] for end in ends} - {""}
     steps: list[str] = []
     for child, module in network.named_children():
@@ -376,23 +376,25 @@ def _steps_up_to(network: nn.Module, ends: Sequence[str], name: str) -> list[str
         elif ends[-1] not in steps or child in _FINAL_NORMS:
             steps.append(child)
     if not set(ends) <= set(steps):
-        raise ConfigError(f"MODEL.TIMM.NAME is {name!r}, whose stages are not modules of their own: choose another")
+        raise ConfigError(f"MODEL.TIMM.NAME is {name!r}, whose stages are not separate modules: choose another network")
     return steps
 
 
 @torch.no_grad()
 def _compare(network: nn.Module, cut: Cut, name: str, channels: int) -> None:
-    """Refuses a network that does more than run its modules one after another."""
+    """Raises a ConfigError if the network is not equal to its modules applied in sequence."""
     images = torch.linspace(-1, 1, channels * _PROBE * _PROBE).reshape(1, channels, _PROBE, _PROBE).sin()
-    whole = network.forward_intermediates(images, norm=True, intermediates_only=True)
+    # nn.Module types every unknown attribute as tensor or module.
+    staged = cast(_StagedNetwork, network)
+    whole = staged.forward_intermediates(images, norm=True, intermediates_only=True)
     network = copy.deepcopy(network)
     features = TimmTrunk(network, name, cut, _TRUNK_REDUCTION, channels)(images)[OUTPUT]
     last = TimmLastStage(network, cut)(features)
     for ours, theirs in ((features, whole[cut.index]), (last, whole[-1])):
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
             raise ConfigError(
-                f"MODEL.TIMM.NAME is {name!r}, which cannot be cut into trunk and last stage without changing what it "
-                "computes: choose another"
+                f"MODEL.TIMM.NAME is {name!r}, which cannot be split into trunk and last stage without changing its "
+                "output: choose another network"
             )
 
 

@@ -1,1 +1,1 @@
-"""Re-id objectives: what trains the features, picked by MODEL.OBJECTIVE.NAME. Importing it registers them."""
+"""Re-id objectives, the methods that train the features, selected by MODEL.OBJECTIVE.NAME."""

@@ -1,10 +1,10 @@
-"""Re-id objectives: their registry, what they have in common, and memory banks with cluster labels."""
+"""Re-id objectives: registry, base classes, and memory banks with cluster labels."""
 
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..losses import cluster_contrastive_loss
 
 
 class MemoryBank(nn.Module):
-    """N unit features as a buffer, so that a checkpoint holds them. Rows never seen are zero."""
+    """Memory bank of N unit features, a buffer that checkpoints include. Rows not seen yet are zero."""
 
     features: Tensor
 
@@ -34,26 +34,26 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def fill(self, instance_index: Tensor, features: Tensor) -> None:
-        """Sets rows to features.
+        """Overwrites rows with features.
 
         Args:
             instance_index: (q,) int64, the rows.
-            features: (q, d).
+            features: (q, d), normalised here.
         """
         self.features[instance_index] = F.normalize(features.to(self.features), dim=1)
 
     @torch.no_grad()
     def update(self, instance_index: Tensor, features: Tensor, new_weight: float, renormalize: bool = True) -> None:
-        """Moves rows towards features: lambda * new + (1 - lambda) * old (Eq. 5).
+        """Updates rows with features: lambda * new + (1 - lambda) * old (Eq. 5).
 
-        A row named more than once (one frame twice in a batch) moves once, towards the mean of its features, so that
-        the result depends neither on their order nor on the process that saw them.
+        A row that occurs more than once (the same frame twice in a batch) is updated once, with the mean of its
+        features, so the result depends neither on their order nor on the process they come from.
 
         Args:
             instance_index: (q,) int64, the rows.
             features: (q, d).
             new_weight: lambda, the weight of the NEW feature, in [0, 1].
-            renormalize: scale the updated rows to unit length.
+            renormalize: whether to scale the updated rows to unit length.
         """
         unique, inverse = torch.unique(instance_index, return_inverse=True)
         sums = self.features.new_zeros(len(unique), self.features.shape[1])
@@ -65,23 +65,24 @@ class MemoryBank(nn.Module):
 
 REID_OBJECTIVE_REGISTRY = Registry("REID_OBJECTIVE")
 REID_OBJECTIVE_REGISTRY.__doc__ = """
-Registry of re-id objectives: subclasses of `ReIDObjective` that are called with a config.
+Registry of re-id objectives: subclasses of `ReIDObjective`, constructed from a config.
 """
 
 
 class ReIDObjective(nn.Module, metaclass=ABCMeta):
-    """Losses of the re-id features, and what they remember of the persons beyond a batch.
+    """Re-id losses, with a memory of the persons that outlives a batch.
 
-    `allocate` sizes the memory before training or before a checkpoint is loaded; without it only detection trains and
-    inference works. A subclass computes its losses in `_losses`, where it puts what the memory is to learn from the
-    batch into `pending`; after the iteration `apply_pending` gathers that from all processes, so that all remember the
-    same, and hands it to `_remember`.
+    `allocate` sizes the memory before training or before loading a checkpoint; without it, only the detector is trained
+    and inference works. Subclasses compute their losses in `_losses` and store the batch's contribution to the memory
+    in `pending`. After the iteration, `apply_pending` gathers `pending` from all processes, which keeps the memories
+    equal, and passes it to `_remember`.
 
     Attributes:
-        needs_identities: whether it is supervised. No other may see identities.
-        exemplars: what it allows SSL.EXEMPLAR.ENABLED to be.
-        reads_persons: whether it reads the features of the annotated boxes; where it does not they are not computed.
-        size: N, number of annotated persons of the training set; 0 before `allocate`.
+        needs_identities: whether the objective is supervised. Only supervised ones are given identities.
+        exemplars: allowed values of SSL.EXEMPLAR.ENABLED.
+        reads_persons: whether features of the annotated boxes are used; they are not computed otherwise.
+        pending: tensors by name, to be gathered along rows; None if there is nothing to remember.
+        size: N, number of annotated persons in the training set; 0 before `allocate`.
     """
 
     needs_identities: ClassVar[bool] = False
@@ -90,63 +91,73 @@ class ReIDObjective(nn.Module, metaclass=ABCMeta):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pending: tuple[Tensor | None, ...] | None = None
+        self.pending: dict[str, Tensor] | None = None
         self.size = 0
 
     @abstractmethod
     def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
-        """Makes an empty memory.
+        """Allocates an empty memory.
 
         Args:
             image_index: (N,) int64, equal for the persons of one image.
-            identities: (N,) int64, the identity of each person, numbered from 0 without gaps, -1 where unknown; None
-                for an objective without `needs_identities`.
+            identities: (N,) int64, identity of each person, numbered from 0 without gaps, -1 if unknown; None for an
+                objective without `needs_identities`.
         """
 
     def forward(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        """Losses of one batch; what the memory is to learn from it is kept for `apply_pending`.
+        """Losses of a batch. Its contribution to the memory is kept until `apply_pending`.
 
         Args:
-            batch: features of the RoIs, the persons and their exemplars.
+            batch: embeddings of the RoIs, the persons and their exemplars.
 
         Returns:
-            scalars by name, already weighted; {} before `allocate`.
+            scalars by name, weighted; {} before `allocate`.
         """
         if self.size == 0:
             return {}
-        # Mixed precision ends here: similarities meet thresholds, and temperatures magnify their rounding.
+        # No mixed precision: similarities are compared with thresholds, and temperatures amplify their rounding.
         with torch.autocast(batch.rois.device.type, enabled=False):
             return self._losses(batch)
 
     @abstractmethod
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        """Weighted losses by name. What the memory is to learn goes into `pending`."""
+        """Weighted losses by name. Sets `pending`."""
 
     @abstractmethod
-    def _remember(self, *pending: Tensor | None) -> None:
-        """Learns from what `pending` of all processes held, joined along rows in the order of the processes."""
+    def _remember(self, pending: dict[str, Tensor]) -> None:
+        """Updates the memory with the `pending` of all processes, concatenated along rows in order of rank."""
 
     @torch.no_grad()
     def apply_pending(self) -> None:
-        """Lets the memory learn from the last batch, after gathering it so that all processes stay equal."""
+        """Updates the memory with the last batch of all processes."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        self._remember(*(pending if comm.get_world_size() == 1 else _gathered(pending)))
+        self._remember(pending if comm.get_world_size() == 1 else _gathered(pending))
 
 
-def _gathered(pending: tuple[Tensor | None, ...]) -> Iterator[Tensor | None]:
-    """Joins the tensors of all processes along rows, on the devices that they have here."""
-    everywhere = comm.all_gather(tuple(None if t is None else t.cpu() for t in pending))
-    for own, parts in zip(pending, zip(*everywhere, strict=True), strict=True):
-        yield None if own is None else torch.cat(parts).to(own.device)
+def _gathered(pending: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of all processes, concatenated along rows, on this process's devices."""
+    everywhere = comm.all_gather({name: tensor.cpu() for name, tensor in pending.items()})
+    return {name: torch.cat([part[name] for part in everywhere]).to(own.device) for name, own in pending.items()}
+
+
+def given(features: Tensor | None, name: str) -> Tensor:
+    """Features of a batch that an objective cannot do without.
+
+    Raises:
+        ValueError: they are None.
+    """
+    if features is None:
+        raise ValueError(f"the batch has no features of {name}, which the objective needs")
+    return features
 
 
 def objective_class(cfg: CfgNode) -> type[ReIDObjective]:
-    """The class that MODEL.OBJECTIVE.NAME names.
+    """Class named by MODEL.OBJECTIVE.NAME.
 
     Raises:
-        ConfigError: it is not registered; those that are get listed.
+        ConfigError: the name is not registered; the message lists the registered ones.
     """
     name = cfg.MODEL.OBJECTIVE.NAME
     if name not in REID_OBJECTIVE_REGISTRY:
@@ -156,21 +167,27 @@ def objective_class(cfg: CfgNode) -> type[ReIDObjective]:
 
 
 def build_objective(cfg: CfgNode) -> ReIDObjective:
-    """The objective that MODEL.OBJECTIVE.NAME names, from the configuration."""
-    return objective_class(cfg)(cfg)
+    """Objective named by MODEL.OBJECTIVE.NAME, constructed from the config."""
+    # `@configurable` lets the constructor of each subclass take a config, which its signature does not tell.
+    build = cast(Callable[[CfgNode], ReIDObjective], objective_class(cfg))
+    return build(cfg)
 
 
 class BankObjective(ReIDObjective):
-    """Memory banks M_I and M_M with their update (paper Eq. 5), the cluster labels, and the loss that reads them.
+    """Memory banks M_I and M_M with their update (paper Eq. 5), cluster labels, and the cluster loss.
 
-    The hooks fill the banks before the first iteration and set `cluster_labels` before each epoch. A subclass calls
-    `_keep` and `_cluster_losses` in its `_losses`.
+    Hooks fill the banks before the first iteration and set `cluster_labels` before each epoch. Subclasses call `_keep`
+    and `_cluster_losses` in `_losses`.
 
     Attributes:
-        predicts_multi_labels: whether it has `set_threshold`, which a hook calls, and `predict_labels`.
+        instance_bank: M_I, features of the main branch.
+        multi_scale_bank: M_M, features of the exemplars averaged over scales; None without exemplars.
+        image_index: (N,) int64, equal for the persons of one image.
+        cluster_labels: (N,) int64, cluster of each bank row.
     """
 
-    predicts_multi_labels: ClassVar[bool] = False
+    instance_bank: MemoryBank
+    multi_scale_bank: MemoryBank | None
     cluster_labels: Tensor
     image_index: Tensor
 
@@ -185,15 +202,16 @@ class BankObjective(ReIDObjective):
         cluster_weight: float,
         temperature: float,
         hard_negative_mass: float,
-        epsilon: float = 0.0,
+        epsilon: float,
     ) -> None:
         """
         Args:
             dim: d of the features.
-            multi_scale: whether exemplars, and so the bank M_M, exist.
-            new_weight, renormalize: of the bank updates, see `MemoryBank.update`.
+            multi_scale: whether there are exemplars, and with them the bank M_M.
+            new_weight, renormalize: bank update, see `MemoryBank.update`.
             label_source: "mean" (Eq. 6) or "instance".
-            cluster_weight, temperature, hard_negative_mass, epsilon: of the cluster loss.
+            cluster_weight: weight of the cluster loss.
+            temperature, hard_negative_mass, epsilon: see `cluster_contrastive_loss`.
         """
         super().__init__()
         self.dim = dim
@@ -205,7 +223,7 @@ class BankObjective(ReIDObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration."""
+        """Constructor arguments from a config."""
         ssl = cfg.SSL
         return {
             "dim": cfg.MODEL.REID_HEAD.EMBEDDING_DIM,
@@ -222,10 +240,10 @@ class BankObjective(ReIDObjective):
     # ------------------------------------------------------------------ banks and labels
 
     def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
-        """Makes empty banks; every row starts as a cluster of its own. See `ReIDObjective.allocate`.
+        """Allocates empty banks, each row a cluster of its own. See `ReIDObjective.allocate`.
 
         Raises:
-            ValueError: identities are given, which no weakly supervised objective may see.
+            ValueError: identities are given, which a weakly supervised objective must not see.
         """
         if identities is not None:
             raise ValueError(f"{type(self).__name__} is weakly supervised: it must not be given identities")
@@ -237,30 +255,30 @@ class BankObjective(ReIDObjective):
         self.register_buffer("cluster_labels", torch.arange(self.size, device=device))
 
     def label_features(self) -> Tensor:
-        """(N, d) M of Eq. 6, its rows of unit length (zero where never seen): what pseudo labels are predicted from."""
+        """Features M (N, d) that pseudo labels are predicted from (Eq. 6); rows of unit length, zero if never seen."""
         multi_scale = None if self.multi_scale_bank is None else self.multi_scale_bank.features
         return self.source_features(self.instance_bank.features, multi_scale)
 
     def source_features(self, instances: Tensor, multi_scale: Tensor | None) -> Tensor:
-        """(N, d) M of Eq. 6 for given features (N, d) of the main branch and of the exemplars, see `label_features`."""
+        """Features M (N, d) of Eq. 6 from features (N, d) of main branch and exemplars; see `label_features`."""
         if multi_scale is not None and self.label_source == "mean":
             instances = instances + multi_scale
         return F.normalize(instances, dim=1)
 
     def _keep(self, batch: TrainingEmbeddings) -> Tensor | None:
-        """Keeps the persons' features for the bank update; returns f^h (P, d) of their exemplars if there are any."""
+        """Keeps the persons' features for the bank update; returns f^h (P, d) of the exemplars, if any."""
         multi_scale = None if batch.exemplars is None else F.normalize(batch.exemplars.mean(dim=1), dim=1)
-        self.pending = (
-            batch.instance_index,
-            batch.persons.detach(),
-            None if multi_scale is None else multi_scale.detach(),
-        )
+        instances = given(batch.persons, "annotated persons")
+        self.pending = {"instance_index": batch.instance_index, "instances": instances.detach()}
+        if multi_scale is not None:
+            self.pending["multi_scale"] = multi_scale.detach()
         return multi_scale
 
-    def _remember(self, instance_index: Tensor, instances: Tensor, multi_scale: Tensor | None) -> None:
-        self.instance_bank.update(instance_index, instances, self.new_weight, self.renormalize)
+    def _remember(self, pending: dict[str, Tensor]) -> None:
+        rows = pending["instance_index"]
+        self.instance_bank.update(rows, pending["instances"], self.new_weight, self.renormalize)
         if self.multi_scale_bank is not None:
-            self.multi_scale_bank.update(instance_index, multi_scale, self.new_weight, self.renormalize)
+            self.multi_scale_bank.update(rows, pending["multi_scale"], self.new_weight, self.renormalize)
 
     # ------------------------------------------------------------------ losses
 
@@ -274,8 +292,20 @@ class BankObjective(ReIDObjective):
                 batch.rois, self.instance_bank.features, self.cluster_labels, batch.roi_instance_index, *common
             )
         }
-        if multi_scale is not None:
+        if multi_scale is not None and self.multi_scale_bank is not None:
             losses["loss_cluster_multi_scale"] = cluster_contrastive_loss(
                 multi_scale, self.multi_scale_bank.features, self.cluster_labels, batch.instance_index, *common
             )
         return {name: self.cluster_weight * value for name, value in losses.items()}
+
+
+class MultiLabelObjective(BankObjective):
+    """Bank objective that predicts multi-labels. `ThresholdSchedule` sets its threshold in every iteration."""
+
+    @abstractmethod
+    def set_threshold(self, threshold: float) -> None:
+        """Sets the threshold of the multi-labels, t(e) of Eq. 9."""
+
+    @abstractmethod
+    def predict_labels(self, instance_index: Tensor) -> Tensor:
+        """Multi-labels (q, N) bool of bank rows (q,) int64."""

@@ -1,4 +1,4 @@
-"""CGPS (Yan et al. 2022): weakly supervised re-id guided by the context of detection, of the memory, of the scene."""
+"""CGPS (Yan et al. 2022): weakly supervised re-id guided by detection, memory and scene context."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .oim import update_table
 def detection_context_loss(
     persons: Tensor, labels: Tensor, backgrounds: Tensor, margin: float, background_weight: float
 ) -> Tensor:
-    """Pulls RoIs of one label together and away from other persons, and all persons away from background (CGPS).
+    """Detection context loss of CGPS: a batch-hard triplet loss between persons, and between persons and background.
 
-    For each person RoI the hinge of `margin` + its largest distance to a RoI of its label - its smallest to one of
-    another label, averaged; plus `background_weight` times the same with all person RoIs as one class and the
-    background RoIs as the other. Distances are Euclidean.
+    For each person RoI, the hinge of `margin` + the largest distance to a RoI of the same label - the smallest distance
+    to a RoI of another label, averaged over RoIs; plus `background_weight` times the same loss with persons as one
+    class and backgrounds as the other. Distances are Euclidean.
 
     Args:
         persons: (R, d) unit features of positive RoIs.
         labels: (R,) integers.
         backgrounds: (G, d) unit features of negative RoIs.
-        margin: of the hinges.
-        background_weight: weight of the second part.
+        margin: margin of the hinges.
+        background_weight: weight of the second term.
 
     Returns:
-        A scalar. A part is 0 where there is no RoI of another label, or no background.
+        A scalar. The first term is 0 if all labels are equal, the second without backgrounds.
     """
     loss = persons.sum() * 0.0
     if len(persons) == 0:
@@ -40,7 +40,7 @@ def detection_context_loss(
     if not same.all():
         farthest = between.masked_fill(~same, 0.0).amax(dim=1)
         nearest = between.masked_fill(same, float("inf")).amin(dim=1)
-        # Every row has a negative, since not all labels are equal.
+        # Not all labels are equal, so every row has a negative.
         loss = loss + (margin + farthest - nearest).clamp(min=0).mean()
     if len(backgrounds):
         nearest = _distances(persons, backgrounds).amin(dim=1)
@@ -50,16 +50,16 @@ def detection_context_loss(
 
 def _distances(left: Tensor, right: Tensor) -> Tensor:
     squares = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)[None] - 2 * left @ right.T
-    # Below this the root has no usable slope.
+    # The gradient of the root diverges at 0.
     return squares.clamp(min=1e-12).sqrt()
 
 
 @REID_OBJECTIVE_REGISTRY.register()
 class CGPSObjective(BankObjective):
-    """CGPS on the memory bank M_I, whose rows each positive RoI moves in turn.
+    """CGPS objective on the memory bank M_I, updated by one positive RoI after another.
 
-    Its three contexts: of detection, `detection_context_loss`; of the memory, the cluster loss in which only the
-    hardest negative clusters count; of the scene, the clustering's rule that persons of one image are different.
+    The three contexts are: detection, `detection_context_loss`; memory, the cluster loss restricted to the hardest
+    negative clusters; scene, the constraint of the clustering that persons of one image differ.
     """
 
     reads_persons = False
@@ -68,7 +68,7 @@ class CGPSObjective(BankObjective):
     def __init__(self, *, context_weight: float, margin: float, background_weight: float, **kwargs: Any) -> None:
         """
         Args:
-            context_weight: weight of the detection context.
+            context_weight: weight of the detection context loss.
             margin, background_weight: see `detection_context_loss`.
             kwargs: arguments of `BankObjective`.
         """
@@ -77,10 +77,10 @@ class CGPSObjective(BankObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration.
+        """Constructor arguments from a config.
 
         Raises:
-            ConfigError: rows are not to be renormalised, which CGPS does after each RoI.
+            ConfigError: SSL.MEMORY.RENORMALIZE is False; CGPS renormalises a row after each RoI.
         """
         if not cfg.SSL.MEMORY.RENORMALIZE:
             raise ConfigError(
@@ -94,7 +94,7 @@ class CGPSObjective(BankObjective):
         }
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
-        self.pending = (batch.roi_instance_index, batch.rois.detach())
+        self.pending = {"instance_index": batch.roi_instance_index, "rois": batch.rois.detach()}
         losses = self._cluster_losses(batch, None)
         if self.context_weight:
             labels = self.cluster_labels[batch.roi_instance_index]
@@ -102,5 +102,6 @@ class CGPSObjective(BankObjective):
             losses["loss_context"] = self.context_weight * context
         return losses
 
-    def _remember(self, instance_index: Tensor, features: Tensor) -> None:
-        update_table(self.instance_bank.features, instance_index, features, momentum=1 - self.new_weight)
+    def _remember(self, pending: dict[str, Tensor]) -> None:
+        rows, features = pending["instance_index"], pending["rois"]
+        update_table(self.instance_bank.features, rows, features, momentum=1 - self.new_weight)

@@ -1,4 +1,5 @@
-"""Online instance matching (Xiao et al. 2017): re-id against a table of known persons and a queue of unknown ones."""
+"""OIM (Xiao et al. 2017): online instance matching against a lookup table of identities and a queue of unlabelled
+persons."""
 
 from __future__ import annotations
 
@@ -15,17 +16,17 @@ from .base import REID_OBJECTIVE_REGISTRY, ReIDObjective
 
 
 def online_matching_loss(features: Tensor, targets: Tensor, table: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the similarities to all identities and all queued persons without one (OIM, Eq. 1-4).
+    """Cross-entropy over the similarities to all identities and all queued unlabelled persons (OIM, Eq. 1-4).
 
     Args:
         features: (R, d) unit features.
-        targets: (R,) int64, row of the table, -1 for a person without identity, who has no loss.
-        table: (L, d), a unit feature for each identity; zero for those not seen yet, which count all the same.
-        queue: (Q, d) unit features of persons without identity, zero where still empty.
+        targets: (R,) int64, row of the table; -1 for an unlabelled person, which has no loss.
+        table: (L, d) unit feature of each identity; identities not seen yet are zero, and count all the same.
+        queue: (Q, d) unit features of unlabelled persons; zero where still empty.
         temperature: divisor of the similarities.
 
     Returns:
-        A scalar, the mean over the features with an identity; 0 without any. No gradient flows into table and queue.
+        A scalar, the mean over the labelled features; 0 without any. No gradient flows into table and queue.
     """
     known = targets >= 0
     if not known.any():
@@ -35,15 +36,15 @@ def online_matching_loss(features: Tensor, targets: Tensor, table: Tensor, queue
 
 
 def update_table(table: Tensor, rows: Tensor, features: Tensor, momentum: float) -> None:
-    """Moves rows towards features one after another: row = normalised(momentum * row + (1 - momentum) * feature).
+    """Updates rows one feature at a time: row = normalize(momentum * row + (1 - momentum) * feature).
 
     Args:
-        table: (L, d), changed in place.
-        rows: (R,) int64; a row named several times moves several times, in their order.
+        table: (L, d), updated in place.
+        rows: (R,) int64; a row that occurs several times is updated several times, in order.
         features: (R, d).
         momentum: weight of the OLD row.
     """
-    # The k-th features of all rows move them together, since rows do not depend on each other.
+    # Rows are independent, so the k-th features of all rows are applied together.
     left = torch.arange(len(rows), device=rows.device)
     while len(left):
         _, inverse = torch.unique(rows[left], return_inverse=True)
@@ -55,12 +56,12 @@ def update_table(table: Tensor, rows: Tensor, features: Tensor, momentum: float)
 
 
 def push_queue(queue: Tensor, position: Tensor, features: Tensor) -> None:
-    """Writes features over the oldest ones of a circular queue.
+    """Pushes features onto a circular queue, replacing the oldest.
 
     Args:
-        queue: (Q, d), changed in place.
-        position: int64 scalar, the slot that is written next; changed in place.
-        features: (R, d); of more than Q only the last Q stay.
+        queue: (Q, d), updated in place.
+        position: int64 scalar, next slot to write; updated in place.
+        features: (R, d); if R > Q, only the last Q are kept.
     """
     size = len(queue)
     if size == 0:
@@ -72,10 +73,10 @@ def push_queue(queue: Tensor, position: Tensor, features: Tensor) -> None:
 
 @REID_OBJECTIVE_REGISTRY.register()
 class OIMObjective(ReIDObjective):
-    """OIM: a lookup table with a row for each labelled identity, a circular queue of features of unlabelled persons.
+    """OIM objective: a lookup table with a row per identity, and a circular queue of unlabelled persons.
 
-    Every positive RoI is classified against both, and then moves its identity's row or enters the queue. Table, queue
-    and the queue's position are buffers, so that a checkpoint holds them. NAE and SeqNet train with the same.
+    Every positive RoI is classified against both, then updates the row of its identity or enters the queue. Table,
+    queue and queue position are buffers, so checkpoints include them. NAE and SeqNet use the same objective.
     """
 
     needs_identities = True
@@ -90,10 +91,10 @@ class OIMObjective(ReIDObjective):
         """
         Args:
             dim: d of the features.
-            queue_size: Q, 0 for no queue.
-            momentum: weight of the OLD row of the table in an update.
+            queue_size: Q; 0 for no queue.
+            momentum: weight of the OLD row in a table update.
             temperature: divisor of the similarities.
-            weight: of the loss.
+            weight: weight of the loss.
         """
         super().__init__()
         self.dim, self.queue_size = dim, queue_size
@@ -103,10 +104,10 @@ class OIMObjective(ReIDObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration.
+        """Constructor arguments from a config.
 
         Raises:
-            ConfigError: a key of OIM cannot work.
+            ConfigError: OIM.QUEUE_SIZE or OIM.TEMPERATURE is out of range.
         """
         oim = cfg.OIM
         check_values(cfg, ["OIM.QUEUE_SIZE", "OIM.TEMPERATURE"])
@@ -119,10 +120,10 @@ class OIMObjective(ReIDObjective):
         }
 
     def allocate(self, image_index: Tensor, identities: Tensor | None = None) -> None:
-        """Makes an empty table and queue; see `ReIDObjective.allocate`.
+        """Allocates an empty table and queue; see `ReIDObjective.allocate`.
 
         Raises:
-            ValueError: there are no identities.
+            ValueError: `identities` is None.
         """
         if identities is None:
             raise ValueError("OIMObjective is supervised: it needs the identities of the persons")
@@ -136,11 +137,12 @@ class OIMObjective(ReIDObjective):
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
         targets = self.row_identity[batch.roi_instance_index]
-        self.pending = (targets, batch.rois.detach())
+        self.pending = {"targets": targets, "rois": batch.rois.detach()}
         loss = online_matching_loss(batch.rois, targets, self.lookup_table, self.queue, self.temperature)
         return {"loss_oim": self.weight * loss}
 
-    def _remember(self, targets: Tensor, features: Tensor) -> None:
+    def _remember(self, pending: dict[str, Tensor]) -> None:
+        targets, features = pending["targets"], pending["rois"]
         known = targets >= 0
         update_table(self.lookup_table, targets[known], features[known], self.momentum)
         push_queue(self.queue, self.queue_position, features[~known])

@@ -1,4 +1,4 @@
-"""R-SiamNet (Han et al. 2021): a person's region in the scene and its crop must look alike to one siamese network."""
+"""R-SiamNet (Han et al. 2021): consistency between a person's region in the scene and its crop in a siamese network."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ...values import check_values
 from ..heads import TrainingEmbeddings
-from .base import REID_OBJECTIVE_REGISTRY, BankObjective
+from .base import REID_OBJECTIVE_REGISTRY, BankObjective, given
 
 
 def region_consistency_loss(regions: Tensor, crops: Tensor) -> Tensor:
-    """Mean of 1 - cosine similarity between a person's feature with the scene around it and those without.
+    """Mean cosine distance between the features of a person with scene context (RoI) and without (crops).
 
     Args:
         regions: (P, d) unit features of the persons' RoIs.
         crops: (P, S, d) unit features of their crops.
 
     Returns:
-        A scalar, 0 without persons. The gradient flows into both.
+        A scalar; 0 without persons. Gradients flow into both inputs.
     """
     if len(regions) == 0:
         return regions.sum() * 0.0 + crops.sum() * 0.0
@@ -29,10 +29,10 @@ def region_consistency_loss(regions: Tensor, crops: Tensor) -> Tensor:
 
 
 def similarity_consistency_loss(regions: Tensor, crops: Tensor, temperature: float) -> Tensor:
-    """Makes persons as similar to each other in the scenes as in their crops.
+    """Divergence between the persons' mutual similarities in the scenes and in the crops.
 
-    The similarities of a person to the others of the batch, softmaxed, form a distribution in the scenes and one among
-    the crops; the loss is the mean of their Kullback-Leibler divergences in both directions, averaged over persons.
+    The softmax of a person's similarities to the other persons of the batch gives one distribution over RoIs and one
+    over crops. The loss is the mean of the Kullback-Leibler divergences in both directions, averaged over persons.
 
     Args:
         regions: (P, d) unit features of the persons' RoIs.
@@ -40,7 +40,7 @@ def similarity_consistency_loss(regions: Tensor, crops: Tensor, temperature: flo
         temperature: divisor of the similarities.
 
     Returns:
-        A scalar, 0 with fewer than three persons, to whom there is nothing to distribute. The gradient flows into both.
+        A scalar; 0 with fewer than three persons, where the distributions are trivial. Gradients flow into both inputs.
     """
     count = len(regions)
     if count < 3:
@@ -52,15 +52,15 @@ def similarity_consistency_loss(regions: Tensor, crops: Tensor, temperature: flo
         return similarity[..., others].unflatten(-1, (count, count - 1)).log_softmax(dim=-1)
 
     scene, crop = log_distribution(regions), log_distribution(crops.transpose(0, 1))
-    # (p - q) (log p - log q), summed: both divergences together.
+    # The sum of (p - q) (log p - log q) is the sum of both divergences.
     return ((scene.exp() - crop.exp()) * (scene - crop)).sum(dim=-1).mean() / 2
 
 
 @REID_OBJECTIVE_REGISTRY.register()
 class RSiamNetObjective(BankObjective):
-    """R-SiamNet: instance-level consistency between regions and crops, cluster-level contrast for both.
+    """R-SiamNet objective: instance-level consistency between regions and crops, cluster-level contrast for both.
 
-    The exemplars are the crops. Regions have the memory bank M_I, crops M_M; clusters come from both together.
+    The exemplars are the crops. Regions are stored in the memory bank M_I, crops in M_M; both are clustered together.
     """
 
     exemplars = (True,)
@@ -72,7 +72,7 @@ class RSiamNetObjective(BankObjective):
         """
         Args:
             region_weight: weight of `region_consistency_loss`.
-            similarity_weight, similarity_temperature: of `similarity_consistency_loss`.
+            similarity_weight, similarity_temperature: weight and temperature of `similarity_consistency_loss`.
             kwargs: arguments of `BankObjective`.
         """
         super().__init__(**kwargs)
@@ -81,10 +81,10 @@ class RSiamNetObjective(BankObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration.
+        """Constructor arguments from a config.
 
         Raises:
-            ConfigError: the temperature is not positive.
+            ConfigError: RSIAMNET.SIMILARITY_TEMPERATURE is not positive.
         """
         keys = cfg.RSIAMNET
         check_values(cfg, ["RSIAMNET.SIMILARITY_TEMPERATURE"])
@@ -97,9 +97,10 @@ class RSiamNetObjective(BankObjective):
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
         losses = self._cluster_losses(batch, self._keep(batch))
+        regions, crops = given(batch.persons, "annotated persons"), given(batch.exemplars, "exemplars")
         if self.region_weight:
-            losses["loss_region"] = self.region_weight * region_consistency_loss(batch.persons, batch.exemplars)
+            losses["loss_region"] = self.region_weight * region_consistency_loss(regions, crops)
         if self.similarity_weight:
-            similarity = similarity_consistency_loss(batch.persons, batch.exemplars, self.similarity_temperature)
+            similarity = similarity_consistency_loss(regions, crops, self.similarity_temperature)
             losses["loss_similarity"] = self.similarity_weight * similarity
         return losses

@@ -1,4 +1,4 @@
-"""The objective of SSL: memory banks, pseudo labels and the losses that read them (Eq. 13)."""
+"""Objective of SSL: memory banks, pseudo labels and the losses on them (Eq. 13)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from ...labels import predict_multi_labels
 from ...tf32 import full_precision
 from ..heads import TrainingEmbeddings
 from ..losses import in_scene_separation_loss, multi_label_loss, scale_invariant_loss
-from .base import REID_OBJECTIVE_REGISTRY, BankObjective
+from .base import REID_OBJECTIVE_REGISTRY, MemoryBank, MultiLabelObjective, given
 
 
 @REID_OBJECTIVE_REGISTRY.register()
-class SSLObjective(BankObjective):
-    """L_scale + L_cluster + L_DML on the memory banks. `set_threshold` gives it the threshold of the multi-labels."""
+class SSLObjective(MultiLabelObjective):
+    """L_scale + L_cluster + L_DML on the memory banks (Eq. 13)."""
 
     exemplars = (False, True)
-    predicts_multi_labels = True
 
     @configurable
     def __init__(
@@ -35,18 +34,18 @@ class SSLObjective(BankObjective):
         multi_label_weight: float,
         delta: float,
         hard_negative_ratio: float,
-        multi_label_reduction: str = "sum",
-        in_scene_weight: float = 0.0,
-        in_scene_margin: float = 0.7,
+        multi_label_reduction: str,
+        in_scene_weight: float,
+        in_scene_margin: float,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            has_original: whether the last exemplar of a person is that of the original scale.
-            scale_weight, margin, gamma: of the scale-invariant loss (Eq. 2-4).
-            multi_label_weight, delta, hard_negative_ratio: of the multi-label loss (Eq. 11, 12).
-            multi_label_reduction: "sum" or "mean" of that loss over the persons of the batch, on all processes.
-            in_scene_weight, in_scene_margin: of the loss that keeps persons of one image apart (not in the paper).
+            has_original: whether the last exemplar of a person is the one at the original scale.
+            scale_weight, margin, gamma: scale-invariant loss (Eq. 2-4).
+            multi_label_weight, delta, hard_negative_ratio: multi-label loss (Eq. 11, 12).
+            multi_label_reduction: "sum" or "mean" of the multi-label loss over the persons of all processes.
+            in_scene_weight, in_scene_margin: in-scene separation loss (not in the paper).
             kwargs: arguments of `BankObjective`.
         """
         super().__init__(**kwargs)
@@ -60,7 +59,7 @@ class SSLObjective(BankObjective):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments of the constructor from a configuration."""
+        """Constructor arguments from a config."""
         ssl = cfg.SSL
         return {
             **super().from_config(cfg),
@@ -78,18 +77,18 @@ class SSLObjective(BankObjective):
 
     @property
     def threshold(self) -> float | None:
-        """Cosine similarity from which a bank row counts as positive; None where nothing has set it yet."""
+        """Minimum cosine similarity of a positive bank row; None until it is set."""
         return self._threshold
 
     def set_threshold(self, threshold: float) -> None:
-        """Sets the threshold of the multi-labels, t(e) of Eq. 9."""
+        """Sets the threshold; see `MultiLabelObjective.set_threshold`."""
         self._threshold = threshold
 
     def _losses(self, batch: TrainingEmbeddings) -> dict[str, Tensor]:
         multi_scale = self._keep(batch)
         losses: dict[str, Tensor] = {}
         if self.scale_weight and batch.exemplars is not None:
-            losses["loss_scale"] = self.scale_weight * self._scale_loss(batch)
+            losses["loss_scale"] = self.scale_weight * self._scale_loss(batch, batch.exemplars)
         losses |= self._cluster_losses(batch, multi_scale)
         if self.multi_label_weight:
             losses |= self._multi_label_losses(batch, multi_scale)
@@ -99,19 +98,22 @@ class SSLObjective(BankObjective):
             losses["loss_in_scene"] = self.in_scene_weight * separation
         return losses
 
-    def _scale_loss(self, batch: TrainingEmbeddings) -> Tensor:
-        originals = batch.exemplars[:, -1] if self.has_original else None
-        scales = batch.exemplars[:, :-1] if self.has_original else batch.exemplars
-        return scale_invariant_loss(batch.persons, originals, scales, batch.image_index, self.margin, self.gamma)
+    def _scale_loss(self, batch: TrainingEmbeddings, exemplars: Tensor) -> Tensor:
+        originals = exemplars[:, -1] if self.has_original else None
+        scales = exemplars[:, :-1] if self.has_original else exemplars
+        persons = given(batch.persons, "annotated persons")
+        return scale_invariant_loss(persons, originals, scales, batch.image_index, self.margin, self.gamma)
 
     def _multi_label_losses(self, batch: TrainingEmbeddings, multi_scale: Tensor | None) -> dict[str, Tensor]:
         labels = self.predict_labels(batch.instance_index)
-        # Eq. 12 sums over the persons of the whole batch, while data-parallel training averages over processes.
+        # Eq. 12 sums over the persons of the whole batch; data-parallel training averages over processes.
         weight = self.multi_label_weight * comm.get_world_size()
         if self.multi_label_reduction == "mean":
             weight = weight / _persons_of_all_processes(batch.instance_index)
-        pairs = {"instance": (batch.persons, self.instance_bank)}
-        if multi_scale is not None:
+        pairs: dict[str, tuple[Tensor, MemoryBank]] = {
+            "instance": (given(batch.persons, "annotated persons"), self.instance_bank)
+        }
+        if multi_scale is not None and self.multi_scale_bank is not None:
             pairs["multi_scale"] = (multi_scale, self.multi_scale_bank)
         return {
             f"loss_multi_label_{name}": weight
@@ -125,13 +127,13 @@ class SSLObjective(BankObjective):
         features = self.label_features()
         with full_precision():
             similarity = features[instance_index] @ features.T
-        if self.threshold is None:  # neither labels nor losses may be made of a value that nobody chose
+        if self.threshold is None:  # there is no sensible default
             raise RuntimeError("the threshold of the multi-labels is not set: call set_threshold before each epoch")
         return predict_multi_labels(similarity, self.image_index, instance_index, self.threshold)
 
 
 def _persons_of_all_processes(instance_index: Tensor) -> Tensor:
-    """Number of persons in the batch of all processes together, at least 1; a scalar."""
+    """Number of persons in the batches of all processes, at least 1; a float32 scalar."""
     count = instance_index.new_full((), len(instance_index), dtype=torch.float32)
     if comm.get_world_size() > 1:
         dist.all_reduce(count)
