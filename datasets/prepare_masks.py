@@ -42,7 +42,7 @@ from person_search.data.mapper import UnreadableImageError, read_frame
 from person_search.data.masks import MaskStore, box_window, default_mask_file, limit_to_box
 from person_search.data.registration import registered_records
 from person_search.data.video import split_video_frame
-from person_search.errors import DatasetError, PersonSearchError
+from person_search.errors import DatasetError, exit_status
 from person_search.io import probe_folder
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -75,24 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit is {args.limit}, expected 1 or more")
     out = args.out or default_mask_file(args.dataset)
-    try:
-        register_own(args.config_file)
-        check_writable(out)
-        records = registered_records(args.dataset)[: args.limit]
-        store = open_store(out, args.dataset, args.provider)
-        provider = make_provider(args)
-        if isinstance(provider, ParsingProvider):
-            provider.check_covers(records)
-        unreadable = make_masks(records, provider, store, out)
-    except PersonSearchError as error:
-        print(f"prepare_masks.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"prepare_masks.py: stopped; the same command goes on from {part_file(out)}", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(args, out), f"interrupted; the same command goes on from {part_file(out)}")
+
+
+def run(args: argparse.Namespace, out: Path) -> None:
+    """Makes the masks that the parsed arguments ask for, and prints how many there are."""
+    register_own(args.config_file)
+    check_writable(out)
+    records = registered_records(args.dataset)[: args.limit]
+    store = open_store(out, args.dataset, args.provider)
+    provider = make_provider(args)
+    if isinstance(provider, ParsingProvider):
+        provider.check_covers(records)
+    unreadable = make_masks(records, provider, store, out)
     persons = sum(len(person_boxes(record)) for record in records)
     print(f"{args.dataset}: {len(store)} masks for {persons} persons, {unreadable} images unreadable -> {out}")
-    return 0
 
 
 def register_own(config_file: str) -> None:

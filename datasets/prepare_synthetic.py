@@ -21,7 +21,7 @@ from pathlib import Path
 
 import cv2
 from person_search.data.catalog import dataset_root
-from person_search.errors import DatasetError, PersonSearchError
+from person_search.errors import DatasetError, exit_status
 from person_search.io import replacing
 from person_search.synthetic import PRESETS, SyntheticConfig, generate
 from person_search.synthetic.preview import contact_sheet, summarize
@@ -30,23 +30,20 @@ from person_search.synthetic.preview import contact_sheet, summarize
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     args = _parser().parse_args(arguments)
+    return exit_status(lambda: run(args), "interrupted; nothing was left behind")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generates the dataset that the parsed arguments describe, and prints its counts and its folder."""
     settings = {field.name: getattr(args, field.name) for field in fields(SyntheticConfig)}
-    try:
-        config = replace(PRESETS[args.preset], **{name: value for name, value in settings.items() if value is not None})
-        folder = generate(config, args.out or dataset_root(), workers=args.workers)
-        summary = summarize(folder)
-        if args.preview is not None:
-            write_preview(folder, args.preview)
-    except PersonSearchError as error:
-        print(f"prepare_synthetic.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("prepare_synthetic.py: stopped; nothing was left behind", file=sys.stderr)
-        return 130
+    config = replace(PRESETS[args.preset], **{name: value for name, value in settings.items() if value is not None})
+    folder = generate(config, args.out or dataset_root(), workers=args.workers)
+    summary = summarize(folder)
+    if args.preview is not None:
+        write_preview(folder, args.preview)
     for split, counts in summary.items():
         print(f"{split}: {json.dumps(counts)}")
     print(folder)
-    return 0
 
 
 def write_preview(folder: Path, file: Path) -> None:

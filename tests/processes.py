@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -44,3 +47,31 @@ def launch_two(function: Callable[..., None], *args: object) -> None:
     forked = partial(torch.multiprocessing.start_processes, start_method="forkserver")
     with mock.patch("torch.multiprocessing.start_processes", forked):
         launch(_as_here(function), 2, dist_url="auto", args=args)
+
+
+def run_python(output: Path, folder: Path, *words: str) -> str:
+    """What a program prints that ends well.
+
+    Args:
+        output: an empty folder for what it prints.
+        folder: where it runs.
+        words: those behind "python" on a command line: "-c" and code, or a file, and arguments.
+    """
+    process = start(_interpret, output, folder, words)
+    process.join()
+    printed, errors = ((output / name).read_text() for name in ("stdout", "stderr"))
+    assert process.exitcode == 0, (printed + errors)[-3000:]
+    return printed
+
+
+def _interpret(output: Path, folder: Path, words: tuple[str, ...]) -> None:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        with (output / name).open("wb") as stream:
+            os.dup2(stream.fileno(), descriptor)
+    os.chdir(folder)
+    if words[0] == "-c":
+        sys.argv[:], code = ["-c", *words[2:]], compile(words[1], "<string>", "exec")
+        exec(code, {"__name__": "__main__"})
+    else:
+        sys.argv[:] = words
+        runpy.run_path(words[0], run_name="__main__")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -22,6 +21,8 @@ from person_search.data.registration import registered_records
 from person_search.errors import PersonSearchError
 from person_search.synthetic import PRESETS, generate, load_synthetic_protocol
 
+from .programs import load_program
+
 TINY = {"DATASETS.TRAIN": "('synthetic_tiny_train',)", "DATASETS.TEST": "('synthetic_tiny_test',)"}
 # Two iterations on scenes of 144 x 256 pixels: enough for every file to appear.
 SHORT = {
@@ -33,17 +34,10 @@ SHORT = {
 }  # fmt: skip
 
 
-def load_tool(repository: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", repository / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def demo(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tools/demo.py, with the repository's place taken by an empty folder and the tiny scenes in it."""
-    module = load_tool(repository, "demo")
+    module = load_program(repository / "tools" / "demo.py")
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
     monkeypatch.setattr(module, "PRESETS", {"demo": PRESETS["tiny"]})
     monkeypatch.chdir(tmp_path)  # restores the folder that the demonstration leaves
@@ -52,7 +46,7 @@ def demo(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 @pytest.fixture
 def draw(repository: Path) -> ModuleType:
-    return load_tool(repository, "draw_results")
+    return load_program(repository / "tools" / "draw_results.py")
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +371,7 @@ def test_from_end_to_end(repository, tmp_path, scenes, monkeypatch, capfd):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other take longest on such small tensors
-    demo = load_tool(repository, "demo")
+    demo = load_program(repository / "tools" / "demo.py")
     monkeypatch.setattr(demo, "PRESETS", {"demo": PRESETS["tiny"]})
     output = tmp_path / "demo"
     options = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in SHORT.items())

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ import yaml
 from detectron2.config import CfgNode
 from person_search import get_config
 from PIL import Image
+
+from .processes import run_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -97,18 +99,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str) -> str:
-    """What a program prints that ends well."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(folder)}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Runs a program in the folder; gives what it prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield lambda *words: run_python(tmp_path_factory.mktemp("printed"), folder, *words)
 
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> str:
-    """What the example that trains has printed; its run lies in output/mall."""
-    return run(folder, "-c", python("README.md", "register_coco_json"))
+    """What the example that trains has printed, in a Python that has imported nothing; its run lies in output/mall."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(folder)}
+    command = [sys.executable, "-c", python("README.md", "register_coco_json")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +176,9 @@ def detected(folder: Path) -> Path:
     return folder / "detected.yaml"
 
 
-def test_a_detectors_boxes_train_a_model_and_measure_detection(folder: Path, detected: Path) -> None:
+def test_a_detectors_boxes_train_a_model_and_measure_detection(run, folder: Path, detected: Path) -> None:
     program = [str(REPOSITORY / "train_net.py"), "--config-file", str(detected)]
-    printed = run(folder, *program, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", "output/detected")
+    printed = run(*program, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", "output/detected")
     assert "12 frames with 24 persons" in printed and "search " in printed
     for counted in (
         "yard_train: 12 of the 18 boxes of",
@@ -180,25 +186,25 @@ def test_a_detectors_boxes_train_a_model_and_measure_detection(folder: Path, det
     ):
         assert printed.count(counted) == 1
     options = ["--eval-only", "--resume", "DATASETS.TEST", "('gate_train',)", "OUTPUT_DIR", "output/detected"]
-    printed = run(folder, *program, *options)
+    printed = run(*program, *options)
     assert "gate_train: search is not measured, since no person has an identity" in printed
     results = json.loads((folder / "output" / "detected" / "inference" / "gate_train" / "results.json").read_text())
     assert set(results["figures"]) == {"detection"} and results["counts"]["annotated_boxes"] == 12
     assert not [line for line in printed.splitlines() if "WARNING" in line]  # nor of what evaluation does not need
 
 
-def test_detectron2s_predictor(folder: Path, trained: str) -> None:
-    printed = run(folder, "-c", python("docs/detectron2.md", "DefaultPredictor"))
+def test_detectron2s_predictor(run, trained: str) -> None:
+    printed = run("-c", python("docs/detectron2.md", "DefaultPredictor"))
     assert "Boxes(tensor(" in printed and re.search(r"torch.Size\(\[[1-9]\d*, 256\]\)", printed)
 
 
-def test_detectron2s_evaluator(custom: Path) -> None:
-    printed = run(custom, "-c", python("docs/detectron2.md", "COCOEvaluator"))
+def test_detectron2s_evaluator(run, custom: Path) -> None:
+    printed = run("-c", python("docs/detectron2.md", "COCOEvaluator"))
     assert re.search(r"'AP50': [\d.]+", printed.splitlines()[-1])
 
 
-def test_tracing(folder: Path, trained: str) -> None:
-    run(folder, "-c", python("docs/detectron2.md", "TracingAdapter"))
+def test_tracing(run, folder: Path, trained: str) -> None:
+    run("-c", python("docs/detectron2.md", "TracingAdapter"))
     assert (folder / "model.ts").stat().st_size > 10_000
 
 
@@ -225,7 +231,7 @@ print("drawn", image.shape)
 """
 
 
-def test_programs_of_detectron2_run_in_three_lines(custom: Path) -> None:
+def test_programs_of_detectron2_run_in_three_lines(run, custom: Path) -> None:
     """A program that calls what analyze_model.py and visualize_data.py do; these come with a checkout of Detectron2."""
     lines = python("docs/detectron2.md", "runpy")
     assert len([line for line in lines.splitlines() if line]) == 3
@@ -234,5 +240,5 @@ def test_programs_of_detectron2_run_in_three_lines(custom: Path) -> None:
     start = f"import person_search.data; {register}\nsys.argv.pop"
     (custom / "run_tool.py").write_text(lines.replace("sys.argv.pop", start, 1))
     (custom / "tool.py").write_text(TOOL)
-    printed = run(custom, "run_tool.py", "tool.py", "--config-file", "output/mall/config.yaml", "MODEL.DEVICE", "cpu")
+    printed = run("run_tool.py", "tool.py", "--config-file", "output/mall/config.yaml", "MODEL.DEVICE", "cpu")
     assert float(re.search(r"operations ([\d.]+)", printed)[1]) > 1e6 and "drawn (120, 160, 3)" in printed

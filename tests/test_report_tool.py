@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +14,12 @@ from person_search.report import page
 from person_search.synthetic import PRESETS, generate
 from person_search.synthetic.datasets import load_synthetic, load_synthetic_protocol
 
+from .programs import load_program
+
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_tool", repository / "tools" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repository / "tools" / "report.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -16,6 +15,8 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
+from .programs import load_program
+
 COMMON = [
     *("DATASETS.TRAIN", "('synthetic_tiny_train',)", "DATASETS.TEST", "('synthetic_tiny_test',)"),
     *("INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "256", "INPUT.MIN_SIZE_TEST", "144"),
@@ -28,10 +29,7 @@ COMMON = [
 
 @pytest.fixture(scope="module")
 def train_net(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", repository / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repository / "train_net.py")
 
 
 @pytest.fixture(scope="module")

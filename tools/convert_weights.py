@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from person_search.errors import CheckpointError, PersonSearchError
+from person_search.errors import CheckpointError, exit_status
 from person_search.io import replacing
 from person_search.weights.files import read_weights
 from person_search.weights.resnet import convert_torchvision_resnet50, is_torchvision_resnet
@@ -112,12 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target_path", metavar="OUT", type=Path, help="checkpoint to write")
     parser.add_argument("--from", dest="source", choices=list(CONVERSIONS), help="what IN holds (default: found out)")
     parser.add_argument("--to-seqnet", action="store_true", help="turn this project's weights into SeqNet's")
-    try:
-        convert(**vars(parser.parse_args(arguments)))
-    except PersonSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = parser.parse_args(arguments)
+    return exit_status(lambda: convert(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from person_search.data.catalog import dataset_root
-from person_search.errors import PersonSearchError
+from person_search.errors import PersonSearchError, exit_status
 from person_search.evaluation.controls import HISTOGRAM, TITLES
 from person_search.report.training_curves import Series, read_metrics
 from person_search.synthetic import PRESETS, generate
@@ -62,22 +62,19 @@ def main() -> int:
     os.chdir(REPOSITORY)
     print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures, an index.")
     print("Some 5 to 6 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
+    return exit_status(demonstrate, "interrupted; `make demo` starts anew")
+
+
+def demonstrate() -> None:
+    """Runs all stages, and prints what came out and how long each took."""
     seconds: dict[str, float] = {}
-    try:
-        clear_output(OUTPUT)
-        _stage(seconds, "dataset", lambda: print(generate(PRESETS["demo"], dataset_root())))
-        _stage(seconds, "training and evaluations", lambda: run(TRAIN))
-        _stage(seconds, "pictures", lambda: run(DRAW))
-        frames = dataset_root() / PRESETS["demo"].folder_name / "test"
-        _stage(seconds, "index of the test frames", lambda: index(frames))
-        print(f"\n{report(read_metrics(OUTPUT / 'metrics.json'), seconds)}\n\n{look_at(OUTPUT)}\n\n{page_command()}")
-    except PersonSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; `make demo` starts anew", file=sys.stderr)
-        return 130
-    return 0
+    clear_output(OUTPUT)
+    _stage(seconds, "dataset", lambda: print(generate(PRESETS["demo"], dataset_root())))
+    _stage(seconds, "training and evaluations", lambda: run(TRAIN))
+    _stage(seconds, "pictures", lambda: run(DRAW))
+    frames = dataset_root() / PRESETS["demo"].folder_name / "test"
+    _stage(seconds, "index of the test frames", lambda: index(frames))
+    print(f"\n{report(read_metrics(OUTPUT / 'metrics.json'), seconds)}\n\n{look_at(OUTPUT)}\n\n{page_command()}")
 
 
 def clear_output(folder: Path) -> None:

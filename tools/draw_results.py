@@ -17,7 +17,7 @@ from pathlib import Path
 
 from person_search.data.registration import registered_records
 from person_search.engine.run_folder import config_of_run, evaluated_sets
-from person_search.errors import PersonSearchError
+from person_search.errors import exit_status
 from person_search.report.pictures import draw_search_results
 from person_search.report.training_curves import draw_curves
 
@@ -29,13 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", metavar="N", type=_count, default=6, help="queries in a sheet (default 6)")
     parser.add_argument("--scenes", metavar="N", type=_count, default=0, help="queries drawn as scenes (default 0)")
     args = parser.parse_args(arguments)
-    try:
-        for picture in draw_run(args.run_dir, args.queries, args.scenes):
-            print(picture)
-    except PersonSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(*draw_run(args.run_dir, args.queries, args.scenes), sep="\n"))
 
 
 def draw_run(run_dir: Path, queries: int, scenes: int) -> list[Path]:

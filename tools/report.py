@@ -17,7 +17,7 @@ from pathlib import Path
 
 from person_search.data.registration import registered_records
 from person_search.engine.run_folder import config_of_run, evaluated_sets
-from person_search.errors import DatasetError, PersonSearchError
+from person_search.errors import DatasetError, exit_status
 from person_search.report import MAX_STRIPS, NUM_HARDEST, NUM_SPREAD, write_report
 
 
@@ -32,17 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(name, metavar="N", type=int, default=default, choices=range(MAX_STRIPS + 1),
                             help=f"{words} that are shown (0 to {MAX_STRIPS}, default {default})")  # fmt: skip
     args = parser.parse_args(arguments)
-    try:
-        config_of_run(args.run_dir)  # registers the datasets that the run was configured with
-        evaluations = evaluated_sets(args.run_dir)
-        if not evaluations:
-            raise DatasetError(f"{args.run_dir}/inference holds no evaluation: run train_net.py with --eval-only first")
-        for test_set, folder in evaluations.items():
-            print(write_report(folder, registered_records(test_set), args.hardest, args.spread))
-    except PersonSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: write_reports(args.run_dir, args.hardest, args.spread))
+
+
+def write_reports(run_dir: Path, hardest: int, spread: int) -> None:
+    """Writes the report of each evaluation of a run, and prints its path."""
+    config_of_run(run_dir)  # registers the datasets that the run was configured with
+    evaluations = evaluated_sets(run_dir)
+    if not evaluations:
+        raise DatasetError(f"{run_dir}/inference holds no evaluation: run train_net.py with --eval-only first")
+    for test_set, folder in evaluations.items():
+        print(write_report(folder, registered_records(test_set), hardest, spread))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from person_search.errors import ConfigError, PersonSearchError
+from person_search.errors import ConfigError, exit_status
 from person_search.reproduction.commands import Setting, make_sweep, make_table
 from person_search.reproduction.configs import base_config
 from person_search.reproduction.figures import FIGURES
@@ -39,14 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interruption."""
     args = _parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        return 0 if run(args, f"python tools/reproduce.py {shlex.join(words)}") else 1
-    except PersonSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
+    command = f"python tools/reproduce.py {shlex.join(words)}"
+    return exit_status(lambda: run(args, command), "interrupted; the same command continues")
 
 
 def run(args: argparse.Namespace, command: str) -> bool:

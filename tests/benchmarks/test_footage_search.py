@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -21,17 +20,15 @@ from person_search.search.store import (  # noqa: E402
     tracklet_id,
 )
 
+from ..programs import load_program  # noqa: E402
+
 DIMENSION, PERSONS, FRAMES = 32, 10, 60
 VIDEO = "/footage/yard.mp4"
 
 
 @pytest.fixture(scope="module")
 def benchmark(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("footage_search", repository / "benchmarks" / "footage_search.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repository / "benchmarks" / "footage_search.py")
 
 
 def footage(folder: Path, noise: float):

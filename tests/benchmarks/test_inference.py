@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +11,12 @@ import pytest
 from detectron2.config import CfgNode
 from PIL import Image
 
+from ..programs import load_program
+
 
 @pytest.fixture(scope="module")
 def benchmark(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inference", repository / "benchmarks" / "inference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repository / "benchmarks" / "inference.py")
 
 
 @pytest.fixture

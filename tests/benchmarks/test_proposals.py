@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from person_search.engine import PersonSearchTrainer
+
+from ..programs import load_program
 
 
 @torch.no_grad()
@@ -26,10 +26,7 @@ def test_each_pruning_has_the_figures_of_an_evaluation_with_its_settings(
     narrow_cfg: CfgNode, repository: Path, tmp_path_factory, tmp_path: Path, monkeypatch, capsys, balance
 ):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.mktemp("datasets")))
-    spec = importlib.util.spec_from_file_location("proposals", repository / "benchmarks" / "proposals.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "proposals", benchmark)  # dataclasses look their module up
-    spec.loader.exec_module(benchmark)
+    benchmark = load_program(repository / "benchmarks" / "proposals.py")
     narrow_cfg.merge_from_list([
         *("DATASETS.TEST", ("synthetic_tiny_test",), "INPUT.MIN_SIZE_TEST", 144, "INPUT.MAX_SIZE_TEST", 256),
         *("OUTPUT_DIR", str(tmp_path), "MODEL.RPN.PRE_NMS_TOPK_TEST", 6000),

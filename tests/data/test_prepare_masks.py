@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -21,17 +20,15 @@ from person_search.errors import DatasetError
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from ..programs import load_program
+
 HEIGHT, WIDTH = 120, 160
 BOXES = [[20.0, 10.0, 60.0, 110.0], [90.0, 20.0, 125.0, 115.0]]
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = Path(__file__).resolve().parents[2] / "datasets" / "prepare_masks.py"
-    spec = importlib.util.spec_from_file_location("prepare_masks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(repository):
+    return load_program(repository / "datasets" / "prepare_masks.py")
 
 
 def person(box):
@@ -215,9 +212,9 @@ def test_mistakes_end_in_one_line(script, records, tmp_path, capsys):
         (["--config-file", tmp_path / "none.yaml"], "none.yaml does not exist"),
     ]
     for arguments, message in cases:
-        assert run(script, *arguments) == 1
+        assert run(script, *arguments) == 2
         error = capsys.readouterr().err.strip()
-        assert message in error and error.startswith("prepare_masks.py: ") and "\n" not in error
+        assert message in error and error.startswith("error: ") and "\n" not in error
     for arguments in (["--provider", "schp"], ["--limit", 0], ["--provider", "magic"]):
         with pytest.raises(SystemExit):
             run(script, *arguments)
@@ -379,7 +376,7 @@ def test_boxes_are_matched_one_to_one(script):
 def test_a_place_that_cannot_be_written_is_named_before_the_work(script, records, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "grabcut", lambda *_: pytest.fail("worked first"))
     (tmp_path / "taken").write_text("a file")
-    assert run(script, "--out", tmp_path / "taken" / "masks.json") == 1
+    assert run(script, "--out", tmp_path / "taken" / "masks.json") == 2
     error = capsys.readouterr().err.strip()
     assert "masks.json cannot be written" in error and "--out" in error and "\n" not in error
 
@@ -389,7 +386,7 @@ def test_a_failure_at_the_first_image_leaves_no_file(script, records, tmp_path, 
     (tmp_path / "parsing" / "f0.png").write_text("no image")
     out = tmp_path / "out" / "masks.json"
     arguments = ["--dataset", "toy_train", "--provider", "schp", "--parsing-dir", str(tmp_path / "parsing")]
-    assert script.main([*arguments, "--out", str(out)]) == 1
+    assert script.main([*arguments, "--out", str(out)]) == 2
     assert "f0.png: not a readable PNG" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
 
@@ -397,7 +394,7 @@ def test_a_failure_at_the_first_image_leaves_no_file(script, records, tmp_path, 
 def test_a_device_that_is_not_there_is_named(script, records, tmp_path, capsys):
     (tmp_path / "w.pkl").write_text("x")
     arguments = ["--dataset", "toy_train", "--provider", "mask_rcnn", "--weights", str(tmp_path / "w.pkl")]
-    assert script.main([*arguments, "--device", "nonsense"]) == 1
+    assert script.main([*arguments, "--device", "nonsense"]) == 2
     error = capsys.readouterr().err.strip()
     assert "--device nonsense cannot be used" in error and "\n" not in error
 
@@ -407,7 +404,7 @@ def test_a_disk_that_fills_up_is_named_in_one_line(script, records, capsys, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("person_search.io.os.replace", full)
-    assert run(script) == 1
+    assert run(script) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "cannot write" in error and "No space left on device" in error
 
@@ -417,7 +414,7 @@ def test_a_folder_with_a_parsing_of_none_of_the_frames_is_refused(script, record
     folder.mkdir()
     write_palette(folder / "of_another_set.png", np.ones((4, 4), np.uint8))
     out = tmp_path / "out.json"
-    assert run(script, "--provider", "schp", "--parsing-dir", folder, "--out", out) == 1
+    assert run(script, "--provider", "schp", "--parsing-dir", folder, "--out", out) == 2
     expected = folder / Path(records[0]["image_id"]).with_suffix(".png")
     assert f"has no parsing of these frames: expected {expected} or" in capsys.readouterr().err
     assert not out.exists()

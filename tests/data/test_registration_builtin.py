@@ -46,23 +46,16 @@ def test_importing_again_is_harmless(caplog):
     assert not caplog.records
 
 
-def test_a_name_taken_by_other_code_stays_and_is_reported(caplog):
-    ours = DatasetCatalog.pop("prw_train"), MetadataCatalog.pop("prw_train")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("prw_train", "prw_train is not available"), ("synthetic_demo_train", "'synthetic_demo_train' is taken")],
+)
+def test_a_name_taken_by_other_code_stays_and_is_reported(name, message, caplog):
+    ours = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
     try:
-        DatasetCatalog.register("prw_train", lambda: ["theirs"])
+        DatasetCatalog.register(name, lambda: ["theirs"])
         builtin.register_builtin()
-        assert DatasetCatalog.get("prw_train") == ["theirs"]
-        assert "prw_train is not available" in caplog.text
+        assert DatasetCatalog.get(name) == ["theirs"]
+        assert message in caplog.text
     finally:
-        DatasetCatalog["prw_train"], MetadataCatalog["prw_train"] = ours
-
-
-def test_a_taken_synthetic_name_is_reported_too(caplog):
-    ours = DatasetCatalog.pop("synthetic_demo_train"), MetadataCatalog.pop("synthetic_demo_train")
-    try:
-        DatasetCatalog.register("synthetic_demo_train", lambda: ["theirs"])
-        builtin.register_builtin()
-        assert DatasetCatalog.get("synthetic_demo_train") == ["theirs"]
-        assert "'synthetic_demo_train' is taken" in caplog.text
-    finally:
-        DatasetCatalog["synthetic_demo_train"], MetadataCatalog["synthetic_demo_train"] = ours
+        DatasetCatalog[name], MetadataCatalog[name] = ours

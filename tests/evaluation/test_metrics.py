@@ -53,6 +53,26 @@ def test_order_of_detections_plays_no_part(golden_problem):
     np.testing.assert_array_equal(shuffled[theirs.best_detection], ours.best_detection)
 
 
+def problem_of(detections, gts, queries, num_frames, frame_camera=None) -> SearchProblem:
+    """A problem of detections (frame, box, score, feature), gts (frame, box, person), queries (frame, box, person,
+    feature)."""
+    return SearchProblem(
+        det_frame=np.array([d[0] for d in detections], np.int64),
+        det_box=np.array([d[1] for d in detections], np.float32).reshape(-1, 4),
+        det_score=np.array([d[2] for d in detections], np.float32),
+        det_feature=np.array([d[3] for d in detections], np.float32).reshape(-1, len(queries[0][3])),
+        frame_name=tuple(f"{f}.jpg" for f in range(num_frames)),
+        gt_frame=np.array([g[0] for g in gts], np.int64),
+        gt_box=np.array([g[1] for g in gts], np.float64).reshape(-1, 4),
+        gt_person_id=np.array([g[2] for g in gts], np.int64),
+        query_frame=np.array([q[0] for q in queries]),
+        query_box=np.array([q[1] for q in queries], np.float64),
+        query_person_id=np.array([q[2] for q in queries]),
+        query_feature=np.array([q[3] for q in queries], np.float32),
+        frame_camera=frame_camera,
+    )
+
+
 @st.composite
 def problems(draw):
     """Small problems full of ties, duplicates, empty frames, unlabelled boxes and persons with two boxes in a frame."""
@@ -64,21 +84,8 @@ def problems(draw):
     dets = draw(st.lists(st.tuples(frames, boxes, st.sampled_from([0.25, 0.5, 0.5, 0.75, 1.0]), feature), max_size=24))
     gts = draw(st.lists(st.tuples(frames, boxes, st.sampled_from([-2, -1, 0, 1, 2])), min_size=1, max_size=12))
     queries = draw(st.lists(st.tuples(frames, boxes, st.integers(0, 3), feature), min_size=1, max_size=4))
-    problem = SearchProblem(
-        det_frame=np.array([d[0] for d in dets], np.int64),
-        det_box=np.array([d[1] for d in dets], np.float32).reshape(-1, 4),
-        det_score=np.array([d[2] for d in dets], np.float32),
-        det_feature=np.array([d[3] for d in dets], np.float32).reshape(-1, 3),
-        frame_name=tuple(f"{f}.jpg" for f in range(num_frames)),
-        gt_frame=np.array([g[0] for g in gts]),
-        gt_box=np.array([g[1] for g in gts], np.float64),
-        gt_person_id=np.array([g[2] for g in gts]),
-        query_frame=np.array([q[0] for q in queries]),
-        query_box=np.array([q[1] for q in queries], np.float64),
-        query_person_id=np.array([q[2] for q in queries]),
-        query_feature=np.array([q[3] for q in queries], np.float32),
-        frame_camera=np.array(draw(st.lists(st.integers(1, 2), min_size=num_frames, max_size=num_frames))),
-    )
+    cameras = draw(st.lists(st.integers(1, 2), min_size=num_frames, max_size=num_frames))
+    problem = problem_of(dets, gts, queries, num_frames, frame_camera=np.array(cameras))
     galleries = {name: own_frame_galleries(problem, name == "cross") for name in ("all", "cross")}
     return with_galleries(problem, galleries)
 
@@ -126,20 +133,8 @@ def test_random_problems_match_the_slow_reference(slow, problem, weighted, name)
 
 def make_problem(detections, gts, num_frames=3, query_feature=(1.0, 0.0)) -> SearchProblem:
     """One query of person 7 in frame 0; detections (frame, box, score, feature), gts (frame, box, person)."""
-    problem = SearchProblem(
-        det_frame=np.array([d[0] for d in detections], np.int64),
-        det_box=np.array([d[1] for d in detections], np.float32).reshape(-1, 4),
-        det_score=np.array([d[2] for d in detections], np.float32),
-        det_feature=np.array([d[3] for d in detections], np.float32).reshape(-1, 2),
-        frame_name=tuple(f"{f}.jpg" for f in range(num_frames)),
-        gt_frame=np.array([g[0] for g in gts], np.int64),
-        gt_box=np.array([g[1] for g in gts], np.float64).reshape(-1, 4),
-        gt_person_id=np.array([g[2] for g in gts], np.int64),
-        query_frame=np.array([0]),
-        query_box=np.array([[0, 0, 20.0, 40]]),
-        query_person_id=np.array([7]),
-        query_feature=np.array([query_feature], np.float32),
-    )
+    query = (0, (0, 0, 20, 40), 7, query_feature)
+    problem = problem_of(detections, gts, [query], num_frames)
     return with_galleries(problem, {"all": own_frame_galleries(problem, False)})
 
 

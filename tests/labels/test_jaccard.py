@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from person_search.labels import jaccard, jaccard_distance
 from scipy import sparse
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..tensors import LargestTensor
 
 
 def textbook(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
@@ -159,26 +160,13 @@ def test_does_not_depend_on_the_number_of_threads() -> None:
         assert np.abs(result.data - results[0].data).max() < 1e-6
 
 
-class _LargestTensor(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
-
-
 def test_never_builds_a_dense_matrix() -> None:
     features = torch.from_numpy(clustered_rows(5000, 8, seed=6))
     before = torch.get_num_threads()
     # Operations are watched on the calling thread only.
     torch.set_num_threads(1)
     try:
-        with _LargestTensor() as largest:
+        with LargestTensor() as largest:
             distance = jaccard_distance(features, 10, 3, max_distance=0.72)
     finally:
         torch.set_num_threads(before)

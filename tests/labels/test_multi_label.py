@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from person_search.labels import DynamicThreshold, predict_multi_labels
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..tensors import LargestTensor
 
 
 def walk(similarity: torch.Tensor, image_index: torch.Tensor, rows: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -66,24 +67,9 @@ def test_carries_no_gradient_and_leaves_the_similarity_alone() -> None:
     assert not labels.requires_grad and torch.equal(similarity, before)
 
 
-class _LargestFloat(TorchDispatchMode):
-    """Notes the largest floating-point result of any operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                self.elements = max(self.elements, value.numel())
-        return result
-
-
 def test_makes_no_float_copy_of_the_similarity(device: str) -> None:
     similarity = torch.rand(16, 500, device=device)
-    with _LargestFloat() as largest:
+    with LargestTensor(floating_point=True) as largest:
         predict_multi_labels(similarity, torch.arange(500) // 3, torch.arange(16), 0.95)
     assert 0 < largest.elements < similarity.numel() // 8
 

@@ -14,6 +14,8 @@ from person_search.modeling import FusedLinearEmbedding, LinearEmbedding, OneHea
 from person_search.modeling.embedding import BNNeckEmbedding, GlobalPooling
 from torchvision.ops import nms
 
+from .scenes import scene
+
 KINDS = {"nae": ("norm_aware", "max"), "oim": ("linear", "average"), "cgps": ("fused_linear", "max")}
 
 
@@ -26,15 +28,6 @@ def one_head(cfg: CfgNode, kind: str) -> torch.nn.Module:
     ])  # fmt: skip
     torch.manual_seed(0)
     return build_model(cfg)
-
-
-def scene() -> dict:
-    instances = Instances((96, 128))
-    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 40.0, 80.0], [60.0, 20.0, 90.0, 90.0]]))
-    instances.gt_classes = torch.zeros(2, dtype=torch.int64)
-    instances.gt_instance_index = torch.tensor([3, 1])
-    image = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": 96, "width": 128, "file_name": "scene.png"}
 
 
 def test_linear_embedding_is_a_projection_and_a_classifier_of_res5():

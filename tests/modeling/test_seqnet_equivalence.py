@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,10 @@ from person_search.weights.seqnet import convert_seqnet, convert_to_seqnet
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "projects" / "SSL" / "configs"
-specification = importlib.util.spec_from_file_location("seqnet", Path(__file__).with_name("seqnet.py"))
-seqnet = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(seqnet)
-Case, Detections, FRAME, FULL, NARROW = seqnet.Case, seqnet.Detections, seqnet.FRAME, seqnet.FULL, seqnet.NARROW
+from . import seqnet
+from .seqnet import FRAME, FULL, NARROW, Case, Detections
 
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "projects" / "SSL" / "configs"
 TOLERANCE = 1e-4
 PROPOSALS = 150
 

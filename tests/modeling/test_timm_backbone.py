@@ -8,12 +8,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from person_search.errors import ConfigError
 from person_search.modeling.backbone import build_res5, res5_channels
 from person_search.modeling.exemplars import fits_a_mosaic
 from person_search.modeling.layers import fold_batch_norms
 from person_search.modeling.timm_backbone import build_timm_backbone
+
+from .scenes import scene
 
 LITE = "tf_efficientnet_lite0"
 
@@ -48,15 +49,6 @@ def whole_network(name: str) -> torch.nn.Module:
     network = timm.create_model(name, pretrained=False, num_classes=0, **options).eval()
     give_statistics(network)
     return network
-
-
-def scene() -> dict:
-    instances = Instances((96, 128))
-    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 40.0, 80.0], [60.0, 20.0, 71.0, 50.0]]))
-    instances.gt_classes = torch.zeros(2, dtype=torch.int64)
-    instances.gt_instance_index = torch.tensor([3, 1])
-    image = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": 96, "width": 128, "file_name": "scene.png"}
 
 
 @pytest.mark.parametrize("name", ["resnet18", LITE, "convnext_atto", "swin_tiny_patch4_window7_224"])

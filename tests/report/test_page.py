@@ -348,35 +348,62 @@ def test_each_frame_is_read_once(tmp_path):
 # ---------------------------------------------------------------------- charts
 
 
-def points(svg: str, name: str) -> list[tuple[float, float]]:
-    (line,) = re.findall(rf'class="curve {name}" d="M([^"]+)"', svg)
+def points(svg: str) -> list[tuple[float, float]]:
+    """The points of the first curve, in pixels."""
+    (line,) = re.findall(r'<path d="M ([^"]+)" style="fill: none; stroke: var\(--blue\)', svg)
     return [tuple(map(float, pair.split())) for pair in line.split("L")]
 
 
+def ticks(svg: str) -> list[str]:
+    return re.findall(r">([^<>]+)</text>", svg)
+
+
 def test_a_chart_puts_values_where_its_axes_say():
-    svg = line_chart(
-        [Curve("a", [0, 50, 100], [0, 100, 25])], Axis("x", 0, 100, (0, 50, 100)), Axis("y", 0, 100, (0,)), "d"
-    )
-    (x0, y0), (x1, y1), (x2, y2) = points(svg, "first")
+    curve = Curve("a", [0, 50, 100], [0, 100, 25])
+    svg = line_chart([curve], Axis("x", (0, 100), ticks=(0, 50, 100)), Axis("y", (0, 100)), "d")
+    (x0, y0), (x1, y1), (x2, y2) = points(svg)
     assert x1 - x0 == pytest.approx(x2 - x1) and x2 > x0
-    assert y0 - y2 == pytest.approx((y0 - y1) / 4, abs=0.11) and y1 < y0
-    log = Axis.at("n", [10, 100, 1000])
-    assert log.place(100) == pytest.approx(0.5)
-    assert 0 < log.place(10) < 0.1
+    assert y0 - y2 == pytest.approx((y0 - y1) / 4) and y1 < y0
+    assert ticks(svg) == ["0", "50", "100", "x", "0", "20", "40", "60", "80", "100", "y"]
+
+
+def test_a_logarithmic_axis_has_the_ticks_asked_for():
+    log = Axis("n", (5, 2000), ticks=(10, 100, 1000), log=True)
+    svg = line_chart([Curve("a", [10, 100, 1000], [1, 2, 3], labels=True)], log, Axis("y"), "d")
+    (x0, _), (x1, _), (x2, _) = points(svg)
+    assert x1 - x0 == pytest.approx(x2 - x1) and x1 > x0
+    assert ticks(svg)[:4] == ["10", "100", "1000", "n"] and {"1.0", "2.0", "3.0"} < set(ticks(svg))
+
+
+def test_a_chart_is_the_same_in_every_run_and_shares_no_name_with_another():
+    curves = [Curve("a", [0, 1], [0, 1], markers=True), Curve("b", [0, 1], [1, 0], markers=True)]
+    one, again, other = (line_chart(curves, Axis("x"), Axis("y"), words) for words in ("one", "one", "other"))
+    names = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, other)]
+    assert one == again and all(names) and not names[0] & names[1]
+    assert set(re.findall(r'href="#([^"]+)"', one)) == names[0]
+
+
+def test_colours_and_font_are_the_pages():
+    curves = [Curve("a", [0, 1], [0, 1], filled=True), Curve("b", [0, 1], [1, 0], markers=True, labels=True)]
+    svg = line_chart(curves, Axis("x"), Axis("y"), "d")
+    colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+    assert colours <= {"none", *(f"var(--{name})" for name in ("ink", "soft", "paper", "rule", "blue", "orange"))}
+    assert "font" not in svg and "<style" not in svg and "url(" not in svg
 
 
 def test_descriptions_are_escaped():
-    axis = Axis("<x>", 0, 1, (0, 1))
-    svg = line_chart([Curve("a&b", [0, 1], [0, 1]), Curve("<c>", [0, 1], [1, 0], "second")], axis, axis, '"><script>')
+    axis = Axis("<x> $1", (0, 1), ticks=(0, 1))
+    svg = line_chart([Curve("a&b", [0, 1], [0, 1]), Curve("<c>", [0, 1], [1, 0])], axis, axis, '"><script>')
     assert "<script>" not in svg and "<c>" not in svg and "<x>" not in svg
-    assert "&lt;x&gt;" in svg and "a&amp;b" in svg
+    assert "&lt;x&gt; $1" in svg and "a&amp;b" in svg
 
 
 @pytest.mark.parametrize("values", [[0, 0], [100, 100], [3.2, 97.1], [99.97, 100]])
 def test_percentages_stay_on_their_axis(values):
-    axis = Axis.around("%", values, percent=True)
-    assert axis.low <= min(values) and max(values) <= axis.high
-    assert all(0 <= tick <= 100 + 1e-9 for tick in axis.ticks)
+    svg = line_chart([Curve("a", [0, 1], values)], Axis("x", ticks=(0, 1)), Axis("%", percent=True), "d")
+    numbers = [float(word) for word in ticks(svg) if word not in ("x", "%")]
+    assert min(numbers) >= 0 and max(numbers) == 100
+    assert all(18 < y < 224 for _, y in points(svg))  # within the plot
 
 
 def test_stairs():

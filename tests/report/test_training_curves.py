@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -14,10 +13,8 @@ import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from person_search.errors import DatasetError
 from person_search.report.training_curves import (
     draw_curves,
@@ -28,6 +25,8 @@ from person_search.report.training_curves import (
     read_metrics,
     save_figure,
 )
+
+from ..figures import readable_texts
 
 LOSSES = (
     "loss_rpn_cls", "loss_rpn_loc",
@@ -73,29 +72,6 @@ def titles(figure: Figure) -> list[str]:
 
 def panel(figure: Figure, title: str):
     return figure.axes[titles(figure).index(title)]
-
-
-def visible_texts(figure: Figure) -> list[Text]:
-    hidden = set()  # labels of ticks beyond the limits exist, but are not drawn
-    for axes in figure.axes:
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            hidden |= {tick.label1 for tick in ticks if not limits[0] <= tick.get_loc() <= limits[1]}
-    texts = figure.findobj(lambda artist: isinstance(artist, Text) and artist not in hidden)
-    return [text for text in texts if text.get_visible() and text.get_text().strip()]
-
-
-def assert_texts_are_apart(figure: Figure) -> None:
-    FigureCanvasAgg(figure).draw()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in visible_texts(figure)]
-    boxes = [(text, box) for text, box in boxes if box.width > 0]
-    assert len(boxes) > 5
-    for (text, box), (other, other_box) in itertools.combinations(boxes, 2):
-        width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
-        height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
-        assert width < 1 or height < 1, (text, other)
-    for text, box in boxes:
-        assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
 
 
 # ---------------------------------------------------------------------- reading
@@ -268,8 +244,9 @@ def test_without_identities_there_is_no_precision(tmp_path):
 @pytest.mark.parametrize("epochs", [1, 6, 26])
 def test_no_text_covers_another(tmp_path, epochs):
     metrics = read_metrics(write(tmp_path / "metrics.json", training(epochs)))
-    assert_texts_are_apart(loss_figure(metrics, iterations_per_epoch(metrics)))
-    assert_texts_are_apart(pseudo_label_figure(metrics, iterations_per_epoch(metrics)))
+    epoch = iterations_per_epoch(metrics)
+    for figure in (loss_figure(metrics, epoch), pseudo_label_figure(metrics, epoch)):
+        assert len(readable_texts(figure)) > 5
 
 
 # ---------------------------------------------------------------------- the files

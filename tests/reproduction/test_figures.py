@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from person_search.errors import ConfigError, DatasetError
 from person_search.evaluation import SearchProblem
 from person_search.reproduction.compared import find_compared, stored_problem
@@ -24,23 +20,7 @@ from person_search.reproduction.rows import PARAMETERS
 from person_search.reproduction.sweep_figure import SweepPoint, sweep_figure
 from person_search.reproduction.tables import spread
 
-
-def texts_apart(figure: Figure) -> list[str]:
-    """Draws; the visible words that stand outside of axis ticks, none of which may lie upon another or be cut off."""
-    FigureCanvasAgg(figure).draw()
-    ticks = {id(label) for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
-    found = figure.findobj(lambda artist: isinstance(artist, Text) and id(artist) not in ticks)
-    texts = [text for text in found if text.get_visible() and text.get_text().strip()]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    boxes = [(text, box) for text, box in boxes if not text.lstrip("−-").replace(",", "").replace(".", "").isdigit()]
-    for (text, box), (other, other_box) in itertools.combinations(boxes, 2):
-        width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
-        height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
-        assert width < 1 or height < 1, (text, other)
-    for text, box in boxes:
-        assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
-    return [text for text, _ in boxes]
-
+from ..figures import readable_texts
 
 # ---------------------------------------------------------------------- 1
 
@@ -57,7 +37,7 @@ def test_areas_of_each_identity():
 def test_figure_1():
     rng = np.random.default_rng(0)
     areas = {p: np.sort(rng.uniform(500, 60000, 9)) for p in range(40)}
-    texts = texts_apart(scale_figure({"a_train": areas, "a_test": {0: np.array([10.0, 80.0])}}))
+    texts = readable_texts(scale_figure({"a_train": areas, "a_test": {0: np.array([10.0, 80.0])}}), ticks=False)
     assert "a_train: box areas of 40 identities" in texts and "largest area / smallest: median 8.0" in texts
     with pytest.raises(DatasetError, match="b: no identity is seen twice"):
         scale_figure({"b": {}})
@@ -83,7 +63,7 @@ def test_figure_4():
     figure = label_figure({"baseline": [metrics], "SSL": [metrics, metrics]})
     assert [line.get_label() for line in figure.axes[0].lines] == ["baseline", "SSL"]
     np.testing.assert_allclose(figure.axes[3].lines[1].get_xydata(), [[0, 0], [1, 40 / 3], [2, 80 / 3], [3, 40]])
-    assert {"baseline", "SSL", "multi-labels: recall"} <= set(texts_apart(figure))
+    assert {"baseline", "SSL", "multi-labels: recall"} <= set(readable_texts(figure, ticks=False))
     with pytest.raises(DatasetError, match="in the metrics of x: the training set needs identities"):
         label_figure({"x": [{"loss": metrics["pseudo_labels/clusters"]}]})
 
@@ -130,7 +110,7 @@ def test_figure_5():
     first = [query(i, i % 3 == 0, 0.5) for i in range(7)]
     second = [query(i, i % 2 == 0, 0.5) for i in range(7)]
     figure = rank1_figure({"baseline": first, "SSL": second}, lambda name: np.full((60, 60, 3), 90, np.uint8))
-    texts = texts_apart(figure)
+    texts = readable_texts(figure, ticks=False)
     # Correct with the first: 0, 3, 6; with the second: 0, 2, 4, 6.
     assert any("both 2,\nwith 'SSL' alone 2, with 'baseline' alone 1, with neither 2" in text for text in texts)
     assert len(figure.axes) == 18
@@ -148,7 +128,7 @@ def test_figure_6():
     np.testing.assert_allclose(second.lines[0].get_ydata(), [60.0, 55.0])
     bar = first.lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar[:, 1], [52 - 8**0.5, 52 + 8**0.5])
-    assert {"baseline", "SSL", "demo", "mAP, %"} <= set(texts_apart(figure))
+    assert {"baseline", "SSL", "demo", "mAP, %"} <= set(readable_texts(figure, ticks=False))
 
 
 # ---------------------------------------------------------------------- 7
@@ -196,8 +176,8 @@ def test_figure_7():
     figure = tsne_figure(
         {"baseline": LabelledFeatures(feature, person, area), "SSL": LabelledFeatures(feature, person, area)}
     )
-    assert {"identity (and colour)", "small, below 3,600 pixels"} <= set(texts_apart(figure))
-    texts_apart(tsne_figure({"SSL": LabelledFeatures(feature, person, area)}))
+    assert {"identity (and colour)", "small, below 3,600 pixels"} <= set(readable_texts(figure, ticks=False))
+    readable_texts(tsne_figure({"SSL": LabelledFeatures(feature, person, area)}), ticks=False)
     markers = [
         len(collection.get_offsets()) for collection in figure.axes[0].collections if len(collection.get_paths()) == 1
     ]
@@ -217,18 +197,20 @@ def test_the_page_of_the_sweep():
     }
     figure = sweep_figure(panels, dict.fromkeys(panels, 0.3), "Sensitivity: demo")
     assert {p.title for p in panels} | {"Sensitivity: demo", "mAP, %", "the dataset's own value"} <= set(
-        texts_apart(figure)
+        readable_texts(figure, ticks=False)
     )
     line, own = figure.axes[0].lines[0], figure.axes[0].lines[-1]
     np.testing.assert_allclose(line.get_ydata()[:2], [12.0, 20.0])
     np.testing.assert_allclose(own.get_xydata(), [[1.0, 20.0]])
-    assert "± standard deviation" in texts_apart(figure)
+    assert "± standard deviation" in readable_texts(figure, ticks=False)
 
 
 def test_the_page_of_a_sweep_with_one_seed_shows_no_deviation():
     panels = {PARAMETERS["m"]: [SweepPoint(0.1, spread([10.0])), SweepPoint(0.3, spread([20.0]))]}
     figure = sweep_figure(panels, {PARAMETERS["m"]: 0.3}, "one")
-    assert "one seed" in texts_apart(figure) and "± standard deviation" not in texts_apart(figure)
+    assert "one seed" in readable_texts(figure, ticks=False) and "± standard deviation" not in readable_texts(
+        figure, ticks=False
+    )
     assert not any(len(bar) for bars in figure.axes[0].collections for bar in bars.get_segments())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 from person_search.data.images import read_image
 from person_search.synthetic import PRESETS, generate, load_synthetic, load_synthetic_protocol
 from person_search.synthetic.preview import contact_sheet, summarize
+
+from ..programs import load_program
 
 SMALL = replace(PRESETS["tiny"], train_frames=6, test_frames=4, train_identities=4, test_identities=3, max_persons=3)
 OPTIONS = [
@@ -29,13 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(repository: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "prepare_synthetic", repository / "datasets" / "prepare_synthetic.py"
-    )
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_program(repository / "datasets" / "prepare_synthetic.py")
 
 
 def test_statistics_agree_with_the_records(folder: Path) -> None:
@@ -92,9 +87,9 @@ def test_the_command_generates_and_reports(
 def test_the_command_names_what_is_wrong_in_one_line(
     command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
 ) -> None:
-    assert command.main([*OPTIONS, "--out", str(tmp_path), *options]) == 1
+    assert command.main([*OPTIONS, "--out", str(tmp_path), *options]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("prepare_synthetic.py: ") and problem in last
+    assert last.startswith("error: ") and problem in last
 
 
 def test_the_command_puts_datasets_where_detectron2_looks(

@@ -23,38 +23,32 @@ def model(narrow_cfg: CfgNode):
     return build_model(narrow_cfg)
 
 
-def test_a_kill_while_writing_leaves_the_previous_checkpoint(model, tmp_path, monkeypatch):
-    checkpointer = PersonSearchCheckpointer(model, str(tmp_path))
-    checkpointer.save("model_0")
-    before = (tmp_path / "model_0.pth").read_bytes()
-
-    def killed(data, file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        checkpointer.save("model_0")
-    assert (tmp_path / "model_0.pth").read_bytes() == before
-    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0.pth")
-
-
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc]")]
+    ("error", "raised", "message"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), CheckpointError, "model_0.pth: No space.*--resume"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc]"),
+            CheckpointError,
+            "model_0.pth: .enforce fail.*--resume",
+        ),
+    ],
 )
-def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint(model, tmp_path, monkeypatch, error):
+def test_a_write_that_fails_leaves_the_previous_checkpoint(model, tmp_path, monkeypatch, error, raised, message):
     checkpointer = PersonSearchCheckpointer(model, str(tmp_path))
     checkpointer.save("model_0")
     before = (tmp_path / "model_0.pth").read_bytes()
 
-    def full(data, file):
+    def stop(data, file):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"cannot write .*model_0.pth: (No space|.enforce fail).*--resume"):
+    monkeypatch.setattr(torch, "save", stop)
+    with pytest.raises(raised, match=message):
         checkpointer.save("model_0")
     assert (tmp_path / "model_0.pth").read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0.pth")
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0.pth"]
 
 

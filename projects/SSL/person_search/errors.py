@@ -1,5 +1,10 @@
 """Errors with self-contained messages: what is wrong and where, what was expected, and what to do."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
 
 class PersonSearchError(RuntimeError):
     """Base of all errors in input that the user can fix. Entry points print them without a traceback."""
@@ -35,3 +40,20 @@ class Interrupted(PersonSearchError):
 
 class TrainingError(PersonSearchError):
     """Training cannot continue, for example since a loss became NaN; the message names iteration and images."""
+
+
+def exit_status(program: Callable[[], object], interrupted: str = "interrupted") -> int:
+    """Exit status of a program that is run here: 0, 1 where it returns False, 2 after an error, 130 after Ctrl-C.
+
+    Args:
+        program: what the user can mend and an interruption end it with one line on stderr; anything else goes through.
+        interrupted: the line after an interruption; it says how to go on.
+    """
+    try:
+        return 1 if program() is False else 0
+    except PersonSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130

@@ -1,63 +1,59 @@
-"""Charts of the report: detection, gallery size, top-k and similarities, as inline SVG."""
+"""Charts of the report: detection, gallery size, top-k and similarities, drawn by Matplotlib as inline SVG."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.ticker import MaxNLocator
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 400, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 42  # margins around the plot
+# Colour in Matplotlib's file -> the page's variable, which is another colour on a dark page.
+_VARIABLES = {"#010101": "ink", "#020202": "soft", "#030303": "paper", "#040404": "rule", "#050505": "blue",
+              "#060606": "orange"}  # fmt: skip
+_INK, _SOFT, _PAPER, _RULE, _BLUE, _ORANGE = _VARIABLES
+# Color, dashes and face of the markers of the first and of the second curve.
+_STYLES = ((_BLUE, "-", _BLUE), (_ORANGE, (0, (3, 1.5)), _PAPER))
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 12,
+    "axes.titlesize": 12,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.labelcolor", "ytick.labelcolor"), _SOFT),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size", "axes.xmargin", "axes.ymargin"), 0),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "axes.formatter.useoffset"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "axes.autolimit_mode": "round_numbers",
+    "grid.color": _RULE,
+    "xtick.major.pad": 6,
+    "ytick.major.pad": 6,
+}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis.
+    """An axis, with round ticks around the values of the curves.
 
     Attributes:
         label: what it shows, with the unit.
-        low, high: its ends; low > 0 where it is logarithmic.
-        ticks: values that are marked.
+        limits: its ends, whatever the values are.
+        percent: it does not go beyond 0 and 100.
+        ticks: values that are marked in place of round ones.
         log: logarithmic.
     """
 
     label: str
-    low: float
-    high: float
-    ticks: tuple[float, ...]
+    limits: tuple[float, float] | None = None
+    percent: bool = False
+    ticks: tuple[float, ...] = ()
     log: bool = False
-
-    @classmethod
-    def around(cls, label: str, values: Iterable[float], ticks: int = 5, percent: bool = False) -> Axis:
-        """An axis with round ticks that holds all values; one of percentages does not go beyond 0 and 100.
-
-        Where all values are equal it reaches from 0 to 100 if they are percentages, else 0.5 to both sides.
-        """
-        values = list(values)
-        if min(values) == max(values):
-            values = [0, 100] if percent else [values[0] - 0.5, values[0] + 0.5]
-        locator = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10])
-        places = np.asarray(locator.tick_values(min(values), max(values))).tolist()
-        if percent:
-            places = [place for place in places if -1e-9 <= place <= 100 + 1e-9]
-        return cls(label, min(places[0], *values), max(places[-1], *values), tuple(places))
-
-    @classmethod
-    def at(cls, label: str, values: Iterable[float]) -> Axis:
-        """A logarithmic axis with a tick at each of the values (> 0, two different ones or more)."""
-        ticks = tuple(sorted(set(values)))
-        margin = (ticks[-1] / ticks[0]) ** 0.06
-        return cls(label, ticks[0] / margin, ticks[-1] * margin, ticks, log=True)
-
-    def place(self, value: float) -> float:
-        """Place of a value between the ends, from 0 to 1."""
-        scale = math.log if self.log else float
-        return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,6 @@ class Curve:
     Attributes:
         name: for the legend.
         x, y: its points.
-        style: "first" (a solid line) or "second" (a dashed one).
         markers: mark each point.
         labels: write each y value beside its point.
         filled: fill the area below.
@@ -76,7 +71,6 @@ class Curve:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    style: str = "first"
     markers: bool = False
     labels: bool = False
     filled: bool = False
@@ -89,66 +83,71 @@ def stairs(edges: Sequence[float], heights: Sequence[float]) -> tuple[list[float
 
 
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, description: str) -> Markup:
-    """A chart as an SVG element.
+    """A chart as an SVG element whose colours and font are the page's.
 
     Args:
         curves: one or two.
         x, y: the axes.
         description: says in words what can be seen, for those who cannot see it.
     """
-    parts = [*_grid(x, y), *(part for curve in curves for part in _curve(curve, x, y))]
-    if len(curves) > 1:
-        parts += _legend(curves)
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    # The salt makes the names of markers and clip paths, which one page has once, and the same in every run.
+    with rc_context(_STYLE | {"svg.hashsalt": description}):
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
+        axes = figure.add_subplot()
+        for curve, style in zip(curves, _STYLES, strict=False):
+            _draw(axes, curve, *style)
+        _scale(axes, "x", x, [value for curve in curves for value in curve.x])
+        _scale(axes, "y", y, [value for curve in curves for value in curve.y])
+        axes.set_xlabel(x.label)
+        axes.set_title(y.label, loc="left")
+        if len(curves) > 1:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, columnspacing=1.2)
+        return _inline(figure, description)
 
 
-def _spot(x: Axis, y: Axis, a: float, b: float) -> tuple[float, float]:
-    across = _LEFT + x.place(a) * (_WIDTH - _LEFT - _RIGHT)
-    return round(across, 1), round(_HEIGHT - _BOTTOM - y.place(b) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-
-def _grid(x: Axis, y: Axis) -> list[str]:
-    left, bottom, right, top = _LEFT, _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, _TOP
-    parts = []
-    for tick in x.ticks:
-        place = _spot(x, y, tick, y.low)[0]
-        parts.append(f'<path class="grid" d="M{place} {bottom}V{top}"/>')
-        parts.append(f'<text x="{place}" y="{bottom + 15}" text-anchor="middle">{tick:.6g}</text>')
-    for tick in y.ticks:
-        place = _spot(x, y, x.low, tick)[1]
-        parts.append(f'<path class="grid" d="M{left} {place}H{right}"/>')
-        parts.append(f'<text x="{left - 6}" y="{place + 4}" text-anchor="end">{tick:.6g}</text>')
-    parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
-    middle = (left + right) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x.label)}</text>')
-    parts.append(f'<text x="4" y="13">{escape(y.label)}</text>')
-    return parts
-
-
-def _curve(curve: Curve, x: Axis, y: Axis) -> list[str]:
-    spots = [_spot(x, y, a, b) for a, b in zip(curve.x, curve.y, strict=True)]
-    line = "M" + "L".join(f"{a} {b}" for a, b in spots)
-    parts = [f'<path class="area {curve.style}" d="{line}Z"/>'] if curve.filled else []
-    parts.append(f'<path class="curve {curve.style}" d="{line}"/>')
-    if curve.markers or len(spots) == 1:
-        parts += [f'<circle class="{curve.style}" cx="{a}" cy="{b}" r="3"/>' for a, b in spots]
+def _draw(axes: Axes, curve: Curve, color: str, dashes: Any, face: str) -> None:
+    marker = "o" if curve.markers or len(curve.x) == 1 else ""
+    axes.plot(curve.x, curve.y, color=color, linestyle=dashes, linewidth=2, marker=marker, markersize=6,
+              markerfacecolor=face, clip_on=not marker, label=curve.name)  # fmt: skip
+    if curve.filled:
+        axes.fill(curve.x, curve.y, color=color, alpha=0.18, linewidth=0)
     if curve.labels:
-        for (a, b), value in zip(spots, curve.y, strict=True):
-            parts.append(f'<text class="value" x="{a}" y="{b - 8}" text-anchor="middle">{value:.1f}</text>')
-    return parts
+        axes.set_ymargin(0.1)
+        for spot in zip(curve.x, curve.y, strict=True):
+            axes.annotate(f"{spot[1]:.1f}", spot, (0, 8), textcoords="offset points", ha="center", color=_INK)
 
 
-def _legend(curves: Sequence[Curve]) -> list[str]:
-    parts, left = [], float(_WIDTH - _RIGHT)
-    for curve in reversed(curves):
-        left -= 6.4 * len(curve.name)
-        parts.append(f'<text x="{left:.1f}" y="13">{escape(curve.name)}</text>')
-        parts.append(f'<path class="curve {curve.style}" d="M{left - 30:.1f} 9H{left - 5:.1f}"/>')
-        left -= 42
-    return parts
+def _scale(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
+    """Sets the ends and the ticks of one axis ("x" or "y") that holds the values."""
+    if axis.log:
+        axes.set(**{f"{side}scale": "log"})
+    if axis.ticks:
+        axes.set(**{f"{side}ticks": axis.ticks, f"{side}ticklabels": [f"{tick:.6g}" for tick in axis.ticks]})
+        axes.minorticks_off()
+    else:
+        axes.locator_params(side, nbins=5, steps=[1, 2, 2.5, 5, 10])
+    limits = axis.limits
+    if limits is None and min(values) == max(values):
+        limits = (0, 100) if axis.percent else (values[0] - 0.5, values[0] + 0.5)
+    low, high = limits or (axes.get_xlim() if side == "x" else axes.get_ylim())
+    axes.set(**{f"{side}lim": (max(low, 0), min(high, 100)) if axis.percent else (low, high)})
+
+
+def _inline(figure: Figure, description: str) -> Markup:
+    """A figure as an element of a page: without fonts, colours, styles and names of its own."""
+    for artist in figure.findobj():
+        artist.set_clip_on(False)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawn = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    drawn = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
+    used = set(re.findall(r"#(\w+)", drawn))
+    drawn = re.sub(r' id="([\w.]+)"', lambda name: name[0] if name[1] in used else "", drawn)
+    drawn = re.sub(r"font[\w-]*: [^;\"]*; ?", "", drawn)
+    for color, variable in _VARIABLES.items():
+        drawn = drawn.replace(color, f"var(--{variable})")
+    start = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
+    return Markup(start + re.sub(r"\s*\n\s*", " ", drawn))
 
 
 def charts(results: Mapping[str, Any], breakdown: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -185,8 +184,8 @@ def _detection_chart(results: Mapping[str, Any], breakdown: Mapping[str, Any]) -
         "title": "Detection: precision and recall",
         "svg": line_chart(
             [Curve("detection", [0, *curve["recall"]], [curve["precision"][0], *curve["precision"]])],
-            Axis.around("recall, %", (0, 100), percent=True),
-            Axis.around("precision, %", (0, 100), percent=True),
+            Axis("recall, %", (0, 100)),
+            Axis("precision, %", (0, 100)),
             f"Precision of detection over its recall. The curve ends at {end}.",
         ),
         "note": f"From the highest score down to {curve['score'][-1]:.2f}, where it ends at {end}. The area below it "
@@ -201,13 +200,19 @@ def _size_chart(breakdown: Mapping[str, Any]) -> dict[str, Any] | None:
     if len(set(sizes)) < 2:
         return None
     words = ", ".join(f"{value:.1f} % in {size:g}" for size, value in zip(sizes, values, strict=True))
+    margin = (sizes[-1] / sizes[0]) ** 0.06
     return {
         "id": "gallery-size",
         "title": "mAP against gallery size",
         "svg": line_chart(
             [Curve("mAP", sizes, values, markers=True, labels=True)],
-            Axis.at("frames in a query's gallery (logarithmic)", sizes),
-            Axis.around("mAP, %", [*values, max(values) + 2], percent=True),
+            Axis(
+                "frames in a query's gallery (logarithmic)",
+                (sizes[0] / margin, sizes[-1] * margin),
+                ticks=tuple(sorted(set(sizes))),
+                log=True,
+            ),
+            Axis("mAP, %", percent=True),
             f"mAP by the number of frames that are searched: {words}.",
         ),
         "note": "Frames: the mean number that is searched for a query. The more frames, the more distractors.",
@@ -216,8 +221,8 @@ def _size_chart(breakdown: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _cmc_chart(breakdown: Mapping[str, Any]) -> dict[str, Any]:
     curves = [
-        Curve(gallery_name(name), range(1, 21), breakdown["galleries"][name]["cmc"], style, markers=True)
-        for name, style in zip(shown_galleries(breakdown), ("first", "second"), strict=False)
+        Curve(gallery_name(name), range(1, 21), breakdown["galleries"][name]["cmc"], markers=True)
+        for name in shown_galleries(breakdown)
     ]
     words = "; ".join(
         f"{curve.name}: " + ", ".join(f"top-{k} {curve.y[k - 1]:.1f} %" for k in (1, 5, 10, 20)) for curve in curves
@@ -227,8 +232,8 @@ def _cmc_chart(breakdown: Mapping[str, Any]) -> dict[str, Any]:
         "title": "Top-1 to top-20",
         "svg": line_chart(
             curves,
-            Axis("k", 0.4, 20.4, (1, 5, 10, 15, 20)),
-            Axis.around("top-k, %", [value for curve in curves for value in curve.y], percent=True),
+            Axis("k", (0.4, 20.4), ticks=(1, 5, 10, 15, 20)),
+            Axis("top-k, %", percent=True),
             f"Share of the queries with a correct detection among the first k. {words}.",
         ),
         "note": "Share of the queries with a correct detection among the first k.",
@@ -245,10 +250,7 @@ def _similarity_chart(results: Mapping[str, Any], breakdown: Mapping[str, Any]) 
     edges = np.array(counted["edges"])[shown.start : shown.stop + 1]
     share = {name: 100 * group[shown] / group.sum() for name, group in groups.items()}
     middle = {name: float(np.average((edges[1:] + edges[:-1]) / 2, weights=value)) for name, value in share.items()}
-    curves = [
-        Curve(name, *stairs(edges.tolist(), share[name].tolist()), style, filled=True)
-        for name, style in (("matches", "first"), ("others", "second"))
-    ]
+    curves = [Curve(name, *stairs(edges.tolist(), share[name].tolist()), filled=True) for name in ("matches", "others")]
     means = f"Means: matches {middle['matches']:.2f}, others {middle['others']:.2f}."
     replaced = {results["protocol"][key] for key in ("context_matching", "reranking")} != {"none"}
     return {
@@ -256,8 +258,8 @@ def _similarity_chart(results: Mapping[str, Any], breakdown: Mapping[str, Any]) 
         "title": "Similarity of matches and of others",
         "svg": line_chart(
             curves,
-            Axis.around(f"similarity ({results['protocol']['similarity']})", (edges[0], edges[-1]), ticks=6),
-            Axis.around("% of each", [0, *share["matches"], *share["others"]]),
+            Axis(f"similarity ({results['protocol']['similarity']})"),
+            Axis("% of each"),
             f"Distribution of the similarity to the query of correct detections (matches) and of all others. {means}",
         ),
         "note": f"Of {counted['queries']} queries: {groups['matches'].sum()} matches that are found, and all other "
