@@ -105,11 +105,11 @@ class TimedModel:
         self._mapper = PersonSearchMapper(cfg, False)
         self.watch = Stopwatch(self.model.device, clock)
         heads = self.model.roi_heads
-        self._count(heads, "_candidates", lambda args, _: ("proposals", sum(map(len, args[1]))))
-        self._count(heads, "_candidates", lambda _, found: ("candidates", sum(map(len, found))))
+        self._count(heads, "candidates", lambda args, _: ("proposals", sum(map(len, args[1]))))
+        self._count(heads, "candidates", lambda _, found: ("candidates", sum(map(len, found))))
         for owner, method, stage in (
             (self.model, "preprocess_image", "load and resize"), (self.model.backbone, "forward", "backbone"),
-            (self.model.proposal_generator, "forward", "proposals"), (heads, "_candidates", "box head"),
+            (self.model.proposal_generator, "forward", "proposals"), (heads, "candidates", "box head"),
             (heads.box_head, "detect", "box suppression"), (heads, "pool_boxes", "re-id head"),
             (heads.reid_head.regressor, "forward", "re-id head"), (heads.reid_head.embedding, "forward", "embedding"),
         ):  # fmt: skip

@@ -94,7 +94,7 @@ class Sweep:
         self, images: Any, features: dict[str, torch.Tensor], proposals: Instances, given: list[Boxes], nms: float
     ) -> Iterator[tuple[Pruning, list[Instances], list[torch.Tensor]]]:
         heads = self.model.roi_heads
-        scores, deltas = heads.box_head(heads._pool(features[heads.in_feature], [proposals.proposal_boxes]))
+        scores, deltas = heads.box_head(heads.pool(features[heads.in_feature], [proposals.proposal_boxes]))
         for pruning, boxes in self.boxes.items():
             if pruning.nms != nms:
                 continue

@@ -109,7 +109,7 @@ def _balance(model: nn.Module, image: torch.Tensor) -> None:
     features = model.backbone(images.tensor)
     ((proposals,), _) = model.proposal_generator(images, features, None)
     heads = model.roi_heads
-    logits, _ = heads.box_head(heads._pool(features[heads.in_feature], [proposals.proposal_boxes]))
+    logits, _ = heads.box_head(heads.pool(features[heads.in_feature], [proposals.proposal_boxes]))
     heads.box_head.predictor.cls_score.bias[0] -= (logits[:, 0] - logits[:, 1]).median()
 
 

@@ -9,7 +9,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from person_search import add_ssl_config
 from person_search.config import get_config, get_config_file, merge_file_and_options
-from person_search.config_files import RENAMED_KEYS, _all_keys, _current_name
+from person_search.config_files import RENAMED_KEYS, current_name, flatten
 from person_search.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "projects" / "SSL" / "configs"
@@ -202,10 +202,10 @@ def test_keys_of_earlier_versions_are_understood_with_one_line(tmp_path, caplog)
 
 
 def test_old_names_lead_to_keys_that_exist():
-    keys = set(_all_keys(fresh()))
+    keys = set(flatten(fresh()))
     for old, new in RENAMED_KEYS.items():
         assert not any(key == old or key.startswith(f"{old}.") for key in keys)
-        assert any(key == _current_name(old) or key.startswith(f"{_current_name(old)}.") for key in keys), new
+        assert any(key == current_name(old) or key.startswith(f"{current_name(old)}.") for key in keys), new
 
 
 @pytest.mark.parametrize(

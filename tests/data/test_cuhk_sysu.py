@@ -156,15 +156,15 @@ def test_real_queries_are_those_of_the_golden_file(shared, real_protocol):
 def test_the_protocol_comes_back_from_the_cache(real_protocol, monkeypatch):
     root, protocol, _, _ = real_protocol
     expected = protocol.galleries["100"]
-    monkeypatch.setattr(cuhk_galleries, "_read_gallery", None)
+    monkeypatch.setattr(cuhk_galleries, "read_gallery", None)
     again = load_cuhk_sysu_protocol(root)
     assert again.queries == protocol.queries and again.galleries["100"] == expected
 
 
 def test_a_gallery_is_read_when_it_is_asked_for(root, monkeypatch):
     read = []
-    original = cuhk_galleries._read_gallery
-    monkeypatch.setattr(cuhk_galleries, "_read_gallery", lambda file: read.append(file.name) or original(file))
+    original = cuhk_galleries.read_gallery
+    monkeypatch.setattr(cuhk_galleries, "read_gallery", lambda file: read.append(file.name) or original(file))
     galleries = load_cuhk_sysu_protocol(root).galleries
     assert "100" in galleries and "500" not in galleries and read == ["TestG50.mat"]
     assert galleries["100"] is galleries["100"]

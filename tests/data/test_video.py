@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 
 import cv2
@@ -166,10 +167,11 @@ def test_forked_workers_do_not_disturb_each_other(pets, truth):
 
 
 def test_few_videos_stay_open(clip, tmp_path):
-    for number in range(video._OPEN_VIDEOS + 3):
+    for number in range(video.OPEN_VIDEOS + 3):
         copy = shutil.copy(clip, tmp_path / f"{number}.mp4")
         read_video_frame(str(copy), 2)
-    assert len(video._videos._open) == video._OPEN_VIDEOS
+    files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert sum(file.startswith(str(tmp_path.resolve())) for file in files) == video.OPEN_VIDEOS
 
 
 def test_a_frame_past_the_end_is_named_and_harmless(clip):

@@ -45,9 +45,9 @@ def test_the_banks_start_with_the_statistics_of_all_rows_together(cfg: CfgNode, 
     model = trainer.person_search_model
     records = calibration_frames(trainer.training_set, 5)
     with caplog.at_level(logging.INFO, logger="person_search.engine.bank_filling"):
-        calibrate_embedding(model, trainer._build_bank_loader(records))
+        calibrate_embedding(model, trainer.bank_loader(records))
     model.eval()
-    pooled = [PooledFeatures.cat(model.pool_persons(b).parts) for b in trainer._build_bank_loader(records)]
+    pooled = [PooledFeatures.cat(model.pool_persons(b).parts) for b in trainer.bank_loader(records)]
     rows = torch.cat([p.res5 for p in pooled])
     linear, norm = model.roi_heads.reid_head.embedding.res5_projector
     with torch.no_grad():

@@ -205,7 +205,7 @@ def test_extraction_clusters_features_of_the_current_network_and_leaves_the_bank
     few_frames.OUTPUT_DIR = str(tmp_path)
     seen: list[tuple[Tensor, Tensor]] = []
     trainer = PersonSearchTrainer(few_frames)
-    batches = list(trainer._build_bank_loader())
+    batches = list(trainer.bank_loader())
 
     def fit(self: SelfPacedDBSCAN, features: Tensor, *_: object) -> np.ndarray:
         assert trainer.model.training and trainer.person_search_model.roi_heads.reid_head.embedding.training
@@ -243,7 +243,7 @@ def test_every_option_resumes_to_the_unbroken_run(few_frames, tmp_path):
 
 
 def test_multi_labels_are_judged_at_the_threshold_that_the_epoch_trains_with(few_frames, tmp_path, monkeypatch):
-    predict, judge = SSLObjective.predict_labels, ClusterLabels._judge
+    predict, judge = SSLObjective.predict_labels, ClusterLabels.judge
     seen: list[tuple[str, int, float]] = []
     now = {"who": "trained", "iteration": 0}
 
@@ -257,7 +257,7 @@ def test_multi_labels_are_judged_at_the_threshold_that_the_epoch_trains_with(few
         now.update(who="trained")
 
     monkeypatch.setattr(SSLObjective, "predict_labels", predicted)
-    monkeypatch.setattr(ClusterLabels, "_judge", judged)
+    monkeypatch.setattr(ClusterLabels, "judge", judged)
     trained(few_frames, tmp_path / "run", kill_at=1)
     trained(few_frames, tmp_path / "run", resume=True)  # from the first iteration of the second epoch
     keys = few_frames.SSL.THRESHOLD
@@ -326,7 +326,7 @@ def test_rows_that_cannot_be_clustered_are_reported_with_their_frames(caplog):
     hook = hook_of(8, SelfPacedDBSCAN(k1=3, k2=1), features)
     hook.before_step()
     assert "1 of 8 features are zero" in caplog.text and "in frame2.jpg, become singletons" in caplog.text
-    assert (hook._objective.cluster_labels == hook._objective.cluster_labels[5]).sum() == 1
+    assert (hook.objective.cluster_labels == hook.objective.cluster_labels[5]).sum() == 1
     features[2, 1], features[7, 0] = torch.nan, torch.inf
     with pytest.raises(
         TrainingError, match=r"^2 features .* NaN or infinite at iteration 0; .* frame1.jpg, frame3.jpg\."
@@ -367,7 +367,7 @@ def cluster_slowly(rank: int, folder: str) -> None:
         dist.barrier()
     except RuntimeError:
         tripped = True
-    torch.save({"labels": hook._objective.cluster_labels, "tripped": tripped}, f"{folder}/labels.{rank}")
+    torch.save({"labels": hook.objective.cluster_labels, "tripped": tripped}, f"{folder}/labels.{rank}")
 
 
 def test_other_processes_wait_longer_than_the_collectives_time_limit(tmp_path):

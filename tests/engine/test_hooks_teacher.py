@@ -31,10 +31,10 @@ def test_it_is_the_moving_average_and_resumes(taught, tmp_path, monkeypatch):
         follow(self)
         seen.append({k: v.clone() for k, v in self.person_search_model.state_dict().items()})
 
-    fill = PersonSearchTrainer._fill_banks_from
+    fill = PersonSearchTrainer.fill_banks_from
     monkeypatch.setattr(PersonSearchTrainer, "after_step", after_step)
     monkeypatch.setattr(
-        PersonSearchTrainer, "_fill_banks_from", lambda self, model: filled.append(model) or fill(self, model)
+        PersonSearchTrainer, "fill_banks_from", lambda self, model: filled.append(model) or fill(self, model)
     )
     trainer = run(taught)
     name = "roi_heads.reid_head.res5.0.conv1.weight"

@@ -14,7 +14,7 @@ from person_search.engine import PersonSearchTrainer
 from person_search.engine.bank_filling import calibrate_embedding
 from person_search.modeling import NormAwareEmbedding, PooledFeatures
 from person_search.modeling.meta_arch import PooledPersons
-from person_search.modeling.objectives.ssl_objective import _persons_of_all_processes
+from person_search.modeling.objectives.ssl_objective import persons_of_all_processes
 
 from ..processes import launch_two
 
@@ -146,7 +146,7 @@ def test_moments_of_the_calibration_are_those_of_all_rows_of_all_processes(tmp_p
 def count_persons(output: str) -> None:
     """Counts the persons of a batch of which this process has some."""
     rows = torch.arange(1 + 2 * comm.get_rank())
-    torch.save(_persons_of_all_processes(rows), f"{output}.{comm.get_rank()}")
+    torch.save(persons_of_all_processes(rows), f"{output}.{comm.get_rank()}")
 
 
 def test_the_mean_of_the_multi_label_loss_is_over_the_persons_of_all_processes(tmp_path):

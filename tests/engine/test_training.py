@@ -230,7 +230,7 @@ def test_a_calibrated_threshold_is_set_once_an_epoch_before_the_labels_are_judge
     cfg.merge_from_list(["SSL.THRESHOLD.CALIBRATION", "same_image", "SOLVER.MAX_ITER", 8, "SOLVER.LOG_PERIOD", 1])
     judged = []
     predict = SSLObjective.predict_labels
-    monkeypatch.setattr(ClusterLabels, "_judge", lambda self: judged.append(self._objective.threshold))
+    monkeypatch.setattr(ClusterLabels, "judge", lambda self: judged.append(self.objective.threshold))
     seen = []
     monkeypatch.setattr(
         SSLObjective, "predict_labels", lambda self, rows: (seen.append(self.threshold), predict(self, rows))[1]

@@ -245,14 +245,16 @@ def test_two_ranks_are_gathered_on_the_first(golden_problem, records, protocol, 
     ranks = [build(records, protocol) for _ in range(2)]
     for rank, subject in enumerate(ranks):
         run(subject, golden_problem, range(rank, 700, 2))
-    parts = [subject._outputs for subject in ranks]
+    sent: list[dict] = []
     monkeypatch.setattr(evaluator.comm, "all_gather", lambda value: [value])
-    monkeypatch.setattr(evaluator.comm, "gather", lambda value: parts)
+    with monkeypatch.context() as second:
+        second.setattr(evaluator.comm, "gather", lambda value: sent.append(value) or [])
+        second.setattr(evaluator.comm, "is_main_process", lambda: False)
+        assert ranks[1].evaluate() == {}
+    monkeypatch.setattr(evaluator.comm, "gather", lambda value: [value, *sent])
     assert ranks[0].evaluate()["search"] == pytest.approx(expected["all_cameras"], abs=1e-4)
-    monkeypatch.setattr(evaluator.comm, "gather", lambda value: [])
-    monkeypatch.setattr(evaluator.comm, "is_main_process", lambda: False)
-    assert ranks[1].evaluate() == {}
     # An error of the first rank reaches the others, which would wait for it in vain.
+    monkeypatch.setattr(evaluator.comm, "is_main_process", lambda: False)
     monkeypatch.setattr(evaluator.comm, "all_gather", lambda value: [DatasetError("of rank 0"), value])
     with pytest.raises(DatasetError, match="of rank 0"):
         ranks[1].evaluate()

@@ -136,12 +136,12 @@ def test_outdated_frames_are_counted_and_missing(store, caplog):
     assert_equal(store.load(keys), {**OUTPUTS, **new})
 
 
-def test_a_folder_that_cannot_be_written_costs_a_message(tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_costs_a_message(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(feature_store, "FRAMES_A_FILE", 4)
     store = FeatureStore.of(tmp_path / "file", "set", NETWORK)
     with caplog.at_level(logging.WARNING), store.writer(KEYS) as writer:
-        writer.add(OUTPUTS)
-        writer._write()
-        writer.add(OUTPUTS)
+        for _ in range(2):
+            writer.add(OUTPUTS)  # more than a file holds
     assert caplog.text.count("features are not stored") == 1 and "cannot write" in caplog.text
     assert store.load(KEYS) == {}

@@ -57,7 +57,7 @@ def build_branch(
 @pytest.mark.parametrize(("scales", "original"), [
     ([(48, 24), (96, 48), (28, 12)], True), ([(48, 24), (96, 48), (28, 12)], False), ([], True)
 ])  # fmt: skip
-@pytest.mark.parametrize("way", ["_in_one_pass", "_size_by_size"])
+@pytest.mark.parametrize("way", ["in_one_pass", "size_by_size"])
 def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scales, original, way, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_exemplars_are_those_of_each_crop_alone(narrow_cfg, scenes, device, scal
             nn.init.uniform_(module.bias, 0.1, 0.9)
     branch = build_branch(scales, original=original)
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
-    crops = branch._crops(images, targets, [t.gt_boxes.tensor for t in scenes[1]])
+    crops = branch.crops(images, targets, [t.gt_boxes.tensor for t in scenes[1]])
     expected = []
     with running_statistics(backbone), running_statistics(res5):
         found = getattr(branch, way)(crops, backbone, res5)
@@ -101,7 +101,7 @@ def test_exemplars_are_pooled_as_regions_are(narrow_cfg, scenes, device, kind, s
     images, targets = scenes[0].to(device), [target.to(device) for target in scenes[1]]
     boxes = [t.gt_boxes.tensor for t in scenes[1]]
     found = branch(images, targets, boxes, backbone, res5)
-    features = backbone(branch._crops(images, targets, boxes).resized((96, 48)))["res4"]
+    features = backbone(branch.crops(images, targets, boxes).resized((96, 48)))["res4"]
     torch.testing.assert_close(found.res4, pooling(features))
     torch.testing.assert_close(found.res5, pooling(res5(features)))
 
@@ -110,7 +110,7 @@ def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):
     """With tensors that know their device and no values, so that no GPU is needed."""
     backbone, res5 = build_backbone(narrow_cfg), build_res5(narrow_cfg)
     branch = build_branch([(48, 24), (96, 48)])
-    crops = branch._crops(*scenes, [t.gt_boxes.tensor for t in scenes[1]])
+    crops = branch.crops(*scenes, [t.gt_boxes.tensor for t in scenes[1]])
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (*backbone.modules(), *res5.modules()):
             for name, value in module.named_parameters(recurse=False):
@@ -120,13 +120,13 @@ def test_the_way_of_a_gpu_mixes_no_devices(narrow_cfg, scenes):
         sent = ("_planes", "_image", "_first", "_length", "_masks")
         for name in sent:
             setattr(crops, name, torch.empty_like(getattr(crops, name), device="cuda"))
-        found = branch._in_one_pass(crops, backbone, res5)
+        found = branch.in_one_pass(crops, backbone, res5)
         assert found.res4.device.type == found.res5.device.type == "cuda" and len(found.res4) == 4 * 3
         for name in sent:  # the test has teeth
             on_gpu = getattr(crops, name)
             setattr(crops, name, torch.empty_like(on_gpu, device="cpu"))
             with pytest.raises(RuntimeError, match="device"):
-                branch._in_one_pass(crops, backbone, res5)
+                branch.in_one_pass(crops, backbone, res5)
             setattr(crops, name, on_gpu)
 
 
@@ -142,7 +142,7 @@ def test_nothing_waits_for_a_gpu(narrow_cfg, scenes, gpu):
 
 
 @pytest.mark.parametrize("original", [True, False])
-@pytest.mark.parametrize("way", ["_in_one_pass", "_size_by_size"])
+@pytest.mark.parametrize("way", ["in_one_pass", "size_by_size"])
 def test_random_erasing_paints_exemplars_in_training_alone(narrow_cfg, scenes, original, way):
     torch.manual_seed(0)
     backbone, res5 = build_backbone(narrow_cfg), build_res5(narrow_cfg)
@@ -152,7 +152,7 @@ def test_random_erasing_paints_exemplars_in_training_alone(narrow_cfg, scenes, o
     def features(rate: float, training: bool = True) -> torch.Tensor:
         branch = build_branch([(48, 24)], original=original, mask_background=False, random_erasing=rate)
         with running_statistics(backbone), running_statistics(res5), torch.no_grad():
-            return getattr(branch.train(training), way)(branch._crops(images, targets, boxes), backbone, res5).res4
+            return getattr(branch.train(training), way)(branch.crops(images, targets, boxes), backbone, res5).res4
 
     whole = features(0.0)
     assert torch.equal(features(1.0, training=False), whole)

@@ -70,7 +70,7 @@ def test_the_background_of_the_config_is_black_before_normalisation(narrow_cfg: 
     branch, mask = model.exemplar_branch, torch.zeros(1, 32, 32, dtype=torch.bool)
     target = Instances((32, 32), gt_masks=BitMasks(mask))
     box = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
-    crop = branch._crops(torch.randn(1, 3, 32, 32), [target], [box]).resized((32, 32))
+    crop = branch.crops(torch.randn(1, 3, 32, 32), [target], [box]).resized((32, 32))
     torch.testing.assert_close(crop, black if background == "black" else mean)
 
 

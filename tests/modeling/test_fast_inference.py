@@ -49,8 +49,8 @@ def run(model: torch.nn.Module, image: torch.Tensor) -> dict:
 def box_head_boxes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     """The proposals that reach the box head."""
     seen = []
-    original = model.roi_heads._candidates
-    model.roi_heads._candidates = lambda feature, proposals: (
+    original = model.roi_heads.candidates
+    model.roi_heads.candidates = lambda feature, proposals: (
         seen.append(proposals[0].proposal_boxes.tensor) or original(feature, proposals)
     )
     run(model, image)

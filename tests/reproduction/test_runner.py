@@ -129,7 +129,7 @@ def test_a_killed_row_continues(runner, runs, said, tmp_path):
     wait_for(
         lambda: (runs[0].folder / "output.txt").exists() and "hanging" in (runs[0].folder / "output.txt").read_text()
     )
-    os.killpg(runner._active[0].process.pid, signal.SIGKILL)
+    os.killpg(runner.active[0].process.pid, signal.SIGKILL)
     thread.join(30)
     assert any(
         line.startswith("FAILED baseline, seed 0: exit status -9, killed by SIGKILL; did the memory") for line in said
@@ -149,7 +149,7 @@ def test_rows_run_side_by_side_each_in_its_share(script, runs, said, tmp_path):
     wait_for(lambda: all(starts(run) for run in runs))
     wait_for(lambda: any("at iteration 7; dml, seed 0 at iteration 7, about 12 s left" in line for line in said))
     assert [starts(run) for run in runs] == [["new 1 5"], ["new 3 7"]]
-    for training in list(runner._active):
+    for training in list(runner.active):
         os.killpg(training.process.pid, signal.SIGKILL)
     thread.join(30)
     assert not thread.is_alive()

@@ -92,7 +92,7 @@ def merge_file_and_options(cfg: CfgNode, config_file: str, options: Sequence[str
                 raise ConfigError(f"{config_file}: VERSION is {loaded['VERSION']}, expected {cfg.VERSION}")
             cfg.merge_from_other_cfg(CfgNode(with_current_names(loaded, config_file)))
     with _named(cfg, "command line"):
-        current = {key: _current_name(key) for key in options[::2]}
+        current = {key: current_name(key) for key in options[::2]}
         _warn_of_old_names("command line", [(old, new) for old, new in current.items() if old != new])
         cfg.merge_from_list([current[word] if i % 2 == 0 else word for i, word in enumerate(options)])
 
@@ -110,7 +110,7 @@ def with_current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     current: dict[str, Any] = {}
     renamed = []
     for key, value in _leaves(values):
-        new = _current_name(key)
+        new = current_name(key)
         renamed += [(key, new)] if new != key else []
         node = current
         *parents, name = new.split(".")
@@ -128,7 +128,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     later = []
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if _current_name(key) != key and not (isinstance(value, Mapping) and value):
+        if current_name(key) != key and not (isinstance(value, Mapping) and value):
             later.append((key, value))
         elif isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{key}.")
@@ -137,11 +137,12 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     yield from later
 
 
-def _current_name(key: str) -> str:
+def current_name(key: str) -> str:
+    """Present name of a key, which may be a name of an earlier version (see `RENAMED_KEYS`)."""
     for old, new in RENAMED_KEYS.items():
         if key == old or key.startswith(f"{old}."):
             # A node and a key in it may both have been renamed.
-            return _current_name(new + key[len(old) :])
+            return current_name(new + key[len(old) :])
     return key
 
 
@@ -172,7 +173,7 @@ def _named(cfg: CfgNode, where: str) -> Iterator[None]:
 
 
 def _unknown_key(cfg: CfgNode, key: str) -> str:
-    near = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(key, list(flatten(cfg)), n=3, cutoff=0.5)
     return f"unknown config key {key}" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
@@ -189,10 +190,3 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in node.items():
-        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return keys

@@ -150,10 +150,11 @@ def _gallery_arrays(root: Path, file: Path) -> Arrays:
     images (I,) str; query_image (Q,), query_box (Q, 4) xywh, query_person (Q,); gallery_count (Q,) entries per query;
     gallery_image (n,); hit (h,), indices into the n entries; hit_box (h, 4) xywh. *_image are indices into `images`.
     """
-    return cached_arrays(f"cuhk_sysu_{file.stem}", root, [file], _GALLERIES_VERSION, lambda: _read_gallery(file))
+    return cached_arrays(f"cuhk_sysu_{file.stem}", root, [file], _GALLERIES_VERSION, lambda: read_gallery(file))
 
 
-def _read_gallery(file: Path) -> Arrays:
+def read_gallery(file: Path) -> Arrays:
+    """The galleries of all queries of a protocol file, as flat arrays."""
     if file.stat().st_size > 10_000_000:
         logger.info("Reading %s for the first time; this takes minutes", file)
     number_of: dict[str, int] = {}  # index in `images` by frame

@@ -24,7 +24,7 @@ from .catalog import dataset_root
 
 _FRAME_MARK = "#frame="
 _READER_VERSION = 2
-_OPEN_VIDEOS = 8  # open decoders per process; each holds a file and threads
+OPEN_VIDEOS = 8  # open decoders per process; each holds a file and threads
 _GRAB_AHEAD = 64  # frames that cost about as much to decode as a jump
 _TEXT_BYTES = 1 << 16  # every video has a zero byte within these, text has none
 _SAME_STAMP = 1e-3  # milliseconds
@@ -151,7 +151,7 @@ class _Videos:
 
     def open(self, file: str) -> _Video:
         if file not in self._open:
-            if len(self._open) == _OPEN_VIDEOS:
+            if len(self._open) == OPEN_VIDEOS:
                 self._open.popitem(last=False)[1].release()
             self._open[file] = _Video(file)
         self._open.move_to_end(file)

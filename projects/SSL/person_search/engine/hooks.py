@@ -172,7 +172,7 @@ class ClusterLabels(HookBase):
             cameras: (N,) int64, camera of each bank row (-1 if unknown), for camera-aware clustering; None for none.
             extract: returns the features (N, d) to cluster, called on every process; None for the bank rows.
         """
-        self._objective, self._clusterer = objective, clusterer
+        self.objective, self._clusterer = objective, clusterer
         self._training_set, self._iterations = training_set, iterations
         self._cameras, self._extract = cameras, extract
         self._group: Any = None
@@ -184,10 +184,10 @@ class ClusterLabels(HookBase):
     def before_step(self) -> None:
         if self.trainer.iter % self._iterations == 0:
             self._cluster()
-            self._judge()
+            self.judge()
 
     def _cluster(self) -> None:
-        objective = self._objective
+        objective = self.objective
         labels = torch.zeros(objective.size, dtype=torch.int64)
         features = self._features()
         if comm.is_main_process():
@@ -202,7 +202,7 @@ class ClusterLabels(HookBase):
 
     def _features(self) -> torch.Tensor:
         """Features to cluster, (N, d). Invalid rows are reported with the frames of their persons."""
-        features = self._objective.label_features() if self._extract is None else self._extract()
+        features = self.objective.label_features() if self._extract is None else self._extract()
         invalid = torch.from_numpy(invalid_rows(features)).to(features.device)
         finite = features[invalid].isfinite().all(dim=1)
         broken, zero = invalid[~finite].tolist(), invalid[finite].tolist()
@@ -225,21 +225,22 @@ class ClusterLabels(HookBase):
 
     def _fit(self, features: torch.Tensor) -> np.ndarray:
         try:
-            return self._clusterer.fit(features, self._objective.image_index, self._cameras)
+            return self._clusterer.fit(features, self.objective.image_index, self._cameras)
         except ValueError as error:
             raise TrainingError(f"the clustering before iteration {self.trainer.iter} failed: {error}") from error
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
+        """Logs precision and recall of the pseudo labels where identities are known. Diagnostics only."""
         persons = self._training_set.person_ids
         if not comm.is_main_process() or not (persons >= 0).any():
             return
-        precision, recall = pair_precision_recall(self._objective.cluster_labels.cpu().numpy(), persons)
+        precision, recall = pair_precision_recall(self.objective.cluster_labels.cpu().numpy(), persons)
         self._log(cluster_precision=precision, cluster_recall=recall)
-        if not isinstance(self._objective, MultiLabelObjective):
+        if not isinstance(self.objective, MultiLabelObjective):
             return
         step = max(1, len(persons) // self.JUDGED_ROWS)
-        rows = torch.arange(0, len(persons), step, device=self._objective.image_index.device)
-        labels = torch.cat([self._objective.predict_labels(part).cpu() for part in rows.split(64)])
+        rows = torch.arange(0, len(persons), step, device=self.objective.image_index.device)
+        labels = torch.cat([self.objective.predict_labels(part).cpu() for part in rows.split(64)])
         precision, recall = multi_label_precision_recall(labels.numpy(), rows.cpu().numpy(), persons)
         self._log(multi_label_precision=precision, multi_label_recall=recall)
 

@@ -256,7 +256,7 @@ class PersonSearchTrainer(DefaultTrainer):
         )
         built: list[hooks.HookBase] = [FillBanks(self._fill_banks)]
         if self.teacher is not None:
-            fill = functools.partial(self._fill_banks_from, self.teacher.model)
+            fill = functools.partial(self.fill_banks_from, self.teacher.model)
             built.append(FollowWithTeacher(self.teacher, fill, self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD))
         if isinstance(objective, MultiLabelObjective):
             keys = cfg.SSL.THRESHOLD
@@ -280,7 +280,8 @@ class PersonSearchTrainer(DefaultTrainer):
             TensorboardXWriter(folder, purge_step=self.start_iter),
         ]
 
-    def _build_bank_loader(self, records: list[dict[str, Any]] | None = None) -> SequentialLoader:
+    def bank_loader(self, records: list[dict[str, Any]] | None = None) -> SequentialLoader:
+        """This process's batches of the training set, or of some of its records: ground truth, no augmentation."""
         mapper = PersonSearchMapper(self.cfg, False, with_instances=True)
         keys = self.cfg.DATALOADER
         records = self.training_set.records if records is None else records
@@ -289,17 +290,18 @@ class PersonSearchTrainer(DefaultTrainer):
     def _fill_banks(self) -> None:
         frames = calibration_frames(self.training_set, self.cfg.SSL.MEMORY.CALIBRATION_FRAMES)
         if frames:
-            calibrate_embedding(self.person_search_model, self._build_bank_loader(frames))
+            calibrate_embedding(self.person_search_model, self.bank_loader(frames))
         if self.teacher is not None:
             self.teacher.update(momentum=0)
-        self._fill_banks_from(self.person_search_model)
+        self.fill_banks_from(self.person_search_model)
 
-    def _fill_banks_from(self, model: SSLPersonSearch) -> None:
-        fill_banks(model, self._build_bank_loader())
+    def fill_banks_from(self, model: SSLPersonSearch) -> None:
+        """Fills both banks with features of a network: the trained one or its teacher."""
+        fill_banks(model, self.bank_loader())
 
     def _extract_features(self) -> torch.Tensor:
         model = self.person_search_model if self.teacher is None else self.teacher.model
-        return model.objective.source_features(*extract_features(model, self._build_bank_loader()))
+        return model.objective.source_features(*extract_features(model, self.bank_loader()))
 
     # ------------------------------------------------------------------ running
 

@@ -360,15 +360,15 @@ class ExemplarBranch(nn.Module):
         if self.separate is not None:
             backbone, res5 = self.separate["backbone"], self.separate["res5"]
         with running_statistics(backbone), running_statistics(res5):
-            crops = self._crops(images, targets, boxes)
+            crops = self.crops(images, targets, boxes)
             if not len(crops):
                 return self._without_persons(images, backbone, res5)
             global_maximum = self.pooling.kind == "max" and self.pooling.stripes == 1
             if images.is_cuda and global_maximum and fits_a_mosaic(backbone, res5):
-                return self._in_one_pass(crops, backbone, res5)
-            return self._size_by_size(crops, backbone, res5)
+                return self.in_one_pass(crops, backbone, res5)
+            return self.size_by_size(crops, backbone, res5)
 
-    def _in_one_pass(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+    def in_one_pass(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """Features of all exemplars in one mosaic: on a GPU, kernel launches dominate the cost of a pass."""
         exemplars: list[Any] = [self._erased(crops.resized(size)) for size in self.scales]
         if self.original:
@@ -381,7 +381,7 @@ class ExemplarBranch(nn.Module):
             features = backbone(mosaic.picture)["res4"]
             return PooledFeatures(mosaic.pool_maximum(features), mosaic.pool_maximum(res5(features)))
 
-    def _size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
+    def size_by_size(self, crops: PersonCrops, backbone: nn.Module, res5: nn.Module) -> PooledFeatures:
         """Features scale by scale: on a CPU the number of pixels dominates, which this keeps minimal."""
         resized = [self._erased(crops.resized(size)) for size in self.scales]
         by_scale = [pool_crops(exemplars, backbone, res5, self.pooling) for exemplars in resized]
@@ -400,7 +400,8 @@ class ExemplarBranch(nn.Module):
         erase = RandomErasing(self.random_erasing, inplace=True)
         return torch.stack([erase(exemplar) for exemplar in exemplars]) if len(exemplars) else exemplars
 
-    def _crops(self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor]) -> PersonCrops:
+    def crops(self, images: Tensor, targets: Sequence[Instances], boxes: Sequence[Tensor]) -> PersonCrops:
+        """Crops of the boxes, with their background filled where the branch masks it and the mask is known."""
         masked = [self.mask_background and t.has("gt_masks") for t in targets]
         return PersonCrops(
             images,

@@ -309,11 +309,11 @@ class PersonSearchROIHeads(ROIHeads):
         losses: dict[str, Tensor] = {}
         if self.box_head is not None:
             sampled = self._sample("box_head", proposals, targets)
-            predictions = self.box_head(self._pool(feature, [s.proposal_boxes for s in sampled]))
+            predictions = self.box_head(self.pool(feature, [s.proposal_boxes for s in sampled]))
             losses.update(self.box_head.losses(predictions, sampled))
             proposals = self.box_head.refine(predictions, sampled)
         sampled = self._sample("reid_head", proposals, targets)
-        pooled = self.reid_head.pool(self._pool(feature, [s.proposal_boxes for s in sampled]))
+        pooled = self.reid_head.pool(self.pool(feature, [s.proposal_boxes for s in sampled]))
         others = []
         if with_persons:
             with running_statistics(self.reid_head.res5):
@@ -361,7 +361,7 @@ class PersonSearchROIHeads(ROIHeads):
         if self.objectness_thresh > 0:
             # NMS of the RPN is by descending objectness, so dropping low proposals afterwards changes no others.
             proposals = [p[p.objectness_logits.float().sigmoid() >= self.objectness_thresh] for p in proposals]
-        found = self._candidates(feature, proposals)
+        found = self.candidates(feature, proposals)
         given = given or [Boxes(feature.new_zeros(0, 4)) for _ in found]
         boxes = [Boxes.cat([f.pred_boxes, g]) for f, g in zip(found, given, strict=True)]
         pooled = self.pool_boxes(features, boxes)
@@ -383,13 +383,13 @@ class PersonSearchROIHeads(ROIHeads):
 
     def pool_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> PooledFeatures:
         """Pooled features of boxes, image by image."""
-        return self.reid_head.pool(self._pool(features[self.in_feature], boxes))
+        return self.reid_head.pool(self.pool(features[self.in_feature], boxes))
 
-    def _candidates(self, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
+    def candidates(self, feature: Tensor, proposals: list[Instances]) -> list[Instances]:
         """Boxes for `reid_head` at test time as `pred_boxes`, with `scores` if `box_head` gives the final score."""
         if self.box_head is None:
             return [Instances(p.image_size, pred_boxes=p.proposal_boxes) for p in proposals]
-        predictions = self.box_head(self._pool(feature, [p.proposal_boxes for p in proposals]))
+        predictions = self.box_head(self.pool(feature, [p.proposal_boxes for p in proposals]))
         found = self.box_head.detect(predictions, proposals)
         if not self.box_head_score:
             for instances in found:
@@ -409,7 +409,8 @@ class PersonSearchROIHeads(ROIHeads):
         instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
         return instances
 
-    def _pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
+    def pool(self, feature: Tensor, boxes: list[Boxes]) -> Tensor:
+        """RoI features (R, C4, h, w) of the boxes of all images, in the memory format of the feature map."""
         pooled = self.pooler([feature], boxes)
         channels_last = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last)
         return pooled.contiguous(memory_format=torch.channels_last) if channels_last else pooled

@@ -165,7 +165,7 @@ class Runner:
         """
         self._script, self._lanes = script, list(lanes)
         self._say, self._finished, self._status_period = say, finished, status_period
-        self._active: list[_Training] = []
+        self.active: list[_Training] = []
         self._seconds: list[float] = []
 
     def run(self, runs: Sequence[Run]) -> list[Run]:
@@ -176,13 +176,13 @@ class Runner:
         self._say(f"{len(runs)} runs, {len(runs) - len(pending)} of them finished before")
         free, failed, last_status = deque(self._lanes), [], time.monotonic()
         try:
-            while pending or self._active:
+            while pending or self.active:
                 while pending and free:
                     lane, run = free.popleft(), pending.popleft()
                     if not self._start(run, lane):
                         failed.append(run)
                         free.append(lane)
-                for training in [t for t in self._active if t.process.poll() is not None]:
+                for training in [t for t in self.active if t.process.poll() is not None]:
                     free.append(training.lane)
                     if not self._end(training):
                         failed.append(training.run)
@@ -190,7 +190,7 @@ class Runner:
                 if time.monotonic() - last_status >= self._status_period:
                     self._say(self._status(len(runs), len(pending), len(failed)))
                     last_status = time.monotonic()
-                time.sleep(_POLL if self._active else 0)
+                time.sleep(_POLL if self.active else 0)
         finally:
             self._stop()
         return failed
@@ -220,11 +220,11 @@ class Runner:
             # A training that has ended already has failed and is reported as such.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(process.pid, lane.cores)
-        self._active.append(_Training(run, lane, process, held, resumed, time.monotonic()))
+        self.active.append(_Training(run, lane, process, held, resumed, time.monotonic()))
         return True
 
     def _end(self, training: _Training) -> bool:
-        self._active.remove(training)
+        self.active.remove(training)
         run, seconds = training.run, time.monotonic() - training.start
         try:
             if training.process.returncode < 0:
@@ -245,7 +245,7 @@ class Runner:
 
     def _status(self, total: int, pending: int, failed: int) -> str:
         now, active = time.monotonic(), []
-        for training in self._active:
+        for training in self.active:
             iteration, left = training_progress(training.run.folder / "metrics.json")
             active.append(Active(training.run.name, now - training.start, iteration, left))
         left = seconds_left(self._seconds, active, pending, len(self._lanes))
@@ -255,16 +255,16 @@ class Runner:
     def _stop(self) -> None:
         """Ends what is still under way, with the worker processes of its loaders."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            for training in self._active:
+            for training in self.active:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(training.process.pid, sign)
             deadline = time.monotonic() + _GRACE
-            for training in self._active:
+            for training in self.active:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     training.process.wait(max(0.0, deadline - time.monotonic()))
-        for training in self._active:
+        for training in self.active:
             training.lock.close()
-        self._active = []
+        self.active = []
 
 
 def _killed(status: int) -> str:

@@ -109,7 +109,7 @@ class SSLObjective(MultiLabelObjective):
         # Eq. 12 sums over the persons of the whole batch; data-parallel training averages over processes.
         weight = self.multi_label_weight * comm.get_world_size()
         if self.multi_label_reduction == "mean":
-            weight = weight / _persons_of_all_processes(batch.instance_index)
+            weight = weight / persons_of_all_processes(batch.instance_index)
         pairs: dict[str, tuple[Tensor, MemoryBank]] = {
             "instance": (given(batch.persons, "annotated persons"), self.instance_bank)
         }
@@ -132,7 +132,7 @@ class SSLObjective(MultiLabelObjective):
         return predict_multi_labels(similarity, self.image_index, instance_index, self.threshold)
 
 
-def _persons_of_all_processes(instance_index: Tensor) -> Tensor:
+def persons_of_all_processes(instance_index: Tensor) -> Tensor:
     """Number of persons in the batches of all processes, at least 1; a float32 scalar."""
     count = instance_index.new_full((), len(instance_index), dtype=torch.float32)
     if comm.get_world_size() > 1:
