@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 try:
-    import person_search  # noqa: F401  (says in one line what is missing, Detectron2 above all)
+    import person_search  # noqa: F401  (reports a missing Detectron2 in one line)
 except ImportError as error:
     sys.exit(f"error: {error}")
 
@@ -37,10 +37,10 @@ from person_search.modeling.layers import fold_batch_norms
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The configuration of a run, and its logging.
+    """Config of a run, with logging set up.
 
     Raises:
-        ConfigError: a key is unknown, or a value cannot work.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     args.config_file = args.config_file and get_config_file(args.config_file)
     cfg = get_cfg()
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> Any:
     """Runs one process of a training or an evaluation."""
     quiet_expected_errors()
     if comm.get_world_size() > 1:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher leaves Ctrl-C to its processes
-    how_to_go_on = "the same command goes on where it was" if args.eval_only else "--resume goes on from there"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher ignores Ctrl-C
+    how_to_go_on = "run the same command to continue" if args.eval_only else "run with --resume to continue"
     with ending_in_one_line(how_to_go_on):
         cfg = setup(args)
         check_test_sets(cfg)
@@ -73,26 +73,26 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def check_machine(cfg: CfgNode) -> None:
-    """Refuses what Detectron2's own set-up would stumble over: device, seed and a folder that cannot be written.
+    """Checks device, seed and output folder, which Detectron2's set-up does not.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: a value is invalid, or the folder cannot be written; the message names the key.
     """
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected a device such as cpu or cuda") from None
     if cfg.SEED >= 2**32:
-        raise ConfigError(f"SEED is {cfg.SEED}, expected less than 2**32; below 0: another one for each run")
+        raise ConfigError(f"SEED is {cfg.SEED}, expected less than 2**32, or below 0 for a random seed")
     check_output_dir(cfg.OUTPUT_DIR)
 
 
 def check_test_sets(cfg: CfgNode) -> None:
-    """Reads frames and queries of the test sets, so that what is wrong with them ends a run before its training.
+    """Reads frames and queries of the test sets, so that errors in them show before training.
 
     Raises:
-        ConfigError: a set is not registered, or TEST.PERSON_SEARCH has a value that cannot work.
-        DatasetError: a file of a set is missing, damaged or breaks the format.
+        ConfigError: a dataset is not registered, or a value of TEST.PERSON_SEARCH is invalid.
+        DatasetError: a file of a dataset is missing, damaged or malformed.
     """
     for name in cfg.DATASETS.TEST:
         check_registered(name)
@@ -100,17 +100,17 @@ def check_test_sets(cfg: CfgNode) -> None:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluates MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR, on DATASETS.TEST.
+    """Metrics of MODEL.WEIGHTS, or with `resume` of the last checkpoint in OUTPUT_DIR, on DATASETS.TEST.
 
-    Features are kept: evaluating the same weights with another protocol does not run the network again.
+    Features are stored: evaluating the same weights with another protocol does not run the network again.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty, or a value cannot work.
+        ConfigError: DATASETS.TEST is empty, or a value is invalid.
         CheckpointError: see `PersonSearchCheckpointer.load_for_inference`.
-        ExpectationError: a metric is not what TEST.EXPECTED_RESULTS says.
+        ExpectationError: a metric differs from TEST.EXPECTED_RESULTS.
     """
     if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty: name a registered data set to evaluate on")
+        raise ConfigError("DATASETS.TEST is empty: name a registered dataset to evaluate on")
     check_inference(cfg)
     check_expected_results(cfg)
     model = PersonSearchTrainer.build_model(cfg)

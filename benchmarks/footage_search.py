@@ -191,8 +191,8 @@ def verdicts(
         right, wrong = right + likely.count(asked), wrong + sum(p not in (asked, NOBODY) for p in likely)
         appearances = sum(who[name] == asked for name in others)
         true, searched, found = true + appearances, searched + (appearances > 0), found + (asked in likely)
-        strangers = [name for name in others if who[name] != asked]
-        likely = [who[n] for n in likely_tracklets(store, embeddings[query], strangers, calibration)]
+        distractors = [name for name in others if who[name] != asked]
+        likely = [who[n] for n in likely_tracklets(store, embeddings[query], distractors, calibration)]
         alarms += any(p != NOBODY for p in likely)
     return {
         "pairs": calibration.pairs,

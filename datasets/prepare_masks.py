@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Makes the foreground masks of a data set's persons, by which training hides the background of its crops.
+"""Makes foreground masks of a dataset's persons, which training uses to mask the background of its crops.
 
     python datasets/prepare_masks.py --dataset prw_train --provider mask_rcnn
     python datasets/prepare_masks.py --dataset prw_train --provider grabcut
     python datasets/prepare_masks.py --dataset prw_train --provider schp --parsing-dir parsing/
 
-writes $DETECTRON2_DATASETS/masks/prw_train.json, where training looks for it. An interrupted run goes on where it
-stopped when the same command is given again, and persons whose box has changed since are done anew.
+writes $DETECTRON2_DATASETS/masks/prw_train.json, the default mask file of training. After an interruption the same
+command continues; masks of persons with changed boxes are made again.
 
 Providers
-    mask_rcnn  Detectron2's Mask R-CNN (R50-FPN, COCO). Of its persons each annotated box takes the one that overlaps it
-               most, IoU >= 0.5, one to one; for a box that gets none the mask head is asked about the box itself.
+    mask_rcnn  Detectron2's Mask R-CNN (R50-FPN, COCO). Its persons are matched one to one with the annotated boxes, by
+               highest IoU >= 0.5; for unmatched boxes the mask head is run on the box itself.
     grabcut    OpenCV's GrabCut with the box as prior. Needs no weights; rough where background and clothes look alike.
     schp       Human-parsing PNGs as SCHP writes them, pixels = class numbers, 0 = background. DIR holds either one
                <image>.png for a frame (all its persons parsed) or one <image>_<k>.png for a person, the parsing of the
@@ -49,7 +49,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 Record = dict[str, Any]
-Mask = np.ndarray | None  # (height, width) of the frame, bool; None where there is none
+Mask = np.ndarray | None  # (height, width) of the frame, bool; None for no mask
 # Takes a record and its persons' boxes, (P, 4) xyxy; returns P masks.
 Provider = Callable[[Record, np.ndarray], Sequence[Mask]]
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, out: Path) -> None:
 
 
 def register_own(config_file: str) -> None:
-    """Registers the data sets that a config describes; ConfigError where it is wrong."""
+    """Registers the custom datasets of a config; ConfigError if it is invalid."""
     cfg = get_cfg()
     add_ssl_config(cfg)
     merge_file_and_options(cfg, config_file, [])
@@ -101,7 +101,7 @@ def register_own(config_file: str) -> None:
 
 
 def make_provider(args: argparse.Namespace) -> Provider:
-    """Builds the provider that the command line names."""
+    """Provider named on the command line."""
     if args.provider == "grabcut":
         return grabcut_provider
     if args.provider == "schp":
@@ -114,7 +114,7 @@ def make_provider(args: argparse.Namespace) -> Provider:
 
 
 def check_device(device: str) -> None:
-    """Raises DatasetError where a device for mask_rcnn is unknown or not there."""
+    """Raises a DatasetError if the device for mask_rcnn is unknown or missing."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -123,7 +123,7 @@ def check_device(device: str) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Raises DatasetError, before any work is done, where `out` cannot be written."""
+    """Raises a DatasetError, before any work is done, if `out` cannot be written."""
     try:
         probe_folder(out.parent)
     except OSError as error:
@@ -131,15 +131,15 @@ def check_writable(out: Path) -> None:
 
 
 def part_file(out: Path) -> Path:
-    """The unfinished file of an interrupted run."""
+    """Unfinished file of an interrupted run."""
     return out.with_name(out.name + ".part")
 
 
 def open_store(out: Path, dataset: str, provider: str) -> MaskStore:
-    """Opens what an earlier run has left, else an empty store.
+    """Store of an earlier run, or an empty one.
 
     Raises:
-        DatasetError: an earlier run used another provider or data set.
+        DatasetError: the earlier run used another provider or dataset.
     """
     for file in (part_file(out), out):
         if file.exists():
@@ -154,16 +154,17 @@ def open_store(out: Path, dataset: str, provider: str) -> MaskStore:
 
 
 def make_masks(records: Sequence[Record], provider: Provider, store: MaskStore, out: Path) -> int:
-    """Fills the store with the masks that are missing in it and writes it to `out`, in one step at the end.
+    """Adds missing masks to the store, and writes it to `out` at the end, atomically.
 
-    On the way, and when interrupted after the first image, the store is kept in `part_file(out)`.
+    In between, and when interrupted after the first image, the store is saved to `part_file(out)`.
 
     Returns:
-        The number of images that cannot be read; each is named in one line.
+        Number of images that cannot be read; each is logged in one line.
 
     Raises:
-        DatasetError: the provider's files or weights are wrong, or `out` cannot be written.
+        DatasetError: the provider's files or weights are invalid, or `out` cannot be written.
     """
+    # Parsing PNGs may have been added since; the other providers would fail again.
     # Parsing PNGs may have been added since; the other providers would fail again where they have failed.
     known = store.get if isinstance(provider, ParsingProvider) else store.has
     todo = [r for r in records if not all(known(r["image_id"], box) for box in person_boxes(r))]
@@ -191,38 +192,38 @@ def make_masks(records: Sequence[Record], provider: Provider, store: MaskStore, 
 
 
 def add_masks(record: Record, provider: Provider, store: MaskStore) -> None:
-    """Adds the masks of one frame, each limited to the pixels that its box touches."""
+    """Adds the masks of a frame, each limited to the pixels that its box touches."""
     boxes = person_boxes(record)
     for box, mask in zip(boxes, provider(record, boxes), strict=True):
         store.add(record["image_id"], box, None if mask is None else limit_to_box(mask, box))
 
 
 def person_boxes(record: Record) -> np.ndarray:
-    """Returns the boxes of the persons of a record: float64 (P, 4), xyxy in pixels."""
+    """Boxes of the persons of a record: float64 (P, 4), xyxy in pixels."""
     boxes = [annotation["bbox"] for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-GRABCUT_MARGIN = 0.3  # of the box's sides: the background that the colour model learns from
-GRABCUT_SIDE = 192  # pixels of the crop's longer side; more costs time and gains nothing at re-id scale
-GRABCUT_ROUNDS = 2  # with more, limbs of the street's colour are lost
+GRABCUT_MARGIN = 0.3  # fraction of the box's sides: background for the colour model
+GRABCUT_SIDE = 192  # pixels of the crop's longer side; more costs time without a gain at re-id scale
+GRABCUT_ROUNDS = 2  # more lose limbs in the colour of the street
 
 
 def grabcut_provider(record: Record, boxes: np.ndarray) -> list[Mask]:
-    """Segments each box of a frame by GrabCut."""
+    """Masks of the boxes of a frame by GrabCut."""
     image = read_frame(record, "BGR")
     return [grabcut(image, box) for box in boxes]
 
 
 def grabcut(image: np.ndarray, box: np.ndarray) -> Mask:
-    """Segments the person of a box by colour (GrabCut, Rother et al. 2004).
+    """Mask of the person in a box by colour (GrabCut, Rother et al. 2004).
 
     Args:
         image: uint8 (H, W, 3).
         box: xyxy in pixels.
 
     Returns:
-        bool (H, W), or None where the box is too small to tell person and background apart.
+        bool (H, W); None if the box is too small to separate person and background.
     """
     height, width = image.shape[:2]
     window = box_window(box, height, width, GRABCUT_MARGIN)
@@ -231,9 +232,9 @@ def grabcut(image: np.ndarray, box: np.ndarray) -> Mask:
     size = tuple(max(round(side * scale), 1) for side in crop.shape[1::-1])
     offset = np.array([window[1].start, window[0].start] * 2)
     prior = grabcut_prior((box - offset) * scale, size[1], size[0])
-    if len(np.unique(prior & 1)) < 2:  # the lowest bit says foreground; GrabCut needs some of both
+    if len(np.unique(prior & 1)) < 2:  # the lowest bit means foreground; GrabCut needs both values
         return None
-    cv2.setRNGSeed(0)  # its colour clusters start at random: the same person must get the same mask
+    cv2.setRNGSeed(0)  # colour clusters are initialised at random, and the same person must get the same mask
     small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
     cv2.grabCut(small, prior, None, np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
     mask = np.zeros((height, width), dtype=bool)
@@ -243,10 +244,10 @@ def grabcut(image: np.ndarray, box: np.ndarray) -> Mask:
 
 
 def grabcut_prior(box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Labels the pixels of a crop before GrabCut: uint8 (height, width) of OpenCV's GC_* values.
+    """Initial labels of a crop's pixels for GrabCut: uint8 (height, width) of OpenCV's GC_* values.
 
-    Background outside the box; in it an upright ellipse is probably the person and its core certainly: without a core,
-    persons in the colours of their surroundings vanish.
+    Outside the box is background; an upright ellipse in it is probably the person, and its core certainly. Without the
+    core, persons in the colours of their surroundings vanish.
     """
     prior = np.full((height, width), cv2.GC_BGD, dtype=np.uint8)
     prior[box_window(box, height, width)] = cv2.GC_PR_BGD
@@ -259,14 +260,14 @@ def grabcut_prior(box: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """Keeps the largest connected part of a 0/1 mask, uint8 (H, W); returns it as 0/255."""
+    """Largest connected part of a 0/1 mask, uint8 (H, W), as 0/255."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = statistics[1:, cv2.CC_STAT_AREA]  # the first is the background
     return (labels == 1 + areas.argmax()).astype(np.uint8) * 255 if len(areas) else mask
 
 
 class ParsingProvider:
-    """Reads the parsing PNGs of a folder (SCHP, Li et al. 2019): every class but 0 is foreground."""
+    """Provider that reads parsing PNGs from a folder (SCHP, Li et al. 2019): every class but 0 is foreground."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -274,7 +275,7 @@ class ParsingProvider:
         self.folder = folder
 
     def check_covers(self, records: Sequence[Record]) -> None:
-        """Raises DatasetError where the folder has a parsing of none of the persons: its names must be other ones."""
+        """Raises a DatasetError if the folder has a parsing for none of the persons, that is, if its names differ."""
         stems = [(self._stem(record), len(person_boxes(record))) for record in records]
         if stems and not any(file.exists() for stem, persons in stems for file in self._files(stem, persons)):
             whole, person = self._files(stems[0][0], 1)
@@ -288,7 +289,7 @@ class ParsingProvider:
 
     @staticmethod
     def _files(stem: Path, persons: int) -> list[Path]:
-        """The parsing of a whole frame, then those of each person's box."""
+        """Parsing of a whole frame, then those of each person's box."""
         return [stem.with_name(f"{stem.name}.png"), *(stem.with_name(f"{stem.name}_{k}.png") for k in range(persons))]
 
     def __call__(self, record: Record, boxes: np.ndarray) -> list[Mask]:
@@ -323,7 +324,7 @@ class ParsingProvider:
 def mask_rcnn_config() -> CfgNode:
     """Detectron2's COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x, without its training settings.
 
-    Written out, since `detectron2.model_zoo` needs a module that setuptools 82 has dropped.
+    Written out, since `detectron2.model_zoo` needs a module that setuptools 82 has removed.
     """
     cfg = get_cfg()
     model = cfg.MODEL
@@ -348,10 +349,10 @@ def mask_rcnn_config() -> CfgNode:
 
 
 def find_weights(file: Path | None) -> Path:
-    """Returns the weights file, downloaded by Detectron2 where none is given.
+    """Weights file, downloaded by Detectron2 if none is given.
 
     Raises:
-        DatasetError: it is missing, or cannot be downloaded; the message says what to fetch by hand.
+        DatasetError: it is missing, or cannot be downloaded; the message names the file to download by hand.
     """
     if file is not None:
         if not file.is_file():
@@ -359,7 +360,7 @@ def find_weights(file: Path | None) -> Path:
         return file
     try:
         return Path(PathManager.get_local_path(f"detectron2://{WEIGHTS}"))
-    except Exception as error:  # whatever the download library raises, the way out is the same
+    except Exception as error:  # the download library raises various types
         raise DatasetError(
             f"the weights of Mask R-CNN cannot be downloaded ({error}); fetch "
             f"https://dl.fbaipublicfiles.com/detectron2/{WEIGHTS} and give the file as --weights"
@@ -367,12 +368,12 @@ def find_weights(file: Path | None) -> Path:
 
 
 def load_weights(model: torch.nn.Module, file: str) -> None:
-    """Loads weights; DatasetError where the file is damaged or leaves a parameter of the model as it was."""
+    """Loads weights; DatasetError if the file is damaged or lacks a parameter of the model."""
     for parameter in model.parameters():
-        parameter.data.fill_(float("nan"))  # tells afterwards what the file does not have
+        parameter.data.fill_(float("nan"))  # marks parameters that the file lacks
     try:
         DetectionCheckpointer(model).load(file)
-    except Exception as error:  # unpickling what is no weights file can raise anything
+    except Exception as error:  # unpickling may raise anything
         raise DatasetError(f"{file}: cannot be read as weights ({type(error).__name__}: {error})") from error
     missing = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
     if missing:
@@ -380,7 +381,7 @@ def load_weights(model: torch.nn.Module, file: str) -> None:
 
 
 class MaskRCNNProvider:
-    """Segments the persons of a frame with Detectron2's Mask R-CNN."""
+    """Provider that runs Detectron2's Mask R-CNN."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.model = build_model(cfg).eval()
@@ -400,7 +401,7 @@ class MaskRCNNProvider:
         given = Instances(images.image_sizes[0])
         given.pred_boxes = Boxes(torch.as_tensor(transform.apply_box(boxes), dtype=torch.float32)).to(self.model.device)
         given.pred_classes = torch.full((len(boxes),), PERSON_CLASS, device=self.model.device)
-        given.row = torch.arange(len(boxes), device=self.model.device)  # empty boxes are dropped on the way
+        given.row = torch.arange(len(boxes), device=self.model.device)  # empty boxes are dropped later
         given = self.model.roi_heads.forward_with_given_boxes(features, [given])[0]
         given = detector_postprocess(given, *image.shape[:2]).to("cpu")
         found = detected[0][detected[0].pred_classes == PERSON_CLASS]
@@ -414,12 +415,12 @@ class MaskRCNNProvider:
 
 
 def match_boxes(annotated: np.ndarray, detected: np.ndarray, min_iou: float = 0.5) -> list[tuple[int, int]]:
-    """Pairs annotated with detected boxes, one to one, so that the sum of their IoUs is largest.
+    """Pairs of annotated and detected boxes, one to one, with the maximum sum of IoUs.
 
     Args:
         annotated: (P, 4) xyxy.
         detected: (D, 4) xyxy.
-        min_iou: pairs below it do not count.
+        min_iou: minimum IoU of a pair.
 
     Returns:
         (index of the annotated box, index of the detected box) of each pair.

@@ -5,9 +5,9 @@
     python datasets/prepare_synthetic.py --preset hard --workers 4 --train-frames 2000 --seed 7
     python datasets/prepare_synthetic.py --preset tiny --out /tmp/data --preview sheet.png
 
-writes synthetic-<name>-<digest>/ below --out; the digest stands for every setting, and a finished dataset of the same
-settings is used again. Nobody needs this command for the presets: synthetic_demo_train, synthetic_demo_test and the
-others are generated when they are first used. Presets: tiny (tests), demo (trains in minutes on a CPU), hard.
+writes synthetic-<name>-<digest>/ below --out; the digest stands for all settings, and a finished dataset with the same
+settings is reused. Presets need no command: synthetic_demo_train, synthetic_demo_test and the others are generated on
+first use. Presets: tiny (tests), demo (trains in minutes on a CPU), town, hard.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_preview(folder: Path, file: Path) -> None:
-    """Writes a contact sheet of the training frames as PNG, in one step.
+    """Writes a contact sheet of the training frames as PNG, atomically.
 
     Raises:
         DatasetError: the file cannot be written.

@@ -112,7 +112,7 @@ def test_a_former_run_is_removed(demo, tmp_path):
 def test_a_foreign_file_saves_the_folder(demo, tmp_path, foreign):
     fill(tmp_path / "out", *RUN_FILES, foreign)
     before = files_in(tmp_path / "out")
-    with pytest.raises(PersonSearchError, match=f"{foreign} is not from a former run; move it away"):
+    with pytest.raises(PersonSearchError, match=f"{foreign} is not from an earlier run; move it away"):
         demo.clear_output(tmp_path / "out")
     assert files_in(tmp_path / "out") == before
 
@@ -121,7 +121,7 @@ def test_links_lead_nowhere(demo, tmp_path):
     fill(tmp_path / "elsewhere", "model.pth", "a.json")
     fill(tmp_path / "out", "metrics.json")
     (tmp_path / "out" / "inference").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PersonSearchError, match="inference is not from a former run"):
+    with pytest.raises(PersonSearchError, match="inference is not from an earlier run"):
         demo.clear_output(tmp_path / "out")
     (tmp_path / "out" / "inference").unlink()
     (tmp_path / "out" / "best.pth").symlink_to(tmp_path / "elsewhere" / "model.pth")
@@ -131,7 +131,7 @@ def test_links_lead_nowhere(demo, tmp_path):
 
 def test_a_file_in_the_folders_place_stays(demo, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(PersonSearchError, match="out is not from a former run"):
+    with pytest.raises(PersonSearchError, match="out is not from an earlier run"):
         demo.clear_output(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -151,7 +151,7 @@ def test_the_command_is_printed_and_run(demo, capfd, monkeypatch):
 
 
 def test_a_command_that_fails_is_told(demo, capfd):
-    with pytest.raises(PersonSearchError, match="-c stopped with exit status 3; its message stands above"):
+    with pytest.raises(PersonSearchError, match="-c stopped with exit status 3; see its message above"):
         demo.run("-c raise(SystemExit(3))")
 
 
@@ -194,7 +194,7 @@ def test_the_stages_run_in_order(demo, tmp_path, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert [out.index(f"== {n} of 4: {name}") for n, name in enumerate(("dataset", "training", "pictures", "index"), 1)]
     assert rows_of(out)["search mAP"] == ["4.0 %", "50.0 %"]
-    looked, page = out[out.index("What to look at") :].split("\n\n")
+    looked, page = out[out.index("What to look at:") :].split("\n\n")
     assert page.rstrip().endswith(f"person-search serve {model}")
     listed = [line.strip().split(":")[0] for line in looked.splitlines()[1:]]
     assert listed[:-1] == [
@@ -205,7 +205,7 @@ def test_the_stages_run_in_order(demo, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize(
     ("raised", "status", "said"),
-    [(PersonSearchError("no"), 2, "error: no"), (KeyboardInterrupt, 130, "interrupted; `make demo` starts anew")],
+    [(PersonSearchError("no"), 2, "error: no"), (KeyboardInterrupt, 130, "interrupted; `make demo` starts over")],
 )
 def test_trouble_ends_in_one_line(demo, tmp_path, monkeypatch, capfd, raised, status, said):
     def fail(command: str) -> None:
@@ -348,7 +348,7 @@ def test_numbers_that_are_none_are_refused(draw, run_dir, capsys, option):
     with pytest.raises(SystemExit) as stopped:
         draw.main([str(run_dir), *option])
     assert stopped.value.code == 2
-    assert "is not a whole number of 0 or more" in capsys.readouterr().err
+    assert "is not an integer of 0 or more" in capsys.readouterr().err
 
 
 def test_own_datasets_of_the_run_are_known(draw, run_dir, scenes):
@@ -402,6 +402,6 @@ def test_asking_the_demonstration_for_help_starts_nothing(repository, tmp_path):
         subprocess.run([sys.executable, str(program), word], capture_output=True, text=True, cwd=tmp_path)
         for word in ("--help", "--fast")
     )
-    assert asked.returncode == 0 and "starts anew there" in asked.stdout and not asked.stderr
+    assert asked.returncode == 0 and "a second run starts over" in asked.stdout and not asked.stderr
     assert unknown.returncode == 2 and "unrecognized arguments: --fast" in unknown.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]

@@ -187,7 +187,7 @@ def test_a_detectors_boxes_train_a_model_and_measure_detection(run, folder: Path
         assert printed.count(counted) == 1
     options = ["--eval-only", "--resume", "DATASETS.TEST", "('gate_train',)", "OUTPUT_DIR", "output/detected"]
     printed = run(*program, *options)
-    assert "gate_train: search is not measured, since no person has an identity" in printed
+    assert "gate_train: search is not evaluated, since no person has an identity" in printed
     results = json.loads((folder / "output" / "detected" / "inference" / "gate_train" / "results.json").read_text())
     assert set(results["figures"]) == {"detection"} and results["counts"]["annotated_boxes"] == 12
     assert not [line for line in printed.splitlines() if "WARNING" in line]  # nor of what evaluation does not need

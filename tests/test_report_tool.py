@@ -74,7 +74,7 @@ def test_what_cannot_be_written_is_told_in_one_line(tool, run_dir, capsys, tmp_p
     assert "config.yaml is missing" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((run_dir / "config.yaml").read_text())
     assert tool.main([str(tmp_path)]) == 2
-    assert "holds no evaluation" in capsys.readouterr().err
+    assert "has no evaluation" in capsys.readouterr().err
     queries = tmp_path / "inference" / "synthetic_tiny_test" / "queries.json"
     queries.parent.mkdir(parents=True)
     rows = json.loads((run_dir / "inference" / "synthetic_tiny_test" / "queries.json").read_text())

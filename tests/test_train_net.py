@@ -127,7 +127,7 @@ def test_weights_that_are_missing_or_of_a_backbone_alone(capfd, train_net, repos
     torch.save({"backbone.stem.conv1.weight": torch.zeros(16, 3, 7, 7)}, tmp_path / "backbone.pth")
     weights = ("MODEL.WEIGHTS", str(tmp_path / "backbone.pth"))
     line = refused(capfd, train_net, repository, tmp_path, "--eval-only", options=weights)
-    assert "does not hold a trained person search model" in line
+    assert "is not a trained person search model" in line
 
 
 def test_an_unreadable_image_stops_the_evaluation_and_is_skipped_in_training(

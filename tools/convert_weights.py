@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Converts weights of SeqNet's public code, or torchvision's ResNet-50, into this project's, and ours into SeqNet's.
+"""Converts weights of SeqNet's public code or torchvision's ResNet-50 to this project's, and the latter to SeqNet's.
 
     python tools/convert_weights.py seqnet_prw.pth seqnet_prw_ssl.pth
     python tools/convert_weights.py resnet50-0676ba61.pth resnet50_ssl.pth
     python tools/convert_weights.py model_final.pth model_final_seqnet.pth --to-seqnet
 
-What IN holds is found out from its names, or said by --from. OUT is a checkpoint {"model": weights}: give it as
-MODEL.WEIGHTS, or with --to-seqnet as SeqNet's --ckpt. docs/weights.md has the tables of names.
+The kind of IN is inferred from its names, or given by --from. OUT is a checkpoint {"model": weights}, to be used as
+MODEL.WEIGHTS or, with --to-seqnet, as SeqNet's --ckpt. For the names see docs/weights.md.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """State dict of a file, bare or under the key "model" of a checkpoint.
 
     Args:
-        path: A file that `person_search.weights.files` reads. Nothing of it is executed: it may hold tensors,
-            arrays and plain values alone.
+        path: file readable by `person_search.weights.files`. Nothing in it is executed: it may only have tensors,
+            arrays and plain values.
 
     Returns:
-        the state dict, and the names of what else the checkpoint holds.
+        the state dict, and the names of other entries of the checkpoint.
 
     Raises:
         CheckpointError: the file is missing, damaged or no state dict.
@@ -45,10 +45,10 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def detect_source(state: Mapping[str, Tensor]) -> str:
-    """Which code base a state dict is from: "seqnet", "torchvision" or "ours".
+    """Code base of a state dict: "seqnet", "torchvision" or "ours".
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: it is none of them.
     """
     for source, matches in (("seqnet", is_seqnet), ("torchvision", is_torchvision_resnet), ("ours", is_person_search)):
         if matches(state):
@@ -60,30 +60,30 @@ def detect_source(state: Mapping[str, Tensor]) -> str:
 
 
 def write_checkpoint(state: dict[str, Tensor], path: Path) -> None:
-    """Writes {"model": state}, whole or not at all.
+    """Writes {"model": state}, atomically.
 
     Raises:
-        CheckpointError: the place cannot be written.
+        CheckpointError: the file cannot be written.
     """
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
     try:
         with replacing(path, error=CheckpointError) as temporary, temporary.open("wb") as file:
             torch.save({"model": state}, file)
-    except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError
+    except RuntimeError as error:  # raised by torch.save for a full disk
         raise CheckpointError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def convert(source_path: Path, target_path: Path, source: str | None = None, to_seqnet: bool = False) -> None:
-    """Converts a file, and says on stderr what it did not use.
+    """Converts a file, and lists unused names on stderr.
 
     Args:
         source_path, target_path: IN and OUT.
-        source: "seqnet", "torchvision" or "ours"; None: found out from the names.
-        to_seqnet: write SeqNet's names; only from ours.
+        source: "seqnet", "torchvision" or "ours"; None to infer it from the names.
+        to_seqnet: whether to write SeqNet's names; only from ours.
 
     Raises:
-        CheckpointError: IN is none of these, is incomplete, is already what was asked for, or OUT is no good place.
+        CheckpointError: IN is unknown, incomplete or already converted, or OUT cannot be written.
     """
     if target_path.exists() and source_path.exists() and target_path.samefile(source_path):
         raise CheckpointError(f"{target_path} is both IN and OUT: give OUT another name")
@@ -91,9 +91,9 @@ def convert(source_path: Path, target_path: Path, source: str | None = None, to_
     try:
         source = source or detect_source(state)
         if source == "ours" and not to_seqnet:
-            raise CheckpointError("it holds this project's weights already: --to-seqnet turns them into SeqNet's")
+            raise CheckpointError("these are this project's weights already: --to-seqnet converts them to SeqNet's")
         if source != "ours" and to_seqnet:
-            raise CheckpointError(f"it holds {source} weights, but --to-seqnet takes this project's alone")
+            raise CheckpointError(f"these are {source} weights, but --to-seqnet takes this project's only")
         converted, unused = CONVERSIONS[source](state)
     except CheckpointError as error:
         raise CheckpointError(f"{source_path}: {error}") from error
@@ -101,7 +101,7 @@ def convert(source_path: Path, target_path: Path, source: str | None = None, to_
     for name in unused:
         print(f"not used: {name} {tuple(state[name].shape)}", file=sys.stderr)
     if others:
-        print(f"not used: beside the weights, {', '.join(others)}", file=sys.stderr)
+        print(f"not used: besides the weights, {', '.join(others)}", file=sys.stderr)
     print(f"{target_path}: {len(converted)} weights from {len(state)} of {source_path} ({source})", file=sys.stderr)
 
 
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source_path", metavar="IN", type=Path, help="checkpoint, or bare state dict")
     parser.add_argument("target_path", metavar="OUT", type=Path, help="checkpoint to write")
-    parser.add_argument("--from", dest="source", choices=list(CONVERSIONS), help="what IN holds (default: found out)")
-    parser.add_argument("--to-seqnet", action="store_true", help="turn this project's weights into SeqNet's")
+    parser.add_argument("--from", dest="source", choices=list(CONVERSIONS), help="kind of IN (default: inferred)")
+    parser.add_argument("--to-seqnet", action="store_true", help="convert this project's weights to SeqNet's")
     args = parser.parse_args(arguments)
     return exit_status(lambda: convert(**vars(args)))
 

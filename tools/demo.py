@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The demonstration behind `make demo`: generates the built-in dataset, trains SSL on it and shows what came of it.
+"""Demo behind `make demo`: generates the built-in dataset, trains SSL on it and shows the results.
 
-Everything lands in output/demo; a second run starts anew there. The figures are those of small synthetic scenes: they
-show that the method learns to recognise persons there, and say nothing about any real dataset.
+All output goes to output/demo; a second run starts over. Results are those of small synthetic scenes: they show that
+the method learns to recognise persons there, and say nothing about any real dataset.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ TRAIN = (
     f" OUTPUT_DIR {OUTPUT} TEST.EVAL_BEFORE_TRAINING True"
 )
 DRAW = f"tools/draw_results.py {OUTPUT} --scenes 2"
-# All that a training, its evaluations and the drawing leave in an output folder.
+# All files that a training, its evaluations and the drawing write to an output folder.
 KNOWN_FILES = (
     "metrics.json* log.txt* config.yaml last_checkpoint *.pth .*.tmp *.part events.out.tfevents.* inference/*/*.json "
     "inference/*/*.html inference/*/*.npz inference/*/.*.tmp inference/*/*/*.npz inference/*/*/.*.tmp "
     "pictures/*.png pictures/.*.tmp pictures/*/*.png pictures/*/.*.tmp "
-    # The store of the last stage: LanceDB's files.
+    # Store of the last stage, in LanceDB's files.
     "store/.lock store/*.lance/*/* store/*.lance/*/*/*"
 ).split()
 FIGURES = ("detection/AP", "detection/recall", "search/mAP", "search/top1")
-# What the runs of docs/synthetic.md have reached, with some room for other seeds and versions.
+# Results of the runs in docs/synthetic.md, with a margin for other seeds and versions.
 EXPECTED = {"detection/AP": 90.0, "search/mAP": 60.0, "search/top1": 85.0}
-LEAST_LEAD = 15.0  # of the search's mAP over that of the color histogram
+LEAST_LEAD = 15.0  # of the mAP of search over that of the color histogram
 TO_LOOK_AT = {
-    "inference/*/report.html": "the evaluation in a browser: figures, curves, the hardest queries",
+    "inference/*/report.html": "the evaluation in a browser: metrics, curves, the hardest queries",
     "pictures/*/search_results.png": "queries and their five best detections, correct and wrong",
     "pictures/*/search_scenes_*.png": "the best and the worst query in whole frames",
     "pictures/loss_curves.png": "every loss and the learning rate",
     "pictures/pseudo_labels.png": "precision and recall of the pseudo labels over the epochs",
-    "metrics.json": "every figure that was logged, one JSON object a line",
-    "inference/*/results.json": "all figures of the evaluation, and how they were made",
+    "metrics.json": "every metric logged, one JSON object a line",
+    "inference/*/results.json": "all metrics and settings of the evaluation",
     "inference/*/queries.json": "each query with its ten best detections",
     "model_final.pth": "the trained model, for --eval-only with MODEL.WEIGHTS",
 }
 
 
 def main() -> int:
-    """Runs the demonstration and returns its exit status: 0, 2 for an error, 130 where it was interrupted."""
+    """Runs the demo and returns its exit status: 0, 2 for an error, 130 if interrupted."""
     os.chdir(REPOSITORY)
     print("SSL on synthetic scenes: dataset, training with an evaluation before and after it, pictures, an index.")
     print("Some 5 to 6 minutes on two CPU cores, most of them for the training, which shows its time left (eta).")
-    return exit_status(demonstrate, "interrupted; `make demo` starts anew")
+    return exit_status(demonstrate, "interrupted; `make demo` starts over")
 
 
 def demonstrate() -> None:
-    """Runs all stages, and prints what came out and how long each took."""
+    """Runs all stages, and prints the results and the time that each took."""
     seconds: dict[str, float] = {}
     clear_output(OUTPUT)
     _stage(seconds, "dataset", lambda: print(generate(PRESETS["demo"], dataset_root())))
@@ -78,18 +78,18 @@ def demonstrate() -> None:
 
 
 def clear_output(folder: Path) -> None:
-    """Removes what a former run left in its output folder; a folder that holds anything else stays as it is.
+    """Removes the output of an earlier run from a folder; a folder with any other file is left alone.
 
     Raises:
-        PersonSearchError: the folder holds a file that no run leaves there, or is a file itself.
+        PersonSearchError: the folder has a file that no run writes, or is a file itself.
     """
     found = [folder] if folder.is_file() else [p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()]
     for path in found:
         if not any(_matches(path.relative_to(folder).parts, pattern.split("/")) for pattern in KNOWN_FILES):
-            raise PersonSearchError(f"{path} is not from a former run; move it away, as {folder} is emptied first")
+            raise PersonSearchError(f"{path} is not from an earlier run; move it away, since {folder} is emptied first")
     for path in found:
         path.unlink()
-    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):  # what lies in a folder comes first
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):  # content before its folder
         path.rmdir()
 
 
@@ -105,23 +105,23 @@ def _stage(seconds: dict[str, float], name: str, work: Callable[[], None]) -> No
 
 
 def run(command: str) -> None:
-    """Prints a command as it can be typed again, and runs it with this interpreter, its output on the screen.
+    """Prints a command in a form that can be typed again, and runs it with this interpreter.
 
     Raises:
-        PersonSearchError: it failed; it has said why.
+        PersonSearchError: it failed; it has printed the reason.
     """
     root = os.environ.get("DETECTRON2_DATASETS")
     setting = f"DETECTRON2_DATASETS={shlex.quote(root)} " if root else ""
     print(f"$ {setting}{shlex.quote(os.path.relpath(sys.executable))} {command}", flush=True)
     status = subprocess.run([sys.executable, *shlex.split(command)], check=False).returncode
     if status:
-        raise PersonSearchError(f"{command.split()[0]} stopped with exit status {status}; its message stands above")
+        raise PersonSearchError(f"{command.split()[0]} stopped with exit status {status}; see its message above")
 
 
 def index(frames: Path) -> None:
-    """Indexes frames with the trained model, for the page; without the extra [search] it says how to get that."""
+    """Indexes frames with the trained model, for the page; without the extra [search], prints how to install it."""
     if importlib.util.find_spec("lancedb") is None:
-        print("left out: the page needs the extra [search]; `make setup` installs it")
+        print("skipped: the page needs the extra [search]; `make setup` installs it")
         return
     run(f"-m person_search.search.cli index {shlex.quote(str(frames))} {_model_and_store()}")
 
@@ -131,17 +131,17 @@ def _model_and_store() -> str:
 
 
 def page_command() -> str:
-    """How to search the frames on a page, "" where they are not indexed."""
+    """Command that opens the frames on a search page; "" if they are not indexed."""
     if not (OUTPUT / "store").is_dir():
         return ""
     program = shlex.quote(os.path.relpath(Path(sys.executable).with_name("person-search")))
     return (
-        f"Search the test frames for a person on a page, at this machine alone:\n  {program} serve {_model_and_store()}"
+        f"Search the test frames for a person on a page, on this machine only:\n  {program} serve {_model_and_store()}"
     )
 
 
 def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:
-    """Tables of the figures before and after training and of controls (metrics.json, percent), and of wall times."""
+    """Tables of metrics before and after training and of controls (metrics.json, in percent), and of wall times."""
     lines = [f"{'':<26}{'untrained':>11}{'trained':>11}"]
     figures = {key: [_last(metrics, name) for name in (f"untrained/{key}", key)] for key in FIGURES}
     for key, values in figures.items():
@@ -152,17 +152,17 @@ def report(metrics: Mapping[str, Series], seconds: Mapping[str, float]) -> str:
     for name, time_taken in {**seconds, "all": sum(seconds.values())}.items():
         lines.append(f"{name:<26}{f'{round(time_taken) // 60}:{round(time_taken) % 60:02}':>11}")
     lead = figures["search/mAP"][1] - _last(metrics, f"control_{HISTOGRAM}/mAP")
-    # So written that a missing figure (NaN) does not count as reached.
+    # Written so that a missing metric (NaN) does not count as reached.
     reached = all(figures[key][1] >= least for key, least in EXPECTED.items()) and lead >= LEAST_LEAD
     ap, own, top1 = EXPECTED.values()
     expected = f"detection AP {ap:g} %, search mAP {own:g} % and {LEAST_LEAD:g} above the histogram's, top-1 {top1:g} %"
-    verdict = "Reached." if reached else "This run stays below; docs/synthetic.md has the figures of others."
+    verdict = "Reached." if reached else "This run stays below; for results of others see docs/synthetic.md."
     lines.append(f"\nExpected at least: {expected}. {verdict}")
     return "\n".join(lines)
 
 
 def _controls(metrics: Mapping[str, Series]) -> list[str]:
-    """The same detections searched without re-id training, and what the trained network is beside them."""
+    """Lines on the same detections searched without re-id training, and on the lead of the trained network."""
     lines = [f"{'the same detections by':<26}{'mAP':>11}{'top-1':>11}"]
     for name, title in TITLES.items():
         values = [_last(metrics, f"control_{name}/{figure}") for figure in ("mAP", "top1")]
@@ -176,13 +176,13 @@ def _last(metrics: Mapping[str, Series], name: str) -> float:
 
 
 def look_at(folder: Path) -> str:
-    """The list of what a run has left in its output folder, and how to open TensorBoard."""
+    """List of the files of a run, and how to open TensorBoard."""
     lines = [f"  {path}: {meaning}" for pattern, meaning in TO_LOOK_AT.items() for path in sorted(folder.glob(pattern))]
     tensorboard = f"{os.path.relpath(Path(sys.executable).with_name('tensorboard'))} --logdir {folder}"
     return "\n".join(["What to look at:", *lines, f"  {tensorboard}: all curves in TensorBoard"])
 
 
 if __name__ == "__main__":
-    # It has no options: whoever asks for some is told so before the figures of a former run are gone.
+    # There are no options: reject them before the results of an earlier run are removed.
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())

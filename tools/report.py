@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the HTML reports of a run again, from what its evaluations have stored.
+"""Writes the HTML reports of a run again, from the stored results of its evaluations.
 
     python tools/report.py output/prw --hardest 30 --spread 0
 
-For each test set RUN_DIR/inference/<test set>/report.html is made from results.json, breakdown.json and queries.json
-beside it, as the evaluation itself does unless TEST.PERSON_SEARCH.REPORT is False. Only the frames that are shown are
-read.
+For each test set, RUN_DIR/inference/<test set>/report.html is made from results.json, breakdown.json and queries.json
+beside it, as in the evaluation unless TEST.PERSON_SEARCH.REPORT is False. Only the frames shown are read.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from person_search.report import MAX_STRIPS, NUM_HARDEST, NUM_SPREAD, write_repo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, or 2 where a report could not be written."""
+    """Runs the command and returns its exit status: 0, or 2 if a report could not be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="OUTPUT_DIR of the training or evaluation")
     for name, default, words in (
@@ -37,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_reports(run_dir: Path, hardest: int, spread: int) -> None:
     """Writes the report of each evaluation of a run, and prints its path."""
-    config_of_run(run_dir)  # registers the datasets that the run was configured with
+    config_of_run(run_dir)  # registers the run's custom datasets
     evaluations = evaluated_sets(run_dir)
     if not evaluations:
-        raise DatasetError(f"{run_dir}/inference holds no evaluation: run train_net.py with --eval-only first")
+        raise DatasetError(f"{run_dir}/inference has no evaluation: run train_net.py with --eval-only first")
     for test_set, folder in evaluations.items():
         print(write_report(folder, registered_records(test_set), hardest, spread))
 

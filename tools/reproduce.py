@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Regenerates the paper's tables and figures, and its sensitivity to each parameter, on any registered dataset.
+"""Reproduces tables, figures and parameter sweeps of the paper on any registered dataset.
 
     python tools/reproduce.py --table 1 --dataset prw
     python tools/reproduce.py --table 3 --dataset synthetic_demo --seeds 3 --jobs 2
@@ -7,10 +7,10 @@
     python tools/reproduce.py --sweep m t_s beta=-0.2,-0.1 --dataset prw
     python tools/reproduce.py --figure 6 --dataset prw --runs baseline ssl "no masks=output/no_masks"
 
-A table or a sweep trains each of its rows with each seed through train_net.py and prints the commands. Started again,
-it skips what is finished, continues what was cut off, and repeats what was trained with another config. A figure is
-drawn from rows that have been trained, or (1) from annotations. KEY VALUE pairs at the end change the config that every
-row starts from. Rows and figures: docs/reproduction.md.
+Tables and sweeps train each of their rows with each seed through train_net.py, and print the commands. When started
+again, finished trainings are skipped, interrupted ones continue, and those with another config are repeated. Figures
+are drawn from trained rows, or (1) from annotations. KEY VALUE pairs at the end change the config that all rows start
+from. For rows and figures see docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ CONFIGS = REPOSITORY / "projects" / "SSL" / "configs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, 1 where a run failed, 2 for an error, 130 for an
-    interruption."""
+    """Runs the command and returns its exit status: 0, 1 if a run failed, 2 for an error, 130 if interrupted."""
     args = _parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     command = f"python tools/reproduce.py {shlex.join(words)}"
@@ -44,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, command: str) -> bool:
-    """Does what the parsed arguments ask for; False where a run failed."""
+    """Runs the parsed arguments; returns False if a run failed."""
     if late := next((word for word in args.options if word.startswith("--")), ""):
-        raise ConfigError(f"{late} stands behind KEY VALUE pairs: give it before {args.options[0]}")
+        raise ConfigError(f"{late} follows KEY VALUE pairs: put it before {args.options[0]}")
     if not (args.dataset or args.config_file or args.train):
         raise ConfigError("name the data: --dataset prw, --config-file FILE or --train NAME --test NAME")
     base = base_config(CONFIGS, args.dataset, args.config_file, args.train, args.test, args.epochs, args.options)
@@ -76,15 +75,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="ROW",
         default=[],
-        help="rows of the output folder that a figure compares, or TITLE=FOLDER (default: those of table 1)",
+        help="rows of the output folder to compare in a figure, or TITLE=FOLDER (default: those of table 1)",
     )
     parser.add_argument("--dataset", default="", help="prefix of <dataset>_train and _test, or name of a config file")
-    parser.add_argument("--train", metavar="NAME", default="", help="training set, where it is not <dataset>_train")
-    parser.add_argument("--test", metavar="NAME", default="", help="test set, where it is not <dataset>_test")
+    parser.add_argument("--train", metavar="NAME", default="", help="training set, if not <dataset>_train")
+    parser.add_argument("--test", metavar="NAME", default="", help="test set, if not <dataset>_test")
     parser.add_argument("--config-file", metavar="FILE", default="", help="config to use instead of the dataset's")
-    parser.add_argument("--seeds", metavar="N", type=_positive, default=3, help="trainings of each row (default 3)")
+    parser.add_argument("--seeds", metavar="N", type=_positive, default=3, help="trainings per row (default 3)")
     parser.add_argument("--epochs", metavar="E", type=_positive, default=0, help="epochs (default: the config's)")
-    parser.add_argument("--jobs", metavar="J", type=_positive, default=1, help="trainings side by side (default 1)")
+    parser.add_argument("--jobs", metavar="J", type=_positive, default=1, help="parallel trainings (default 1)")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default output/reproduction/<dataset>")
     parser.add_argument("options", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="changes of the config")
     return parser
@@ -92,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
     return int(text)
 
 
@@ -101,12 +100,12 @@ def _say(line: str) -> None:
 
 
 def interrupt(*_: Any) -> None:
-    """Handles a signal as Ctrl-C is handled."""
+    """Handles a signal like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    # Whatever ends this program ends its trainings too, which continue when it is started again.
+    # Whatever ends this program also ends its trainings, which continue when it is started again.
     for sign in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(sign) is not signal.SIG_IGN:  # as under nohup
             signal.signal(sign, interrupt)

@@ -280,7 +280,7 @@ def test_a_short_training_lowers_the_losses(method, tmp_path, monkeypatch, name)
         ("oim", ("MODEL.OBJECTIVE.NAME", "OIM"), "MODEL.OBJECTIVE.NAME is 'OIM', expected one of .*OIMObjective"),
         ("oim", ("SSL.EXEMPLAR.ENABLED", True), "OIMObjective does not use exemplars: .*ENABLED False"),
         ("cgps", ("INPUT.IDENTITIES", True), "CGPSObjective is weakly supervised and must not read identities"),
-        ("rsiamnet", ("SSL.EXEMPLAR.ENABLED", False), "RSiamNetObjective is made of exemplars: .*ENABLED True"),
+        ("rsiamnet", ("SSL.EXEMPLAR.ENABLED", False), "RSiamNetObjective needs exemplars: .*ENABLED True"),
         ("rsiamnet", ("RSIAMNET.SIMILARITY_TEMPERATURE", 0.0), "RSIAMNET.SIMILARITY_TEMPERATURE is 0.0"),
         ("oim", ("OIM.TEMPERATURE", 0.0), "OIM.TEMPERATURE is 0.0"),
         ("oim", ("OIM.QUEUE_SIZE", -1), "OIM.QUEUE_SIZE is -1"),

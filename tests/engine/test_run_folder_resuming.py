@@ -43,7 +43,7 @@ def test_rates_and_decays_of_the_config_count(begun, caplog):
 
 def test_a_model_of_another_shape_is_refused(begun):
     begun.MODEL.REID_HEAD.EMBEDDING_DIM = 32
-    with pytest.raises(CheckpointError, match="resume with the config that it was trained with|training set"):
+    with pytest.raises(CheckpointError, match="resume with the config of its training|training set"):
         run(begun, resume=True)
 
 

@@ -24,7 +24,7 @@ def test_reads_what_the_evaluation_writes(golden_problem, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "holds no query"),
+        ("[]", "has no queries"),
         ("{", "is not the evaluator's queries.json"),
         ("[3]", "is not the evaluator's queries.json"),
         ('{"queries": []}', "is not the evaluator's queries.json"),

@@ -306,7 +306,7 @@ def test_without_anybody_to_search_detection_alone_is_measured(golden_problem, r
         with caplog.at_level("INFO", logger="person_search"):
             found.append(subject.evaluate())
     assert found[1] == {"detection": found[0]["detection"]}
-    (line,) = [m for m in caplog.messages if "search is not measured, since no person has an identity" in m]
+    (line,) = [m for m in caplog.messages if "search is not evaluated, since no person has an identity" in m]
     content = json.loads((tmp_path / "results.json").read_text())
     assert set(content["figures"]) == {"detection"} and content["left_out"] == {"search": "no person has an identity"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json"]

@@ -73,8 +73,8 @@ def test_the_full_set_leaves_out_the_own_frame_unless_the_file_lists_it():
 @pytest.mark.parametrize("change, message", [
     ({"frame": np.array([0, 9])}, "frame runs from 0 to 9; expected 0 to 2"),
     ({"target_frame": np.array([-1])}, "target_frame runs from -1"),
-    ({"target_offset": np.array([0, 1])}, "target_offset has to rise from 0 to 1 in 3 entries"),
-    ({"frame_offset": np.array([0, 3, 2])}, "frame_offset has to rise"),
+    ({"target_offset": np.array([0, 1])}, "target_offset must ascend from 0 to 1 in 3 entries"),
+    ({"frame_offset": np.array([0, 3, 2])}, "frame_offset must ascend"),
     ({"target_count": np.zeros(5, int)}, "target_count"),
     ({"frame": None}, "either frame and frame_offset, or excluded_frame"),
     ({"other_cameras_only": True}, "other_cameras_only"),

@@ -59,7 +59,7 @@ def written(folder, arrays):
     ({"det_box": None}, "array det_box is missing"),
     ({"det_box": np.zeros((3, 4))}, r"det_box has shape \(3, 4\), expected \(3692, 4\)"),
     ({"query_feature": np.zeros((150, 8), np.float32)}, r"query_feature has shape \(150, 8\), expected \(150, 256\)"),
-    ({"det_feature": np.full((3692, 256), np.nan, np.float32)}, "det_feature holds numbers that are not finite"),
+    ({"det_feature": np.full((3692, 256), np.nan, np.float32)}, "det_feature has numbers that are not finite"),
     ({"query_frame": np.full(150, 700)}, "query_frame runs from 700 to 700, expected 0 to 699"),
     ({"frame_camera": np.zeros(3)}, "frame_camera has shape"),
     ({"galleries": np.array(["50"])}, "array gallery.50.target_offset is missing"),
@@ -101,9 +101,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"det_score": lambda a: a.astype(str)}, "det_score has to hold numbers, not <U"),
-        ({"det_frame": lambda a: a + 0.5}, "det_frame has to hold integers, not float64"),
-        ({"gt_pid": lambda a: a + 0.5}, "gt_person_id has to hold integers, not float64"),
+        ({"det_score": lambda a: a.astype(str)}, "det_score must have numbers, not <U"),
+        ({"det_frame": lambda a: a + 0.5}, "det_frame must have integers, not float64"),
+        ({"gt_pid": lambda a: a + 0.5}, "gt_person_id must have integers, not float64"),
         ({"frame_name": lambda a: np.where(np.arange(len(a)) == 3, a[5], a)}, "frame_name has '.*' more than once"),
     ],
 )

@@ -315,7 +315,7 @@ def test_the_same_files_give_the_same_report(tmp_path, records):
         ("breakdown.json", "{", "is not the evaluator's breakdown.json"),
         ("breakdown.json", "{}", "are not what this version's evaluator writes"),
         ("results.json", "[]", "are not what this version's evaluator writes"),
-        ("queries.json", "[]", "holds no query"),
+        ("queries.json", "[]", "has no queries"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, records, name, content, message):

@@ -88,7 +88,7 @@ def test_queries_are_joined_by_frame_and_box():
     first, second = [query(0, True, 1.0), query(1, True, 0.5)], [query(1, False, 0.1), query(2, True, 1.0)]
     ((a, b),) = common_queries(first, second)
     assert (a["AP"], b["AP"]) == (0.5, 0.1)
-    with pytest.raises(DatasetError, match="no query in common"):
+    with pytest.raises(DatasetError, match="no queries in common"):
         common_queries(first[:1], second)
 
 
@@ -237,11 +237,11 @@ def test_runs_are_rows_or_folders(tmp_path):
     assert only == ssl
     with pytest.raises(ConfigError, match=r"--runs sl: .*out/sl/seed_\*/result.json is missing; name a row"):
         find_compared(tmp_path / "out", ["sl"], ())
-    with pytest.raises(ConfigError, match="two trainings have one title among SSL, SSL"):
+    with pytest.raises(ConfigError, match="two trainings have the same title among SSL, SSL"):
         find_compared(tmp_path / "out", ["ssl", f"SSL={other}"], ())
     with pytest.raises(ConfigError, match="give the training a title"):
         find_compared(tmp_path / "out", [f"={other}"], ())
-    with pytest.raises(ConfigError, match="holds none of the rows baseline"):
+    with pytest.raises(ConfigError, match="has no finished row of baseline"):
         find_compared(tmp_path, [], ("baseline",))
     with pytest.raises(DatasetError, match=r"problem.npz is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM"):
         stored_problem(other, mine.config())

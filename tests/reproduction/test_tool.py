@@ -110,7 +110,7 @@ def test_a_sweep(tool, fake):
         (["--sweep", "mu", "--dataset", "synthetic_tiny"], "--sweep mu: expected one of m, gamma"),
         (["--table", "1", "--config-file", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
         (["--table", "1", "--dataset", "synthetic_tiny", "SEED"], "expected KEY VALUE pairs"),
-        (["--table", "1", "--dataset", "synthetic_tiny", "SEED", "1", "--jobs", "2"], "--jobs stands behind KEY VALUE"),
+        (["--table", "1", "--dataset", "synthetic_tiny", "SEED", "1", "--jobs", "2"], "--jobs follows KEY VALUE"),
         (["--sweep", "scales=1.5", "--dataset", "synthetic_tiny"], "1.5 cannot be trained: scales takes whole numbers"),
     ],
 )
@@ -170,4 +170,4 @@ def test_numbers_that_are_none_are_refused(tool, capsys, words):
     with pytest.raises(SystemExit) as stopped:
         tool.main(["--table", "1", *words])
     assert stopped.value.code == 2
-    assert "is not a whole number of 1 or more" in capsys.readouterr().err
+    assert "is not an integer of 1 or more" in capsys.readouterr().err

@@ -117,7 +117,7 @@ def test_evaluation_refuses_nothing_a_backbone_alone_and_another_width(model, na
         PersonSearchCheckpointer(model).load_for_inference("")
     backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="does not hold a trained person search model"):
+    with pytest.raises(CheckpointError, match="is not a trained person search model"):
         PersonSearchCheckpointer(model).load_for_inference(str(tmp_path / "backbone.pth"))
     PersonSearchCheckpointer(model, str(tmp_path)).save("narrow")
     wider = narrow_cfg.clone()
@@ -136,7 +136,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_fetch(model, monkeypatch)
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     checkpointer = PersonSearchCheckpointer(model)
-    with pytest.raises(CheckpointError, match="could not download .*resnet50.*Fetch that file"):
+    with pytest.raises(CheckpointError, match="could not download .*resnet50.*Download that file"):
         checkpointer.resume_or_load("torchvision://ResNet50_Weights.IMAGENET1K_V1", resume=False)
     with pytest.raises(CheckpointError, match="no weights of that name"):
         checkpointer.resume_or_load("torchvision://ResNet50_Weights.NEVER", resume=False)
@@ -186,7 +186,7 @@ class _State:
 
 def test_resuming_from_weights_alone_is_refused(model, tmp_path):
     PersonSearchCheckpointer(model, str(tmp_path)).save("weights")
-    with pytest.raises(CheckpointError, match=r"weights.pth: it holds weights but no state of a training \(trainer\)"):
+    with pytest.raises(CheckpointError, match=r"weights.pth: it has weights but no state of a training \(trainer\)"):
         PersonSearchCheckpointer(model, str(tmp_path), trainer=_State()).resume_or_load("", resume=True)
     PersonSearchCheckpointer(model, trainer=_State()).resume_or_load(str(tmp_path / "weights.pth"), resume=False)
 

@@ -340,7 +340,7 @@ def test_a_hostile_file_runs_nothing(narrow_cfg, tmp_path, resnet, suffix):
 )
 def test_a_part_that_would_start_random_is_refused(narrow_cfg, tmp_path, resnet, drop, part):
     path = saved({n: v for n, v in resnet.items() if n != drop}, tmp_path / "resnet18.pth")
-    with pytest.raises(CheckpointError, match=rf"lack 1 of the \d+ of {part}.*{re.escape(drop)}.*would start random"):
+    with pytest.raises(CheckpointError, match=rf"lack 1 of the \d+ of {part}.*{re.escape(drop)}.*would be random"):
         start(timm_model(narrow_cfg), path)
 
 

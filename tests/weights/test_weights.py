@@ -216,7 +216,7 @@ def test_what_seqnet_has_no_place_for_is_refused_and_training_state_named():
     extra = {"objective.cluster_labels": torch.zeros(3), "exemplar_branch.separate.res5.0.conv1.weight": torch.zeros(1)}
     assert convert_to_seqnet({**ours, **extra})[1] == sorted(extra)
     for name in ("roi_heads.pooler.offset.0.weight", "backbone.res4.6.conv1.weight"):
-        with pytest.raises(CheckpointError, match=f"no place for {name}"):
+        with pytest.raises(CheckpointError, match=f"no counterpart of {name}"):
             convert_to_seqnet({**ours, name: torch.zeros(1)})
     del ours["roi_heads.reid_head.embedding.rescaler.bias"]
     with pytest.raises(
@@ -267,7 +267,7 @@ def test_a_seqnet_checkpoint(tmp_path, capsys, wrapped, zip_format):
     assert equal(loaded(tmp_path / "ours.pth"), convert_seqnet(state)[0])
     printed = capsys.readouterr().err
     assert "not used: roi_heads.reid_loss.lut (4, 6)\n" in printed and "not used: roi_heads.reid_loss.cq" in printed
-    assert ("not used: beside the weights, epoch, lr_scheduler, optimizer\n" in printed) == wrapped
+    assert ("not used: besides the weights, epoch, lr_scheduler, optimizer\n" in printed) == wrapped
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_17.pth", "ours.pth"]
 
 
@@ -309,13 +309,16 @@ def test_the_checkpointer_reads_what_the_tool_writes(tmp_path):
         (["folder", "out.pth"], "folder is a folder; expected"),
         (["damaged.pth", "out.pth"], "damaged.pth cannot be read"),
         (["code.pth", "out.pth"], "code.pth cannot be read"),
-        (["code.pkl", "out.pth"], "code.pkl: it holds pathlib"),
+        (["code.pkl", "out.pth"], "code.pkl: it contains pathlib"),
         (["number.pth", "out.pth"], "number.pth: its 'model' is a int; expected a checkpoint"),
         (["other.pth", "out.pth"], "neither SeqNet's, nor torchvision's ResNet-50, nor this project's"),
         (["other.pth", "out.pth", "--from", "seqnet"], "not the weights of SeqNet"),
         (["seqnet.pth", "out.pth", "--from", "torchvision"], "not the weights of a torchvision ResNet-50"),
-        (["seqnet.pth", "out.pth", "--to-seqnet"], "holds seqnet weights, but --to-seqnet takes this project's alone"),
-        (["ours.pth", "out.pth"], "holds this project's weights already"),
+        (
+            ["seqnet.pth", "out.pth", "--to-seqnet"],
+            "these are seqnet weights, but --to-seqnet takes this project's only",
+        ),
+        (["ours.pth", "out.pth"], "these are this project's weights already"),
         (["seqnet.pth", "seqnet.pth"], "is both IN and OUT"),
         (["seqnet.pth", "no/such/folder/out.pth"], "out.pth cannot be written: there is no folder no/such"),
     ],

@@ -1,7 +1,7 @@
-"""Evaluation of person search: search problems, metrics, the protocols of the data sets, stored outputs.
+"""Evaluation of person search: search problems, metrics, protocols, stored outputs.
 
-May import `data`, `report` (the page) and what lies beside the folders; knows no `modeling`, `labels` or `engine`.
-`report`, `engine`, `search` and `reproduction` import it.
+May import `data`, `report` (the page) and the top-level modules, but no `modeling`, `labels` or `engine`. Imported by
+`report`, `engine`, `search` and `reproduction`.
 """
 
 from .evaluator import PersonSearchEvaluator

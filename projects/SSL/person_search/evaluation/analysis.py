@@ -1,4 +1,4 @@
-"""Analysis behind the metrics: parts of the queries, curves, single queries, and the protocol in words."""
+"""Analysis of search results: breakdowns, curves, single queries, and the protocol in words."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .problem import SearchProblem
 from .storage import read_json
 
 HEIGHT_EDGES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
-"""Bounds of the bins of heights, in pixels: half octaves, so that a bin spans a factor of about 1.4."""
+"""Bounds of the height bins in pixels, in half octaves: a bin spans a factor of about 1.4."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Figures of some queries, as fractions.
+    """Metrics of a subset of the queries, as fractions.
 
     Attributes:
-        queries: how many of them have a match to find; the means are over these.
-        mAP, top1: means; NaN without such a query.
+        queries: number of queries with a match, which the means are over.
+        mAP, top1: means; NaN without such queries.
     """
 
     queries: int
@@ -34,7 +34,7 @@ class Part:
 
 
 def metrics_of(result: SearchResult, chosen: np.ndarray) -> Part:
-    """The metrics of the queries where `chosen` (Q,) bool is set; those without a match to find are left out."""
+    """Metrics of the queries selected by `chosen` (Q,) bool; those without a match are ignored."""
     counted = chosen & (result.target_count > 0)
     if not counted.any():
         return Part(0, float("nan"), float("nan"))
@@ -42,7 +42,7 @@ def metrics_of(result: SearchResult, chosen: np.ndarray) -> Part:
 
 
 def by_camera(problem: SearchProblem, result: SearchResult) -> dict[int, Part]:
-    """Metrics by the camera of the query's frame, by rising camera; empty where the cameras are not known."""
+    """Metrics by camera of the query's frame, in ascending order; empty if cameras are unknown."""
     if problem.frame_camera is None:
         return {}
     camera = problem.frame_camera[problem.query_frame]
@@ -55,13 +55,13 @@ def by_height(
     """Metrics by the height of the query box.
 
     Args:
-        problem: its query boxes, in pixels of the original frame.
-        result: of one of its galleries.
-        edges: rising bounds in pixels; a bin holds its lower bound, not its upper one.
+        problem: search problem, with query boxes in pixels of the original frame.
+        result: result of one of its galleries.
+        edges: ascending bounds in pixels; a bin includes its lower bound, but not its upper one.
 
     Returns:
-        (lower, upper) -> metrics, by rising height, for each bin with a query; the first starts at 0, the last ends at
-        infinity.
+        metrics by (lower, upper), in ascending order, for each bin with a query; the first bin starts at 0, the last
+        ends at infinity.
     """
     height = problem.query_box[:, 3] - problem.query_box[:, 1]
     bounds = (0.0, *edges, float("inf"))
@@ -70,10 +70,10 @@ def by_height(
 
 
 def cumulative_matches(result: SearchResult, ranks: int = 20) -> np.ndarray:
-    """The cumulative match characteristic: top-1, top-2, ... of the queries with a match to find.
+    """Cumulative match characteristic: top-1, top-2, ... of the queries with a match.
 
     Returns:
-        (ranks,) float64 fractions; NaN where no query has a match to find.
+        (ranks,) float64 fractions; NaN without such queries.
     """
     hit = result.first_hit[result.target_count > 0]
     if not len(hit):
@@ -82,13 +82,13 @@ def cumulative_matches(result: SearchResult, ranks: int = 20) -> np.ndarray:
 
 
 def gallery_sizes(problem: SearchProblem, gallery: str | None = None) -> np.ndarray:
-    """Number of frames that are searched for each query, (Q,) int64, in a gallery, by default the main one."""
+    """Number of frames to search for each query, (Q,) int64, in a gallery, by default the main one."""
     galleries = problem.galleries[problem.gallery_name(gallery)]
     if galleries.frame_offset is not None:
         return np.diff(galleries.frame_offset)
     num_frames = len(problem.frame_name)
     if galleries.other_cameras_only:
-        assert problem.frame_camera is not None  # a `SearchProblem` sees to it
+        assert problem.frame_camera is not None  # checked by `SearchProblem`
         # The excluded frame is of the query's own camera.
         camera, count = np.unique(problem.frame_camera, return_counts=True)
         return num_frames - count[np.searchsorted(camera, problem.frame_camera[problem.query_frame])]
@@ -102,9 +102,9 @@ class SimilarityHistogram:
 
     Attributes:
         edges: (n + 1,) float64, bounds of the bins, from -1 to 1.
-        matches: (n,) int64, in each bin the true positives.
-        others: (n,) int64, in each bin the other detections.
-        queries: how many queries were looked at.
+        matches: (n,) int64, number of true positives per bin.
+        others: (n,) int64, number of other detections per bin.
+        queries: number of queries used.
     """
 
     edges: np.ndarray
@@ -120,14 +120,14 @@ def similarity_histogram(
     bins: int = 100,
     max_queries: int = 500,
 ) -> SimilarityHistogram:
-    """Counts similarities as the search takes them, before context matching or re-ranking replaces them.
+    """Histogram of similarities as searched, before context matching or re-ranking.
 
     Args:
-        problem: with at least one gallery.
-        options: its score threshold and score weighting are used.
-        gallery: None: the main one.
-        bins: of equal width from -1 to 1; what rounding puts beyond an end counts in the last bin.
-        max_queries: where there are more with a feature, so many of them, evenly spaced, stand for all.
+        problem: search problem with at least one gallery.
+        options: options, of which score threshold and score weighting are used.
+        gallery: name of the gallery; None for the main one.
+        bins: number of bins of equal width from -1 to 1; values beyond an end, by rounding, count in the last bin.
+        max_queries: maximum number of queries; if more have a feature, an evenly spaced subset is used.
     """
     galleries = problem.galleries[problem.gallery_name(gallery)]
     index = DetectionIndex.build(problem, options.score_threshold, options.score_weighted)
@@ -155,13 +155,13 @@ def _counted(value: np.ndarray, bins: int) -> np.ndarray:
 
 
 def query_rows(problem: SearchProblem, result: SearchResult) -> list[dict[str, Any]]:
-    """One mapping a query, fit for JSON: the query, its metrics and its best gallery results.
+    """Mapping in JSON types for each query: the query, its metrics and its best results.
 
     Returns:
-        For each query `frame`, `box` (xyxy pixels), `person_id`, `AP` (fraction, None without a match to find),
-        `first_correct_rank` (from 1, None where none is found), `matches`, `matches_found` and `results`: `frame`,
-        `box`, `score`, `similarity`, `iou` (with the person's box in that frame, None where there is none) and
-        `correct` of the best detections.
+        For each query `frame`, `box` (xyxy pixels), `person_id`, `AP` (fraction, None without a match),
+        `first_correct_rank` (from 1, None if none is found), `matches`, `matches_found` and `results`: `frame`, `box`,
+        `score`, `similarity`, `iou` (with the person's box in that frame, None if there is none) and `correct` of the
+        best detections.
     """
     rows, iou = [], best_iou(problem, result)
     for query, frame in enumerate(problem.query_frame.tolist()):
@@ -195,7 +195,7 @@ def best_iou(problem: SearchProblem, result: SearchResult) -> np.ndarray:
     """IoU of each query's best detections with the person's box in the detection's frame.
 
     Returns:
-        (Q, 10) float64 in 0..1; NaN where the gallery has no box of the person in that frame, or no such detection.
+        (Q, 10) float64 in 0..1; NaN if the gallery has no box of the person in that frame, or there is no detection.
     """
     galleries, num_frames = problem.galleries[result.gallery], len(problem.frame_name)
     target_query = np.repeat(np.arange(len(result.ap)), np.diff(galleries.target_offset))
@@ -213,13 +213,13 @@ def best_iou(problem: SearchProblem, result: SearchResult) -> np.ndarray:
 
 
 def read_queries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads queries.json, which the evaluator writes.
+    """Content of a queries.json written by the evaluator.
 
     Returns:
-        One mapping a query, see `query_rows`.
+        One mapping per query, see `query_rows`.
 
     Raises:
-        DatasetError: the file is missing, no such file, or holds no query.
+        DatasetError: the file is missing or not of the evaluator, or has no queries.
     """
     rows = read_json(path)
     try:
@@ -228,7 +228,7 @@ def read_queries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is not the evaluator's queries.json ({error!r}); evaluate again") from error
     if not rows:
-        raise DatasetError(f"{path} holds no query: nothing was searched, so there is nothing to draw")
+        raise DatasetError(f"{path} has no queries: nothing was searched, so there is nothing to draw")
     return rows
 
 
@@ -242,14 +242,14 @@ def _check_query(row: Mapping[str, Any]) -> None:
 
 
 def choose_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-    """Queries that stand for all: evenly spaced in the order of falling average precision, best and worst among them.
+    """Representative queries, evenly spaced in order of descending average precision, including best and worst.
 
     Args:
-        rows: see `read_queries`. Queries without a match to find are chosen only where there are no others.
-        count: at most this many.
+        rows: see `read_queries`. Queries without a match are only chosen if there are no others.
+        count: maximum number of queries.
 
     Returns:
-        indices of rows, the best first; queries of equal AP in their stored order.
+        indices of rows, the best first; queries of equal AP in stored order.
     """
     ranked = [index for index, row in enumerate(rows) if row["AP"] is not None] or list(range(len(rows)))
     ranked.sort(key=lambda index: -(rows[index]["AP"] or 0.0))
@@ -259,11 +259,11 @@ def choose_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
 
 
 def hardest_queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-    """The queries of lowest average precision; of equal ones first those with more matches to find.
+    """Queries with the lowest average precision; among equal ones, those with more matches first.
 
     Args:
-        rows: see `read_queries`. Queries without a match to find have no average precision and are never among them.
-        count: at most this many.
+        rows: see `read_queries`. Queries without a match have no average precision and are never chosen.
+        count: maximum number of queries.
 
     Returns:
         indices of rows, the hardest first.
@@ -292,13 +292,13 @@ _SEARCHED_BOX = "of the searched ground-truth box with the highest IoU to the qu
 def describe_protocol(
     kind: str, names: Mapping[str, Sequence[str]], choices: Mapping[str, Any], options: SearchOptions
 ) -> dict[str, Any]:
-    """The protocol of an evaluation as a mapping fit for JSON.
+    """Protocol of an evaluation as a mapping in JSON types.
 
     Args:
-        kind: of the `SearchProtocol`.
-        names: gallery -> the names of its metrics.
+        kind: kind of the `SearchProtocol`.
+        names: names of the metrics by gallery.
         choices: "query_feature" and "gallery" as in `build_problem`.
-        options: how similarities are made.
+        options: search options.
     """
     detections = choices["gallery"] == "detections"
     matching, reranking = options.context_matching, options.reranking
@@ -307,7 +307,7 @@ def describe_protocol(
         "galleries": {metric: _describe_gallery(gallery) for gallery, metrics in names.items() for metric in metrics},
         "searched": f"detections of score >= {options.score_threshold:g}" if detections else "ground-truth boxes",
         "query_feature": _query_feature(choices["query_feature"], detections),
-        # The score of every ground-truth box is 1.
+        # Every ground-truth box has the score 1.
         "similarity": "cosine x detection score" if options.score_weighted and detections else "cosine",
         "context_matching": (
             f"CBGM, k1 = {matching.k1}, k2 = {matching.k2}, query NMS {matching.query_nms:g}" if matching else "none"
@@ -319,7 +319,7 @@ def describe_protocol(
             else "none"
         ),
         "true_positive": "in each frame the most similar with IoU >= min(0.5, wh / ((w + 10)(h + 10)))",
-        "average_precision": "mean precision at the true positives x recall; queries without a match left out",
+        "average_precision": "mean precision at the true positives x recall; queries without a match are excluded",
     }
 
 
@@ -337,17 +337,17 @@ def _query_feature(choice: str, detections: bool) -> str:
 def describe_breakdown(
     problem: SearchProblem, results: Mapping[str, SearchResult], options: SearchOptions, detection: bool
 ) -> dict[str, Any]:
-    """Breakdown of the metrics as a mapping fit for JSON, in percent.
+    """Breakdown of the metrics as a mapping in JSON types, in percent.
 
     Args:
-        problem: what was searched.
-        results: gallery -> its result.
-        options: how similarities are made.
-        detection: whether detections were searched, so that they have a precision-recall curve.
+        problem: search problem.
+        results: results by gallery.
+        options: search options.
+        detection: whether detections were searched, which have a precision-recall curve.
 
     Returns:
-        `main_gallery`; `galleries`: for each one with metrics its `queries`, `frames` (mean number searched for a
-        query), `all_cameras`, `mAP`, `cmc` (top-1 to top-20) and the parts `cameras` and `heights`; `similarity`: see
+        `main_gallery`; `galleries`: for each one with metrics its `queries`, `frames` (mean number searched per query),
+        `all_cameras`, `mAP`, `cmc` (top-1 to top-20) and the breakdowns `cameras` and `heights`; `similarity`: see
         `SimilarityHistogram`; `detection`: points of the precision-recall curve, None without detections.
     """
     main = problem.gallery_name()
@@ -391,7 +391,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _thinned(curve: PrecisionRecall, points: int = 300) -> dict[str, list[float]]:
-    """At most `points` points of a curve, in percent, evenly spaced in recall, first and last among them."""
+    """At most `points` points of a curve, in percent, evenly spaced in recall, including the first and the last."""
     place = np.arange(len(curve.recall))
     if len(place) > points:
         wanted = np.linspace(curve.recall[0], curve.recall[-1], points)

@@ -1,4 +1,4 @@
-"""Controls: searches without re-id learning on the same detections, beside which a trained network's figures stand."""
+"""Controls: searches on the same detections without re-id learning, for comparison with a trained network."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TITLES = {
     HISTOGRAM: "color histogram",
     BACKBONE: "backbone as it starts",
 }
-"""Controls by name, in the order in which they are shown."""
+"""Controls by name, in display order."""
 _RANDOM_DIM = 256
-_CROP = (48, 96)  # width and height in pixels that every box is resized to
+_CROP = (48, 96)  # width and height in pixels that boxes are resized to
 _STRIPES, _BINS = 6, (12, 4, 4)
 _RANGES = [0, 180, 0, 256, 0, 256]  # hue, saturation and value of 8-bit OpenCV
 _READERS = 4
@@ -33,11 +33,11 @@ _READERS = 4
 
 @dataclass(frozen=True)
 class BoxFeatures:
-    """Features of the boxes of a search problem, in the place of the network's.
+    """Features of the boxes of a search problem, instead of the network's.
 
     Attributes:
         detections: (D, d) float32, rows of unit length.
-        queries: (Q, d) float32, those of the query boxes themselves.
+        queries: (Q, d) float32, of the query boxes themselves.
     """
 
     detections: np.ndarray
@@ -45,7 +45,7 @@ class BoxFeatures:
 
 
 def random_features(problem: SearchProblem, seed: int = 0) -> BoxFeatures:
-    """Random directions: what is found by chance alone."""
+    """Random directions, that is, chance."""
     generator = np.random.default_rng(seed)
     sizes = (len(problem.det_frame), len(problem.query_frame))
     return BoxFeatures(*(_unit(generator.standard_normal((n, _RANDOM_DIM)).astype(np.float32)) for n in sizes))
@@ -55,8 +55,8 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
     """Colour histograms of the boxes; see `color_histograms`.
 
     Args:
-        problem: its boxes.
-        read_frame: name of a frame -> RGB uint8 (H, W, 3).
+        problem: search problem.
+        read_frame: returns the frame of a name, RGB uint8 (H, W, 3).
 
     Raises:
         DatasetError: a frame cannot be read.
@@ -67,7 +67,7 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
     for boxes, rows in ((problem.det_frame, 0), (problem.query_frame, 1)):
         order = np.argsort(boxes, kind="stable")
         frames, count = np.unique(boxes, return_counts=True)
-        # Without any box, as of a network that detects nothing yet, there is no part either.
+        # Without any box, as for a network that detects nothing yet, there is no part either.
         for frame, members in zip(frames.tolist(), np.split(order, count.cumsum())[:-1], strict=True):
             by_frame.setdefault(frame, [np.zeros(0, np.int64)] * 2)[rows] = members
 
@@ -82,14 +82,14 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
 
 
 def color_histograms(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """HSV histograms of horizontal stripes of each box: a person's colours from top to bottom.
+    """HSV histograms of horizontal stripes of each box, which describe a person's colours from top to bottom.
 
-    A crop of whole pixels is resized to 48 x 96 and cut into six stripes of 12 x 4 x 4 bins each; the square roots of a
-    stripe's shares, all stripes in one vector of unit length.
+    A crop of whole pixels is resized to 48 x 96 and split into six stripes with histograms of 12 x 4 x 4 bins; the
+    square roots of their frequencies are concatenated and scaled to unit length.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        boxes: (n, 4) xyxy in pixels; may reach out of the image.
+        boxes: (n, 4) xyxy in pixels; may exceed the image.
 
     Returns:
         (n, 1152) float32.
@@ -111,15 +111,15 @@ def evaluate_controls(
     options: SearchOptions,
     features: Mapping[str, Callable[[], BoxFeatures]],
 ) -> tuple[dict[str, dict[str, SearchResult]], dict[str, str]]:
-    """Searches the detections of a problem by other features than the network's, with the same options.
+    """Results of searching the detections of a problem with other features than the network's.
 
     Args:
-        problem: its detections, queries and galleries.
-        options: how similarities are made of features.
-        features: name of a control -> what makes its features.
+        problem: search problem.
+        options: search options.
+        features: functions that return the features, by name of the control.
 
     Returns:
-        control -> gallery -> result, and control -> why it has none.
+        results by control and gallery, and reasons of missing ones by control.
     """
     results, left_out = {}, {}
     for name, make in features.items():
@@ -134,7 +134,7 @@ def evaluate_controls(
 
 
 def below_histogram(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The searches of results.json whose mAP is below that of the colour histogram, as "<name> <mAP> < <mAP>"."""
+    """Searches of results.json whose mAP is below that of the colour histogram, as "<name> <mAP> < <mAP>"."""
     below = []
     for name, own in figures.items():
         control = figures.get(name.replace("search", f"control_{HISTOGRAM}", 1)) if name.startswith("search") else None

@@ -1,4 +1,4 @@
-"""Detections that are searched, grouped by frame, and when one counts as the person of an annotated box."""
+"""Detections to search, grouped by frame, and their matching with annotated boxes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .problem import Galleries, SearchProblem, offsets_of, pairs
 
 @dataclass(frozen=True)
 class DetectionIndex:
-    """The K detections of a problem above the score threshold, sorted by frame, in stored order within one.
+    """The K detections of a problem above the score threshold, sorted by frame, in stored order within a frame.
 
     Attributes:
-        detection: (K,) int64, their indices in the problem.
+        detection: (K,) int64, indices in the problem.
         box: (K, 4) xyxy.
         score: (K,).
         feature: (K, d).
         frame: (K,) int64.
         start: (F,) int64 and
-        count: (F,) int64: the detections of frame f are the positions `start[f], ..., start[f] + count[f] - 1`.
-        camera: (K,) int64, None where unknown.
+        count: (F,) int64: detections of frame f are at the positions `start[f], ..., start[f] + count[f] - 1`.
+        camera: (K,) int64; None if unknown.
     """
 
     detection: np.ndarray
@@ -35,10 +35,12 @@ class DetectionIndex:
 
     @classmethod
     def build(cls, problem: SearchProblem, score_threshold: float, score_weighted: bool = False) -> DetectionIndex:
-        """Groups the detections of `problem` with a score of at least `score_threshold`.
+        """Index of the detections of `problem` with a score of at least `score_threshold`.
 
         Args:
-            score_weighted: multiply each feature by its detection's score (SeqNet's CWS).
+            problem: search problem.
+            score_threshold: minimum score.
+            score_weighted: whether to multiply features by scores (SeqNet's CWS).
         """
         detection = np.flatnonzero(problem.det_score >= score_threshold)
         detection = detection[np.argsort(problem.det_frame[detection], kind="stable")]
@@ -63,10 +65,10 @@ class DetectionIndex:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections that overlap the targets of Q queries well enough, sorted by query and target.
+    """Detections that overlap the targets of Q queries sufficiently, sorted by query and target.
 
     Attributes:
-        offset: (Q + 1,) int64; the matches of query q are the rows `offset[q]:offset[q + 1]`.
+        offset: (Q + 1,) int64; matches of query q are the rows `offset[q]:offset[q + 1]`.
         detection: (M,) int64, positions in a `DetectionIndex`, in stored order within a target.
         target: (M,) int64, rows of the targets of the galleries.
     """
@@ -77,13 +79,13 @@ class Matches:
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes, pair by pair, in double precision.
+    """Intersection over union of pairs of boxes, in double precision.
 
     Args:
         a, b: (n, 4) xyxy.
 
     Returns:
-        (n,) float64; 0 where both boxes have no area.
+        (n,) float64; 0 if both boxes have no area.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     size = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
@@ -93,7 +95,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def iou_threshold(box: np.ndarray) -> np.ndarray:
-    """Least IoU with a ground-truth box: min(0.5, wh / ((w + 10)(h + 10))), lower for small persons (OIM's protocol).
+    """Minimum IoU with a ground-truth box: min(0.5, wh / ((w + 10)(h + 10))), lower for small persons (OIM's protocol).
 
     Args:
         box: (n, 4) xyxy pixels.
@@ -106,10 +108,12 @@ def iou_threshold(box: np.ndarray) -> np.ndarray:
 
 
 def match_targets(galleries: Galleries, index: DetectionIndex, searchable: np.ndarray) -> Matches:
-    """All detections of a target's frame that reach its IoU threshold; those without overlap never do.
+    """Matches of each target: detections of its frame that reach its IoU threshold and overlap it.
 
     Args:
-        searchable: (Q,) bool; the other queries get no matches.
+        galleries: galleries with the targets.
+        index: detections to search.
+        searchable: (Q,) bool; other queries get no matches.
     """
     target, detection = pairs(index.start[galleries.target_frame], index.count[galleries.target_frame])
     iou = box_iou(index.box[detection], galleries.target_box[target])
@@ -121,30 +125,30 @@ def match_targets(galleries: Galleries, index: DetectionIndex, searchable: np.nd
 
 
 class Members:
-    """Detections in the gallery of each query.
+    """Membership of detections in the gallery of each query.
 
     Attributes:
-        galleries: the gallery of each of Q queries.
-        index: the detections.
-        query_camera: (Q,) integer, the camera whose frames are left out for each query; None: none is.
+        galleries: galleries of Q queries.
+        index: detections to search.
+        query_camera: (Q,) integer, camera whose frames are excluded for each query; None for none.
     """
 
     def __init__(self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex) -> None:
         self.galleries, self.index = galleries, index
         self.query_camera: np.ndarray | None = None
         if galleries.other_cameras_only:
-            assert problem.frame_camera is not None  # a `SearchProblem` sees to it
+            assert problem.frame_camera is not None  # checked by `SearchProblem`
             self.query_camera = problem.frame_camera[problem.query_frame]
 
     def frames(self, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The listed frames of the queries `first`, `first + 1`, ...: offsets (number + 1,) and frames (n,)."""
+        """Listed frames of the queries `first`, `first + 1`, ...: offsets (number + 1,) and frames (n,)."""
         frame_offset, frame = self.galleries.frame_offset, self.galleries.frame
         assert frame_offset is not None and frame is not None
         offset = frame_offset[first : first + number + 1]
         return offset - offset[0], frame[offset[0] : offset[-1]]
 
     def masked(self, query: int, row: np.ndarray) -> np.ndarray:
-        """A copy of the similarities (K,) with -inf at those that are not members."""
+        """Copy of similarities (K,) with -inf for detections outside the query's gallery."""
         index = self.index
         if self.galleries.frame is not None:
             masked = np.full(len(index.start), -np.inf, row.dtype)

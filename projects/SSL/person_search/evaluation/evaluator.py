@@ -1,4 +1,4 @@
-"""Detectron2's evaluator for person search: collects what the model returns, then searches."""
+"""Evaluator of person search for Detectron2: collects the model's outputs, then searches."""
 
 from __future__ import annotations
 
@@ -59,21 +59,21 @@ logger = logging.getLogger(__name__)
 
 
 class PersonSearchEvaluator(DatasetEvaluator):
-    """Search and detection metrics of one test set, in percent.
+    """Search and detection metrics of a test set, in percent.
 
-    `evaluate` returns (Detectron2's result format) "search" with mAP, top1, top5 and top10 of the main gallery: PRW,
-    all cameras; CUHK-SYSU, 100 frames, else the smallest; custom sets, every frame but the query's own. Further
-    galleries are "search_cross_camera" and "search_gallery_<size>", and "detection" has AP and recall. With an output
-    folder it writes results.json (the metrics, how they were made, counts), queries.json (the main gallery, query by
-    query), breakdown.json (metrics by camera and height, curves) and report.html, which shows them all. A set in which
-    nobody can be searched, for want of identities, has "detection" and results.json alone.
+    `evaluate` returns, in Detectron2's format, "search" with mAP, top1, top5 and top10 of the main gallery (PRW: all
+    cameras; CUHK-SYSU: 100 frames, or the smallest; custom datasets: all frames but the query's own), further galleries
+    as "search_cross_camera" and "search_gallery_<size>", and "detection" with AP and recall. With an output folder, it
+    writes results.json (metrics, settings, counts), queries.json (the main gallery by query), breakdown.json (metrics
+    by camera and height, curves) and report.html, which shows them all. A dataset without search, for lack of
+    identities, only has "detection" and results.json.
 
-    The model's inputs need "given_boxes": those of `given_boxes`. All ranks have to call `evaluate`; the first one
-    gathers, evaluates and writes, the others return {}.
+    The model's inputs need "given_boxes" from `given_boxes`. All ranks must call `evaluate`; the first one gathers,
+    evaluates and writes, the others return {}.
 
     Attributes:
-        problem: the collected arrays after `evaluate`, on the first rank; None before.
-        results: gallery name -> `SearchResult` after `evaluate`, on the first rank.
+        problem: collected arrays after `evaluate`, on the first rank; None before.
+        results: `SearchResult` by gallery name after `evaluate`, on the first rank.
     """
 
     @configurable
@@ -97,16 +97,15 @@ class PersonSearchEvaluator(DatasetEvaluator):
         save: bool = False,
         report: bool = True,
     ) -> None:
-        """See `build_problem` and `SearchOptions` for the options.
+        """For the options see `build_problem` and `SearchOptions`.
 
-        `save` writes the problem (problem.npz) as well, `report` the page (report.html). `controls` also searches by
-        random vectors and colour histograms, and by what `backbone_features` gives, if it is there: figures
-        "control_<name>".
+        `save` also writes the problem (problem.npz), `report` the page (report.html). `controls` also searches with
+        random vectors, colour histograms and, if given, `backbone_features`, for the metrics "control_<name>".
 
         Raises:
-            DatasetError: the protocol has no query and does not say why, or one in a frame that is not among the
+            DatasetError: the protocol has no queries and gives no reason, or a query in a frame that is not among the
                 records.
-            ConfigError: an option has a value that cannot work.
+            ConfigError: an option has an invalid value.
         """
         check_value("TEST.PERSON_SEARCH.QUERY_FEATURE", query_feature)
         check_value("TEST.PERSON_SEARCH.GALLERY", gallery)
@@ -137,10 +136,10 @@ class PersonSearchEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         backbone_features: Callable[[SearchProblem], BoxFeatures] | None = None,
     ) -> dict[str, Any]:
-        """Arguments of the evaluator that TEST.PERSON_SEARCH asks for, for a registered dataset.
+        """Constructor arguments from TEST.PERSON_SEARCH, for a registered dataset.
 
         Raises:
-            ConfigError: a key has a value that cannot work.
+            ConfigError: a key has an invalid value.
             DatasetError: the dataset has no queries.
         """
         keys = cfg.TEST.PERSON_SEARCH
@@ -168,10 +167,10 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
     @classmethod
     def given_boxes(cls, cfg: CfgNode, dataset_name: str) -> dict[str, np.ndarray]:
-        """The boxes to give to the model with each frame of a registered dataset (see `given_boxes_by_image`).
+        """Boxes to give to the model with each frame of a registered dataset (see `given_boxes_by_image`).
 
-        They are those of every protocol, whatever `cfg` asks for: a few boxes more cost little beside the proposals,
-        and what the model returns then serves any later evaluation.
+        They are those of all protocols, whatever `cfg` selects: some more boxes cost little compared with the
+        proposals, and the outputs then serve any later evaluation.
 
         Raises:
             ConfigError: the dataset is not registered, or TEST.PERSON_SEARCH.GALLERY is unknown.
@@ -181,17 +180,17 @@ class PersonSearchEvaluator(DatasetEvaluator):
         return given_boxes_by_image(*_load(dataset_name), "ground_truth")
 
     def reset(self) -> None:
-        """Forgets what was collected."""
+        """Discards collected outputs."""
         self._outputs = {}
         self.problem, self.results, self.controls = None, {}, {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Collects the outputs of some frames.
+        """Collects the outputs of frames.
 
         Args:
-            inputs: each with "image_id".
-            outputs: each with "instances" (pred_boxes in pixels of the original frame, scores, embeddings (n, d)) and
-                "given_embeddings" (R, d), which may be missing where no boxes were given.
+            inputs: inputs with "image_id".
+            outputs: outputs with "instances" (pred_boxes in pixels of the original frame, scores, embeddings (n, d))
+                and "given_embeddings" (R, d), which may be missing if no boxes were given.
 
         Raises:
             TrainingError: a box, score or embedding is not finite.
@@ -200,11 +199,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
             self.collect({image["image_id"]: image_output(image["image_id"], output)})
 
     def collect(self, outputs: Mapping[str, ImageOutput]) -> None:
-        """Takes outputs of frames as arrays, by image_id: what `process` makes of a model's, or what was stored."""
+        """Collects outputs of frames as arrays by image_id: a model's, converted by `process`, or stored ones."""
         self._outputs |= outputs
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Gathers over the ranks, searches and writes; see the class.
+        """Metrics of all collected outputs; see the class.
 
         Raises:
             DatasetError: frames were not evaluated, or no query has a match in the main gallery.
@@ -218,7 +217,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
                 metrics = self._evaluate()
             except PersonSearchError as error:
                 failure = error
-        # A rank that went on alone would wait for the others until the collective times out.
+        # A rank that continued alone would wait for the others until the collective times out.
         failures = [error for error in comm.all_gather(failure) if error is not None]
         if failures:
             raise failures[0]
@@ -239,7 +238,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         if not self.results[main].num_evaluated:
             raise DatasetError(
                 f"{self._dataset_name}: none of the {len(problem.query_frame)} queries has a match in its gallery "
-                f"({main}); a person has to appear in at least two frames"
+                f"({main}); a person must appear in at least two frames"
             )
         names = {name: self._result_names(name, main) for name in self.results}
         metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
@@ -260,11 +259,11 @@ class PersonSearchEvaluator(DatasetEvaluator):
         detection = evaluate_detection(problem, self._options.score_threshold)
         metrics = OrderedDict(detection=_detection_metrics(detection))
         logger.info(
-            "%s: search is not measured, since %s: the figures are those of detection alone",
+            "%s: search is not evaluated, since %s: metrics are those of detection only",
             self._dataset_name, self._protocol.no_search,
         )  # fmt: skip
         if self._output_dir is not None:
-            for name in ("queries.json", "breakdown.json", "report.html"):  # of an evaluation that could search
+            for name in ("queries.json", "breakdown.json", "report.html"):  # of an earlier evaluation with search
                 (self._output_dir / name).unlink(missing_ok=True)
             protocol = describe_protocol(self._protocol.kind, {}, self._choices, self._options)
             kept = {key: protocol[key] for key in ("dataset_kind", "searched")}
@@ -274,14 +273,14 @@ class PersonSearchEvaluator(DatasetEvaluator):
     def _evaluate_controls(
         self, problem: SearchProblem, names: Mapping[str, Sequence[str]]
     ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-        """Figures of the controls, "control_<name>" beside "search", and why some have none."""
+        """Metrics of the controls as "control_<name>", and the reasons why some have none."""
         makers: dict[str, Callable[[], BoxFeatures]] = {}
         if self._has_controls:
             makers[RANDOM] = partial(random_features, problem)
             makers[HISTOGRAM] = partial(histogram_features, problem, frame_reader(self._records))
         if self._backbone_features is not None:
             makers[BACKBONE] = partial(self._backbone_features, problem)
-        # Context and re-ranking would improve a control as they do the network: it stays the plain comparison.
+        # Without context matching and re-ranking, which would improve a control as they do the network.
         options = replace(self._options, context_matching=None, reranking=None)
         self.controls, left_out = evaluate_controls(problem, options, makers)
         figures = {
@@ -327,7 +326,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         write_json(self._output_dir / "breakdown.json", breakdown)
         self._write_results(problem, metrics, protocol, left_out, detection)
         if self._writes_report:
-            from ..report import write_report  # the report reads what this package has written, and imports it
+            from ..report import write_report  # circular: the report imports this package
 
             logger.info("%s: see %s", self._dataset_name, write_report(self._output_dir, self._records))
 
@@ -339,7 +338,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         left_out: Mapping[str, str],
         detection: DetectionResult | None,
     ) -> None:
-        """Writes results.json and, where that is asked for, problem.npz."""
+        """Writes results.json and, if requested, problem.npz."""
         assert self._output_dir is not None
         evaluated = self.results[problem.gallery_name()].num_evaluated if self.results else 0
         counts = {
@@ -367,14 +366,14 @@ class PersonSearchEvaluator(DatasetEvaluator):
 
 
 def _check_measurable(dataset_name: str, protocol: SearchProtocol, gallery: str) -> None:
-    """Refuses a set of which nothing can be measured."""
+    """Raises an error if nothing can be evaluated on a dataset."""
     if protocol.queries:
         return
     if not protocol.no_search:
-        raise DatasetError(f"{dataset_name}: the search protocol has no query, so there is nothing to search")
+        raise DatasetError(f"{dataset_name}: the search protocol has no queries, so there is nothing to search")
     if gallery == "ground_truth":
         raise ConfigError(
-            f"TEST.PERSON_SEARCH.GALLERY is 'ground_truth', and search in {dataset_name} cannot be measured, since "
+            f"TEST.PERSON_SEARCH.GALLERY is 'ground_truth', and search in {dataset_name} cannot be evaluated, since "
             f"{protocol.no_search}: set it to 'detections', whose AP and recall can"
         )
 
@@ -387,7 +386,7 @@ def _detection_metrics(detection: DetectionResult) -> dict[str, float]:
 
 
 def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]:
-    """Context matching and re-ranking as TEST.PERSON_SEARCH asks for them; errors name its keys."""
+    """Context matching and re-ranking from TEST.PERSON_SEARCH; errors name its keys."""
     cbgm, reranking, section = keys.CBGM, keys.RERANKING, "TEST.PERSON_SEARCH"
     if cbgm.ENABLED and reranking.ENABLED:
         raise ConfigError(
@@ -403,12 +402,12 @@ def _rescoring(keys: CfgNode) -> tuple[ContextMatching | None, Reranking | None]
 def _check_cross_camera(
     keys: CfgNode, dataset_name: str, records: Sequence[Mapping[str, Any]], protocol: SearchProtocol
 ) -> None:
-    """Refuses a search across cameras that could not be made, before the network runs."""
+    """Raises an error, before the network runs, if a search across cameras is impossible."""
     if not keys.CROSS_CAMERA:
         return
     key = "TEST.PERSON_SEARCH.CROSS_CAMERA is True"
     if protocol.galleries:
-        raise ConfigError(f"{key}, but {dataset_name} lists the frames that each query is searched in: set it to False")
+        raise ConfigError(f"{key}, but {dataset_name} lists the frames to search for each query: set it to False")
     if any(record.get("camera_id") is None for record in records):
         raise ConfigError(
             f"{key}, but {dataset_name} has frames without camera_id: annotate it, or set the key to False"

@@ -1,4 +1,4 @@
-"""Outputs of a network for the frames of a test set: extracted with progress, kept on disk, found again by digest."""
+"""Outputs of a network for the frames of a test set: extraction with progress, and storage by digest."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from ..progress import Progress
 from .problem import offsets_of
 from .protocols import ImageOutput
 
-# To be raised with every change of the code that changes what the same weights return.
+# Increase with every change of the code that changes the outputs of the same weights.
 EXTRACTION_VERSION = 1
 
-# Neither is read at test time: banks and losses, the exemplar branch, a counter of batch normalisation.
+# Not used at test time: banks and losses, the exemplar branch, a counter of batch normalisation.
 _TRAINING_ONLY = ("objective.", "exemplar_branch.")
 _COUNTER = "num_batches_tracked"
 _INPUT_KEYS = ("FORMAT", "RESIZE", "SIZE_DIVISIBILITY", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _TEST_KEYS = ("DETECTIONS_PER_IMAGE", "HALF_PRECISION", "CHANNELS_LAST")
-# Where weights come from and on what they run: neither is content.
+# Origin of the weights and device, which are not content.
 _PLACES = ("WEIGHTS", "DEVICE")
 
 
 def weights_key(model: nn.Module) -> str:
-    """Digest of everything that the model has learnt and reads at test time: names, types, shapes and values.
+    """Digest of all weights and buffers used at test time: names, types, shapes and values.
 
     Returns:
-        64 hexadecimal digits; the same for equal weights in other files, with other banks or on another device.
+        64 hexadecimal digits, equal for equal weights in other files, with other banks or on another device.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -55,9 +55,9 @@ def weights_key(model: nn.Module) -> str:
 
 
 def inference_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that may change what the model returns, fit for JSON.
+    """Keys that may change the model's outputs, in JSON types.
 
-    All of MODEL is among them, training's keys too: one too many costs an extraction, one too few a wrong metric.
+    All of MODEL is included, also keys of training: one too many costs an extraction, one too few a wrong metric.
     """
     return {
         "MODEL": {name: _plain(value) for name, value in cfg.MODEL.items() if name not in _PLACES},
@@ -73,17 +73,17 @@ def network_key(model: nn.Module, cfg: CfgNode) -> str:
 
 
 def frame_keys(records: Sequence[Mapping[str, Any]], given_boxes: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """A digest of each frame's image and of the boxes that are embedded in it.
+    """Digest of the image and of the embedded boxes of each frame.
 
-    An image is told by its file's size and time of change, as `make` does: reading every pixel would take minutes on a
-    slow disk. Neither folder nor file name counts. A frame of a video is told by the video file and its number.
+    Images are identified by file size and modification time, as in `make`: reading all pixels would take minutes on a
+    slow disk. Folder and file name are ignored. Video frames are identified by video file and number.
 
     Args:
         records: dataset records.
-        given_boxes: image_id -> (R, 4).
+        given_boxes: (R, 4) boxes by image_id.
 
     Returns:
-        image_id -> 32 hexadecimal digits. A file that is not there has a digest too: reading it fails later.
+        32 hexadecimal digits by image_id. Missing files have a digest too, since reading them fails later.
     """
     keys = {}
     for record in records:
@@ -112,12 +112,12 @@ T = TypeVar("T")
 
 
 def image_output(image_id: str, output: Mapping[str, Any]) -> ImageOutput:
-    """Outputs of a model for one frame, as arrays.
+    """Outputs of a model for a frame, as arrays.
 
     Args:
-        image_id: named in errors.
+        image_id: name of the frame, for error messages.
         output: "instances" (pred_boxes in pixels of the original frame, scores, embeddings (n, d)) and
-            "given_embeddings" (R, d), which may be missing where no boxes were given.
+            "given_embeddings" (R, d), which may be missing if no boxes were given.
 
     Raises:
         TrainingError: a box, score or embedding is not finite.
@@ -146,14 +146,14 @@ def extract(
     name: str,
     num_frames: int,
 ) -> None:
-    """Runs the model over this process's frames, in evaluation mode and without gradients.
+    """Runs the model on this process's frames, in evaluation mode and without gradients.
 
     Args:
-        model: takes a batch and returns an output for each of its frames, see `image_output`.
+        model: returns an output for each frame of a batch, see `image_output`.
         batches: inputs, each with "image_id".
-        take: gets the outputs of a batch, by image_id.
-        name: of the test set, for the messages.
-        num_frames: those of all processes together.
+        take: receives the outputs of a batch, by image_id.
+        name: name of the test set, for messages.
+        num_frames: number of frames over all processes.
 
     Raises:
         TrainingError: an output is not finite.
@@ -169,10 +169,10 @@ def extract(
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """Result of `compute` on the first process, given to all of them; every process has to call this.
+    """Result of `compute` on the main process, broadcast to all; to be called on every process.
 
     Raises:
-        PersonSearchError: raised by `compute`; a process that did not get it would wait for the others in vain.
+        PersonSearchError: raised by `compute`, on all processes, since others would wait in vain.
     """
     value, failure = None, None
     if comm.is_main_process():
@@ -187,11 +187,11 @@ def from_main(compute: Callable[[], T]) -> T:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    # A copy: a view would keep the larger tensor alive from which the model cut it.
+    # A copy, since a view would keep the whole tensor alive.
     return np.array(tensor.detach().to("cpu", torch.float32))
 
 
-# An interruption loses at most so much work of each process.
+# Work of each process that an interruption loses at most.
 FRAMES_A_FILE = 200
 SECONDS_A_FILE = 60.0
 
@@ -201,15 +201,14 @@ _ARRAYS = ("network_key", "image_id", "frame_key", "detections", "given", *_PART
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of npz files, each with the outputs of some frames.
+    """Folder of npz files with the outputs of frames.
 
-    The folder belongs to one test set and one network (see `network_key`). Each frame has a key of its own (see
-    `frame_keys`): a frame whose key is another than the wanted one counts as not stored. Any number of processes may
-    write at once.
+    The folder belongs to a test set and a network (see `network_key`). Every frame has a key (see `frame_keys`): a
+    frame with another key than the wanted one counts as not stored. Any number of processes may write at once.
 
     Attributes:
         folder: <root>/<dataset>-<first digits of the network's key>.
-        network_key: written into every file.
+        network_key: key stored in every file.
     """
 
     folder: Path
@@ -217,19 +216,19 @@ class FeatureStore:
 
     @classmethod
     def of(cls, root: Path, dataset_name: str, network_key: str) -> FeatureStore:
-        """The store of a test set and a network below `root`, which need not exist."""
+        """Store of a test set and a network below `root`, which need not exist."""
         return cls(root / f"{dataset_name}-{network_key[:16]}", network_key)
 
     def load(self, wanted: Mapping[str, str]) -> dict[str, ImageOutput]:
-        """The stored outputs of the wanted frames.
+        """Stored outputs of the wanted frames.
 
-        Files that are damaged or hold nothing but outdated frames are deleted, with a message.
+        Damaged files, and files with outdated frames only, are deleted with a message.
 
         Args:
-            wanted: image_id -> key of the frame.
+            wanted: key of each frame by image_id.
 
         Returns:
-            image_id -> output, of those wanted frames that are stored.
+            outputs by image_id, for those wanted frames that are stored.
         """
         found: dict[str, ImageOutput] = {}
         for file in sorted(self.folder.glob("*.npz")):
@@ -251,20 +250,20 @@ class FeatureStore:
         return found
 
     def writer(self, wanted: Mapping[str, str]) -> StoreWriter:
-        """Stores the outputs of frames, as a context manager.
+        """Context manager that stores the outputs of frames.
 
         Args:
-            wanted: image_id -> key of each frame that may come.
+            wanted: key of each frame by image_id.
         """
         return StoreWriter(self, wanted)
 
 
 @dataclass
 class StoreWriter:
-    """Collects outputs and writes a file every `FRAMES_A_FILE` frames or `SECONDS_A_FILE` seconds, and at the end.
+    """Writer of outputs: a file every `FRAMES_A_FILE` frames or `SECONDS_A_FILE` seconds, and at the end.
 
-    Also when the block ends with an error what came so far is written. If a file cannot be written, one message says
-    so and no more are: the metrics do not need the store.
+    The outputs so far are written also if the block ends with an error. If a file cannot be written, this is logged
+    once and no more files are written: metrics do not need the store.
     """
 
     store: FeatureStore
@@ -282,7 +281,7 @@ class StoreWriter:
         self._write()
 
     def add(self, outputs: Mapping[str, ImageOutput]) -> None:
-        """Takes the outputs of some frames, by image_id."""
+        """Adds the outputs of frames, by image_id."""
         self._waiting |= outputs
         if len(self._waiting) >= FRAMES_A_FILE or time.monotonic() - self._written >= SECONDS_A_FILE:
             self._write()
@@ -299,7 +298,7 @@ class StoreWriter:
 
 
 def _write(store: FeatureStore, rows: Mapping[tuple[str, str], ImageOutput]) -> None:
-    # Named after the frames it holds: processes never write to one file, and a frame stored twice does no harm.
+    # Named by the frames it has: processes never write to the same file, and duplicates are harmless.
     name = hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:24]
     arrays: dict[str, Any] = {
         part: np.concatenate([getattr(output, part) for output in rows.values()]) for part in _PARTS

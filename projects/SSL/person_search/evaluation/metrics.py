@@ -22,18 +22,18 @@ TOP_K = (1, 5, 10)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Search metrics of one gallery, as fractions, and what each query contributes.
+    """Search metrics of a gallery, as fractions, and the results of each query.
 
     Attributes:
         gallery: name of the gallery.
-        mAP, top1, top5, top10: means over the queries with a match to find; NaN where no query has one.
-        ap: (Q,) float64 average precision; NaN for a query without a match to find.
-        first_hit: (Q,) int64, rank of the first correct detection counted from 1; 0: none was found.
-        target_count: (Q,) int64, matches to find.
-        found_count: (Q,) int64, matches found at any rank.
-        best_detection: (Q, 10) int64, indices of the ten most similar detections in the problem; -1: fewer.
-        best_similarity: (Q, 10) float64, 0 where there are fewer.
-        best_correct: (Q, 10) bool, whether that detection is a true positive.
+        mAP, top1, top5, top10: means over the queries with a match; NaN without such queries.
+        ap: (Q,) float64 average precision; NaN for a query without a match.
+        first_hit: (Q,) int64, rank of the first correct detection, from 1; 0 if none was found.
+        target_count: (Q,) int64, number of matches.
+        found_count: (Q,) int64, number of matches found at any rank.
+        best_detection: (Q, 10) int64, indices of the ten most similar detections in the problem; -1 if there are fewer.
+        best_similarity: (Q, 10) float64; 0 if there are fewer.
+        best_correct: (Q, 10) bool, whether the detection is a true positive.
     """
 
     gallery: str
@@ -51,7 +51,7 @@ class SearchResult:
 
     @property
     def num_evaluated(self) -> int:
-        """Queries with a match to find: those that the means are over."""
+        """Number of queries with a match, which the means are over."""
         return int(np.count_nonzero(self.target_count))
 
     def metrics(self, scale: float = 1.0) -> dict[str, float]:
@@ -60,30 +60,30 @@ class SearchResult:
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value, or None (JSON null) for NaN."""
+    """Value, or None (JSON null) for NaN."""
     return None if math.isnan(value) else float(value)
 
 
 _NUM_BEST = max(TOP_K)
-# Similarities that are held at once, 16 MB of single precision.
+# Number of similarities held at once, 16 MB in single precision.
 _BLOCK_SIZE = 4_000_000
 
 Rescorer = Callable[[int, np.ndarray], np.ndarray]
-"""New similarities (K,) of a query from its index and its similarities (K,), -inf outside its gallery."""
+"""New similarities (K,) of a query from its index and similarities (K,), which are -inf outside its gallery."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of a search: how similarities are made of features.
+    """Options of a search.
 
     Attributes:
-        score_threshold: detections below this score are not searched.
-        score_weighted: multiply similarities by the detection score (SeqNet's CWS).
-        context_matching: context bipartite graph matching; None: without.
-        reranking: k-reciprocal re-ranking; None: without.
+        score_threshold: minimum score of the detections to search.
+        score_weighted: whether to multiply similarities by the detection score (SeqNet's CWS).
+        context_matching: context bipartite graph matching; None for none.
+        reranking: k-reciprocal re-ranking; None for none.
 
     Raises:
-        ConfigError: the threshold is not in 0..1, or context matching and re-ranking are both asked for.
+        ConfigError: the threshold is not in 0..1, or context matching and re-ranking are combined.
     """
 
     score_threshold: float = 0.5
@@ -97,7 +97,7 @@ class SearchOptions:
             raise ConfigError("context matching and re-ranking cannot both be on: each replaces the similarities")
 
     def describe(self) -> dict[str, Any]:
-        """The options as a mapping fit for JSON."""
+        """Options as a mapping in JSON types."""
         return asdict(self)
 
 
@@ -118,19 +118,19 @@ def evaluate_galleries(
     """Search metrics of several galleries, with the similarities computed once.
 
     Definitions (SeqNet's `eval_search_prw` and `eval_search_cuhk`; docs/evaluation.md): in each frame that shows the
-    person, the most similar detection that reaches the IoU threshold is the true positive. A query's average precision
-    is the mean precision at the true positives times recall; detections of equal similarity count as one threshold.
-    The rank of a true positive counts wrong detections of the same similarity before it. Queries without a match to
-    find have no average precision and are left out of the means.
+    person, the most similar detection that reaches the IoU threshold is the true positive. Average precision is the
+    mean precision at the true positives times recall; equal similarities are one threshold. The rank of a true positive
+    counts wrong detections of equal similarity before it. Queries without a match have no average precision and are
+    excluded from the means.
 
     Args:
-        problem: with at least one gallery.
-        options: None: the defaults.
-        names: the galleries to evaluate; None: all.
-        progress: show a progress bar on stderr.
+        problem: search problem with at least one gallery.
+        options: search options; None for the defaults.
+        names: galleries to evaluate; None for all.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        A result for each name.
+        results by gallery.
 
     Raises:
         DatasetError: there is no gallery of that name.
@@ -139,7 +139,7 @@ def evaluate_galleries(
     index = DetectionIndex.build(problem, options.score_threshold, options.score_weighted)
     rescore = _rescorer(problem, index, options)
     names = [problem.gallery_name(name) for name in (problem.galleries if names is None else names)]
-    # A query without a feature has no direction to compare with: it finds nothing.
+    # A query without a feature finds nothing.
     searchable = np.asarray(problem.query_feature.any(axis=1))
     tables = {name: _Table(problem, problem.galleries[name], index, searchable) for name in names}
     query_feature = problem.query_feature.astype(index.feature.dtype, copy=False)
@@ -163,7 +163,7 @@ def _rescorer(problem: SearchProblem, index: DetectionIndex, options: SearchOpti
 
 
 class _Table:
-    """The metrics of one gallery, filled block by block of queries."""
+    """Metrics of a gallery, filled by blocks of queries."""
 
     def __init__(
         self, problem: SearchProblem, galleries: Galleries, index: DetectionIndex, searchable: np.ndarray
@@ -180,11 +180,11 @@ class _Table:
         self._best_correct = np.zeros((num_queries, _NUM_BEST), bool)
 
     def rank(self, first: int, similarity: np.ndarray, rescore: Rescorer | None) -> None:
-        """Metrics of the queries `first`, `first + 1`, ... from their similarities (b, K)."""
+        """Computes the metrics of the queries `first`, `first + 1`, ... from their similarities (b, K)."""
         members: Members | None = self._members
         if rescore is not None:
             rows = enumerate(similarity, first)
-            # What is outside a gallery is -inf from here on.
+            # Detections outside the gallery are -inf from here on.
             similarity = np.stack([rescore(query, self._members.masked(query, row)) for query, row in rows])
             members = None
         offset, position = true_positives(self._matches, first, similarity)
@@ -197,12 +197,13 @@ class _Table:
         self._keep_best(first + ranks.best_row, ranks.best_position, ranks.best_value, np.isin(place, hit))
 
     def _score(self, first: int, offset: np.ndarray, retrieved: np.ndarray, correct: np.ndarray) -> None:
-        """Figures of b queries from `first` on.
+        """Computes the metrics of b queries from `first` on.
 
         Args:
-            offset: (b + 1,); the true positives of the i-th query are `offset[i], ..., offset[i + 1] - 1`.
-            retrieved: (t,) detections of the gallery that are at least as similar as the true positive.
-            correct: (t,) true positives among them.
+            first: first query.
+            offset: (b + 1,); true positives of the i-th query are `offset[i], ..., offset[i + 1] - 1`.
+            retrieved: (t,) number of detections of the gallery at least as similar as the true positive.
+            correct: (t,) number of true positives among them.
         """
         count = np.diff(offset)
         found = np.flatnonzero(count)
@@ -214,8 +215,8 @@ class _Table:
         self._first_hit[query] = 1 + np.minimum.reduceat(retrieved - correct, start)
 
     def _keep_best(self, query: np.ndarray, position: np.ndarray, value: np.ndarray, correct: np.ndarray) -> None:
-        """Keeps the ten best of the candidates of each query (all (n,), sorted by query)."""
-        # As for the rank: of equal similarities the wrong ones first; then by frame, then in stored order.
+        """Keeps the ten best candidates of each query (all (n,), sorted by query)."""
+        # As for the rank: among equal similarities wrong ones first, then by frame, then in stored order.
         order = np.lexsort((position, correct, -value, query))
         rank = np.arange(len(query)) - np.searchsorted(query, query)
         kept = rank < _NUM_BEST
@@ -245,10 +246,11 @@ class _Table:
 
 
 def true_positives(matches: Matches, first: int, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar match of each target that has one, the first stored of equal ones.
+    """Most similar match of each target that has any, the first stored of equal ones.
 
     Args:
-        first: the query of the first row of the similarities.
+        matches: matches of all queries.
+        first: query of the first row of the similarities.
         similarity: (b, K).
 
     Returns:
@@ -266,15 +268,15 @@ def true_positives(matches: Matches, first: int, similarity: np.ndarray) -> tupl
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """Detection metrics as fractions, NaN where there is no box to find, and the counts behind them.
+    """Detection metrics as fractions, NaN without annotated boxes, and the counts behind them.
 
     Attributes:
-        recall: share of the annotated boxes that are found.
+        recall: fraction of the annotated boxes that are found.
         AP: average precision times recall.
-        recall_labelled: recall of the boxes with an identity alone.
-        num_boxes: annotated boxes.
-        num_labelled: those of them with an identity.
-        num_detections: detections that reach the score threshold.
+        recall_labelled: recall of the boxes with an identity.
+        num_boxes: number of annotated boxes.
+        num_labelled: number of boxes with an identity.
+        num_detections: number of detections that reach the score threshold.
     """
 
     recall: float
@@ -288,16 +290,16 @@ class DetectionResult:
 def evaluate_detection(
     problem: SearchProblem, score_threshold: float = 0.5, iou_threshold: float = 0.5
 ) -> DetectionResult:
-    """Detection metrics as SeqNet's `eval_detection` defines them.
+    """Detection metrics as defined by SeqNet's `eval_detection`.
 
     A box is found by a detection if their IoU reaches the threshold, no other box of the frame has a higher IoU with
-    the detection and no other detection a higher one with the box (of equal ones the first stored counts). Equal
-    scores are one threshold of the precision-recall curve. Detections in frames without boxes are false positives.
+    the detection, and no other detection a higher one with the box (among equal ones, the first counts). Equal scores
+    are one threshold of the precision-recall curve. Detections in frames without boxes are false positives.
 
     Args:
-        problem: its annotations and detections; queries and galleries play no part.
-        score_threshold: detections below it are dropped.
-        iou_threshold: least IoU.
+        problem: search problem, of which annotations and detections are used.
+        score_threshold: minimum score of a detection.
+        iou_threshold: minimum IoU.
     """
     index = DetectionIndex.build(problem, score_threshold)
     found = _found(problem, index, np.arange(len(problem.gt_frame)), iou_threshold)
@@ -316,12 +318,12 @@ def evaluate_detection(
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """The precision-recall curve of detection, from the highest score down, as fractions.
+    """Precision-recall curve of detection, from the highest score down, as fractions.
 
     Attributes:
-        score: (T,) float64, the distinct scores, falling; each is a threshold.
-        recall: (T,) float64, share of the annotated boxes that are found by detections of that score or more.
-        precision: (T,) float64, share of those detections that find a box.
+        score: (T,) float64, distinct scores in descending order, each a threshold.
+        recall: (T,) float64, fraction of the annotated boxes found by detections of at least that score.
+        precision: (T,) float64, fraction of these detections that find a box.
     """
 
     score: np.ndarray
@@ -330,17 +332,17 @@ class PrecisionRecall:
 
     @property
     def area(self) -> float:
-        """Area below the curve, each precision reaching back to the point before: `DetectionResult.AP`."""
+        """Area below the curve, with each precision extended back to the previous point: `DetectionResult.AP`."""
         return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
 
 
 def precision_recall(
     problem: SearchProblem, score_threshold: float = 0.5, iou_threshold: float = 0.5
 ) -> PrecisionRecall:
-    """The curve whose area is the AP of `evaluate_detection`, which has the definitions and the arguments.
+    """Curve whose area is the AP of `evaluate_detection`; for definitions and arguments see there.
 
     Returns:
-        A point for each distinct score; none where there is no detection or no box to find.
+        A point for each distinct score; none without detections or annotated boxes.
     """
     index = DetectionIndex.build(problem, score_threshold)
     num_boxes = len(problem.gt_frame)
@@ -358,14 +360,14 @@ def _found(problem: SearchProblem, index: DetectionIndex, boxes: np.ndarray, iou
     """Positions (in `index`) of the true positives among the annotated `boxes` (n,)."""
     frame = problem.gt_frame[boxes]
     box, detection = pairs(index.start[frame], index.count[frame])
-    # In single precision, as the reference stores them: an IoU within rounding of the threshold reaches it.
+    # In single precision, as in the reference: an IoU within rounding of the threshold reaches it.
     iou = box_iou(problem.gt_box[boxes[box]], index.box[detection]).astype(np.float32)
     best = _first_best(box, iou, detection) & _first_best(detection, iou, box)
     return detection[best & (iou >= iou_threshold)]
 
 
 def _first_best(group: np.ndarray, value: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Marks the element with the highest value of each group (all (n,)); of equal ones the one first in `order`."""
+    """Mask of the element with the highest value of each group (all (n,)); the first in `order` among equal ones."""
     ranked = np.lexsort((order, -value, group))
     best = np.zeros(len(group), bool)
     best[ranked[np.flatnonzero(np.diff(group[ranked], prepend=-1))]] = True
@@ -375,6 +377,6 @@ def _first_best(group: np.ndarray, value: np.ndarray, order: np.ndarray) -> np.n
 def _average_precision(score: np.ndarray, score_found: np.ndarray, num_boxes: int) -> float:
     if not num_boxes:
         return float("nan")
-    # Precision at the threshold of each true positive; summing over all boxes scales the mean by recall.
+    # Precision at the threshold of each true positive; dividing by all boxes scales the mean by recall.
     precision = count_at_least(score_found, score_found) / count_at_least(score, score_found)
     return float(precision.sum() / num_boxes)

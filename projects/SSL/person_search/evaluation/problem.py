@@ -1,4 +1,4 @@
-"""Search problems: everything that the metrics of person search depend on, as plain arrays."""
+"""Search problems: all inputs of the metrics of person search, as plain arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def offsets_of(count: ArrayLike) -> np.ndarray:
 
 
 def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The integers `start[i], ..., start[i] + count[i] - 1` of every i, one after the other.
+    """Concatenated integers `start[i], ..., start[i] + count[i] - 1` of all i.
 
     Args:
         start: (n,) integer.
@@ -36,7 +36,7 @@ def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def pairs(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a range and one of its integers, see `ranges`.
+    """All pairs of a range and an integer in it, see `ranges`.
 
     Returns:
         (P,) int64, the range, and (P,) int64, the integer; sorted by range, then integer.
@@ -46,19 +46,19 @@ def pairs(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Galleries:
-    """The gallery of each of Q queries. Frames are indices into the frames of a `SearchProblem`.
+    """Gallery of each of Q queries. Frames are indices into the frames of a `SearchProblem`.
 
     Attributes:
-        target_offset: (Q + 1,) int64; the targets of query q are the rows `target_offset[q]:target_offset[q + 1]`.
-        target_frame: (T,) int64, the frames of the gallery that show the person, each once for a query.
+        target_offset: (Q + 1,) int64; targets of query q are the rows `target_offset[q]:target_offset[q + 1]`.
+        target_frame: (T,) int64, frames of the gallery that show the person, once per query.
         target_box: (T, 4) float64 (x0, y0, x1, y1) in pixels, the person's box there.
-        target_count: (Q,) int64, how many matches there are to find: the denominator of recall. It exceeds the
-            number of targets where a protocol file lists a frame of the person twice.
+        target_count: (Q,) int64, number of matches, the denominator of recall. It exceeds the number of targets if a
+            protocol file lists a frame of the person twice.
         frame_offset: (Q + 1,) int64 and
-        frame: (M,) integer: the listed frames of query q, each once, are `frame[frame_offset[q]:frame_offset[q + 1]]`.
-            Both None: every frame is searched but `excluded_frame`.
-        excluded_frame: (Q,) int64, the one frame that is not searched where no frames are listed; -1: none.
-        other_cameras_only: leave out the frames of the query's own camera as well. Not for listed frames.
+        frame: (M,) integer: listed frames of query q, without duplicates, are
+            `frame[frame_offset[q]:frame_offset[q + 1]]`. Both None: all frames but `excluded_frame`.
+        excluded_frame: (Q,) int64, frame not to be searched if no frames are listed; -1 for none.
+        other_cameras_only: whether to exclude the frames of the query's camera as well. Not for listed frames.
     """
 
     target_offset: np.ndarray
@@ -102,15 +102,15 @@ def all_frames_but_own(
     gt_person_id: np.ndarray,
     frame_camera: np.ndarray | None = None,
 ) -> Galleries:
-    """Galleries of PRW and of custom sets: every frame but the query's own; the annotations are the ground truth.
+    """Galleries of PRW and custom datasets: all frames but the query's own, with the annotations as ground truth.
 
-    Of two boxes of one person in a frame the first counts (SeqNet's `eval_search_prw`).
+    Of two boxes of one person in a frame, the first counts (SeqNet's `eval_search_prw`).
 
     Args:
         query_frame: (Q,) integer.
         query_person_id: (Q,) integer, >= 0.
-        gt_frame: (G,) integer; gt_box: (G, 4) xyxy pixels; gt_person_id: (G,) integer, < 0 where unlabelled.
-        frame_camera: (F,) integer; given, only frames of other cameras than the query's are searched.
+        gt_frame: (G,) integer; gt_box: (G, 4) xyxy pixels; gt_person_id: (G,) integer, < 0 if unlabelled.
+        frame_camera: (F,) integer; if given, only frames of other cameras than the query's are searched.
     """
     by_person = np.argsort(gt_person_id, kind="stable")
     sorted_id = gt_person_id[by_person]
@@ -122,7 +122,7 @@ def all_frames_but_own(
     if frame_camera is not None:
         searched &= frame_camera[gt_frame[box]] != frame_camera[query_frame[query]]
     query, box = query[searched], box[searched]
-    # Boxes of a person stand in stored order, so the first of each (query, frame) pair is the one that counts.
+    # A person's boxes are in stored order, so the first of each (query, frame) pair counts.
     pair = query.astype(np.int64) * (int(gt_frame.max(initial=0)) + 1) + gt_frame[box]
     _, kept = np.unique(pair, return_index=True)
     query, box = query[kept], box[kept]
@@ -138,9 +138,9 @@ def all_frames_but_own(
 
 
 def full_set(query_frame: np.ndarray, listed: Galleries) -> Galleries:
-    """The gallery "full" of CUHK-SYSU: every frame, with the targets of a listed gallery.
+    """Gallery "full" of CUHK-SYSU: all frames, with the targets of a listed gallery.
 
-    The query's own frame is left out unless that gallery lists it (SeqNet's `eval_search_cuhk`, gallery size -1).
+    The query's own frame is excluded unless that gallery lists it (SeqNet's `eval_search_cuhk`, gallery size -1).
 
     Args:
         query_frame: (Q,) integer.
@@ -162,7 +162,7 @@ def full_set(query_frame: np.ndarray, listed: Galleries) -> Galleries:
 def _check_offsets(what: str, offset: np.ndarray, num_queries: int, length: int) -> None:
     fits = offset.shape == (num_queries + 1,) and offset[0] == 0 and offset[-1] == length
     if not fits or (np.diff(offset) < 0).any():
-        raise DatasetError(f"{what} has to rise from 0 to {length} in {num_queries + 1} entries")
+        raise DatasetError(f"{what} must ascend from 0 to {length} in {num_queries + 1} entries")
 
 
 def _check_range(what: str, index: np.ndarray, size: int) -> None:
@@ -171,12 +171,12 @@ def _check_range(what: str, index: np.ndarray, size: int) -> None:
 
 
 UNLABELLED = -1
-"""Person id of an annotated person without identity. Every negative id counts as unlabelled."""
+"""Person id of a person without identity. All negative ids count as unlabelled."""
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """D detections and G annotated boxes in F frames, Q queries and the galleries in which they are searched.
+    """D detections and G annotated boxes in F frames, Q queries and their galleries.
 
     Boxes are (x0, y0, x1, y1) in pixels of the original frame; `..._frame` are indices into the F frames.
 
@@ -188,18 +188,18 @@ class SearchProblem:
         frame_name: F unique names.
         gt_frame: (G,) int64.
         gt_box: (G, 4) float64.
-        gt_person_id: (G,) int64, < 0 where unlabelled.
+        gt_person_id: (G,) int64, < 0 if unlabelled.
         query_frame: (Q,) int64.
         query_box: (Q, 4) float64.
         query_person_id: (Q,) int64.
-        query_feature: (Q, d), unit length; a row of zeros is a query without a feature: it finds nothing.
-        frame_camera: (F,) int64; None where unknown.
-        galleries: galleries by name, all of these queries.
-        main_gallery: name of the gallery whose metrics stand for the problem; "": the first.
+        query_feature: (Q, d), unit length; zeros for a query without a feature, which finds nothing.
+        frame_camera: (F,) int64; None if unknown.
+        galleries: galleries of these queries by name.
+        main_gallery: name of the gallery whose metrics represent the problem; "" for the first.
 
     Raises:
         DatasetError: an array has a wrong shape or type, an index is out of range, a number is not finite, or two
-            frames have one name.
+            frames have the same name.
     """
 
     det_frame: np.ndarray
@@ -236,13 +236,13 @@ class SearchProblem:
             kinds = "iu" if name.endswith("_id") else "iuf"
             if array.dtype.kind not in kinds and not name.endswith("_frame"):
                 what = "numbers" if "f" in kinds else "integers"
-                raise DatasetError(f"search problem: {name} has to hold {what}, not {array.dtype}")
+                raise DatasetError(f"search problem: {name} must have {what}, not {array.dtype}")
             if array.dtype.kind == "f" and not _is_finite(array):
-                raise DatasetError(f"search problem: {name} holds numbers that are not finite")
+                raise DatasetError(f"search problem: {name} has numbers that are not finite")
         if len(set(self.frame_name)) != len(self.frame_name):
             twice = next(name for name, count in Counter(self.frame_name).items() if count > 1)
             raise DatasetError(
-                f"search problem: frame_name has {twice!r} more than once; frames need names of their own"
+                f"search problem: frame_name has {twice!r} more than once; names of frames must be unique"
             )
         for name in ("det_frame", "gt_frame", "query_frame"):
             _check_frames(name, getattr(self, name), len(self.frame_name))
@@ -254,7 +254,7 @@ class SearchProblem:
             raise DatasetError(f"search problem: main gallery {self.main_gallery!r} is not in {list(self.galleries)}")
 
     def gallery_name(self, name: str | None = None) -> str:
-        """`name`, or the main gallery's where it is None.
+        """`name`, or the name of the main gallery if it is None.
 
         Raises:
             DatasetError: there is no such gallery.
@@ -266,14 +266,14 @@ class SearchProblem:
 
 
 def own_frame_galleries(problem: SearchProblem, cross_camera: bool) -> Galleries:
-    """Galleries of every frame but the query's own, from the annotations of the problem (PRW, custom sets).
+    """Galleries of all frames but the query's own, from the annotations of a problem (PRW, custom datasets).
 
     Args:
-        problem: its own galleries are not looked at.
-        cross_camera: search only frames of other cameras than the query's.
+        problem: search problem, whose own galleries are ignored.
+        cross_camera: whether to search only frames of other cameras than the query's.
 
     Raises:
-        DatasetError: cross_camera and the cameras are not known.
+        DatasetError: cameras are needed and unknown.
     """
     if cross_camera and problem.frame_camera is None:
         raise DatasetError("cross-camera search: the cameras of the frames are not known (camera_id of the records)")
@@ -288,12 +288,12 @@ def own_frame_galleries(problem: SearchProblem, cross_camera: bool) -> Galleries
 
 
 def frame_gap_galleries(problem: SearchProblem, frame_number: np.ndarray, least: int) -> Galleries:
-    """Galleries without a query's neighbours in its video, which are near-copies of its own frame.
+    """Galleries without a query's neighbours in its video, which are near-copies of its frame.
 
     Args:
-        problem: its own galleries are not looked at.
-        frame_number: (F,) int64, place of each frame in the video of its camera.
-        least: frames of the query's camera whose numbers differ by less from that of the query's frame are left out.
+        problem: search problem, whose own galleries are ignored.
+        frame_number: (F,) int64, number of each frame in the video of its camera.
+        least: minimum difference from the number of the query's frame, for frames of the query's camera.
     """
     own = own_frame_galleries(problem, cross_camera=False)
     camera = np.zeros(len(frame_number), np.int64) if problem.frame_camera is None else problem.frame_camera
@@ -316,7 +316,7 @@ def frame_gap_galleries(problem: SearchProblem, frame_number: np.ndarray, least:
 
 
 def with_galleries(problem: SearchProblem, galleries: Mapping[str, Galleries], main: str = "") -> SearchProblem:
-    """The same problem with other galleries.
+    """Search problem with other galleries.
 
     Raises:
         DatasetError: they do not fit the problem, or `main` is not one of them.
@@ -325,13 +325,13 @@ def with_galleries(problem: SearchProblem, galleries: Mapping[str, Galleries], m
 
 
 def _is_finite(array: np.ndarray, rows: int = 4096) -> bool:
-    # In blocks: a mask over all features of a large set would cost a quarter of their memory.
+    # In blocks: a mask over all features of a large dataset would take a quarter of their memory.
     return all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows))
 
 
 def _check_frames(name: str, index: np.ndarray, num_frames: int) -> None:
     if index.dtype.kind not in "iu":
-        raise DatasetError(f"search problem: {name} has to hold integers, not {index.dtype}")
+        raise DatasetError(f"search problem: {name} must have integers, not {index.dtype}")
     if len(index) and not 0 <= index.min() <= index.max() < num_frames:
         raise DatasetError(
             f"search problem: {name} runs from {index.min()} to {index.max()}, expected 0 to {num_frames - 1}"

@@ -1,4 +1,4 @@
-"""Search problems from dataset records, a search protocol and what the model returned for each frame."""
+"""Search problems from dataset records, a search protocol and the model's outputs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _XYXY_ABS = 0  # BoxMode.XYXY_ABS
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """Outputs of a model for one frame.
+    """Outputs of a model for a frame.
 
     Attributes:
         box: (n, 4) float32 xyxy, pixels of the original frame.
         score: (n,) float32.
         feature: (n, d) float32, unit length.
-        given_feature: (R, d) float32, unit length, of the boxes that `given_boxes_by_image` named, for "ground_truth"
-            or for the gallery that is searched.
+        given_feature: (R, d) float32, unit length, of the boxes from `given_boxes_by_image`, for "ground_truth" or for
+            the gallery in use.
     """
 
     box: np.ndarray
@@ -48,22 +48,22 @@ class ImageOutput:
 def given_boxes_by_image(
     records: Sequence[Mapping[str, Any]], protocol: SearchProtocol, gallery: str = "detections"
 ) -> dict[str, np.ndarray]:
-    """The boxes whose features the model has to compute in each frame, besides its detections.
+    """Boxes of each frame that the model must compute features of, in addition to its detections.
 
-    First the boxes of the frame's queries, in the order of the protocol; then, where the ground-truth boxes are the
-    gallery, the boxes of its annotations, in the order of the record.
+    These are the boxes of the frame's queries, in the order of the protocol, then, for a gallery of ground-truth boxes,
+    those of its annotations, in the order of the record.
 
     Args:
         records: dataset records of the test frames.
-        protocol: the queries.
+        protocol: protocol with the queries.
         gallery: "detections" or "ground_truth".
 
     Returns:
-        image_id -> (R, 4) float32 xyxy in pixels of the original frame, for every record (R may be 0).
+        (R, 4) float32 xyxy in pixels of the original frame by image_id, for every record (R may be 0).
 
     Raises:
-        DatasetError: a query's frame is not among the records, which are named with the query.
-        ConfigError: `gallery` is something else.
+        DatasetError: a query's frame is not among the records; the message names the query.
+        ConfigError: `gallery` is unknown.
     """
     check_value("TEST.PERSON_SEARCH.GALLERY", gallery)
     boxes: dict[str, list[Sequence[float]]] = {record["image_id"]: [] for record in records}
@@ -78,7 +78,7 @@ def given_boxes_by_image(
 
 
 def query_rows(protocol: SearchProtocol) -> np.ndarray:
-    """For each query (Q,) int64, its row among the given boxes of its frame (see `given_boxes_by_image`)."""
+    """Row of each query, (Q,) int64, among the given boxes of its frame (see `given_boxes_by_image`)."""
     seen: Counter[str] = Counter()
     rows = np.zeros(len(protocol.queries), np.int64)
     for number, query in enumerate(protocol.queries):
@@ -98,27 +98,27 @@ def build_problem(
     min_frame_gap: int = 0,
     score_threshold: float = 0.5,
 ) -> SearchProblem:
-    """The search problem of a test set.
+    """Search problem of a test set.
 
-    Its galleries are, by `protocol.kind`: "prw": "all_cameras" and "cross_camera"; "cuhk_sysu": those of the protocol,
-    by rising size, and "full"; "custom": "all_frames" and, with a least gap of N frames, "frame_gap_<N>", or those of
-    the protocol if it has some.
+    Galleries depend on `protocol.kind`: "prw": "all_cameras" and "cross_camera"; "cuhk_sysu": those of the protocol, by
+    ascending size, and "full"; "custom": "all_frames" and, with a minimum gap of N frames, "frame_gap_<N>", or those of
+    the protocol if it has any.
 
     Args:
         records: dataset records of all test frames.
         protocol: queries and galleries.
-        outputs: image_id -> what the model returned; for every record.
-        query_feature: a query's feature is that of its "ground_truth" box (SeqNet, NAE), or of the "detection" with
-            the highest IoU to it (CGPS, PSTR). A query that no detection overlaps then has no feature: zeros.
-        gallery: search the "detections", or the "ground_truth" boxes with score 1.
-        cross_camera: also search other cameras alone; None: for PRW.
-        min_frame_gap: also search without the frames of the query's camera that are nearer than so many; 0: do not.
-        score_threshold: detections below it give no query feature.
+        outputs: the model's outputs by image_id, for every record.
+        query_feature: feature of a query, from its "ground_truth" box (SeqNet, NAE) or from the "detection" with the
+            highest IoU with it (CGPS, PSTR). A query that no detection overlaps then has no feature: zeros.
+        gallery: "detections", or "ground_truth" boxes with score 1.
+        cross_camera: whether to search other cameras alone as well; None for PRW only.
+        min_frame_gap: minimum gap in frames of an additional gallery without the query's neighbours; 0 for none.
+        score_threshold: minimum score of a detection that gives a query feature.
 
     Raises:
         DatasetError: a frame of a query or a gallery is not among the records, a record has no output, an output does
-            not fit the given boxes, or cameras are asked for and not known.
-        ConfigError: query_feature or gallery is something else, or frames lack the number that a gap needs.
+            not fit the given boxes, or cameras are needed and unknown.
+        ConfigError: query_feature or gallery is unknown, or frames lack the numbers that a gap needs.
     """
     check_value("TEST.PERSON_SEARCH.QUERY_FEATURE", query_feature)
     check_frame_gap(min_frame_gap, records, protocol)
@@ -138,7 +138,7 @@ def build_problem(
 def _without_galleries(
     records: Sequence[Mapping[str, Any]], protocol: SearchProtocol, outputs: Mapping[str, ImageOutput], gallery: str
 ) -> SearchProblem:
-    """Arrays of frames, annotations, queries with the features of their boxes, and what is searched."""
+    """Search problem with frames, annotations, queries with the features of their boxes, and the boxes to search."""
     ground_truth: dict[str, Any] = _ground_truth(records)
     frame_of = {record["image_id"]: frame for frame, record in enumerate(records)}
     ordered = [outputs[record["image_id"]] for record in records]
@@ -162,10 +162,10 @@ def _without_galleries(
 
 
 def check_frame_gap(least: int, records: Sequence[Mapping[str, Any]], protocol: SearchProtocol) -> None:
-    """Refuses a least gap between the frames of query and gallery that cannot be kept.
+    """Checks that a minimum gap between the frames of query and gallery is possible.
 
     Raises:
-        ConfigError: it is negative, the set lists its galleries, or frames have no number.
+        ConfigError: it is negative, the dataset lists its galleries, or frames have no number.
     """
     key = f"TEST.PERSON_SEARCH.MIN_FRAME_GAP is {least}"
     check_value("TEST.PERSON_SEARCH.MIN_FRAME_GAP", least)
@@ -180,15 +180,15 @@ def check_frame_gap(least: int, records: Sequence[Mapping[str, Any]], protocol: 
 
 
 def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], source: str) -> Galleries:
-    """Galleries of CUHK-SYSU: each query comes with its frames and the person's boxes, from a protocol file.
+    """Galleries of CUHK-SYSU, where a protocol file lists frames and the person's boxes for each query.
 
-    A frame listed twice is searched once. As in SeqNet's `eval_search_cuhk` it still counts twice among the matches
-    to find if it shows the person (TestG100 has four such queries).
+    A frame listed twice is searched once. As in SeqNet's `eval_search_cuhk`, it still counts as two matches if it shows
+    the person (TestG100 has four such queries).
 
     Args:
         galleries: one for each query.
-        frame_of: frame name -> index.
-        source: named in errors, for example the protocol file.
+        frame_of: index of a frame by name.
+        source: name of the source for error messages, for example the protocol file.
 
     Raises:
         DatasetError: a gallery names a frame that is not in `frame_of`, or has a box in a frame that it does not list.
@@ -223,7 +223,7 @@ def listed_galleries(galleries: Sequence[Gallery], frame_of: Mapping[str, int], 
 
 
 def _listed_again(gallery: Gallery) -> int:
-    """Number of times that frames with the person are listed after their first."""
+    """Number of repeated listings of frames with the person."""
     if len(set(gallery.image_ids)) == len(gallery.image_ids):
         return 0
     return sum(name in gallery.boxes for name in gallery.image_ids) - len(gallery.boxes)
@@ -261,14 +261,14 @@ def _check_outputs(
         output = outputs.get(name)
         if output is None:
             raise DatasetError(
-                f"frame {name} was not evaluated: the model returned something for {len(outputs)} of "
+                f"frame {name} was not evaluated: the model returned outputs for {len(outputs)} of "
                 f"{len(given)} frames; metrics over some frames would be wrong"
             )
-        # The annotated boxes come last, so that features of more boxes than are searched start with those that are.
+        # Annotated boxes come last, so features of more boxes than needed start with the needed ones.
         if len(output.given_feature) not in (len(boxes), len(given_and_annotated[name])):
             raise DatasetError(
                 f"frame {name}: the model returned features of {len(output.given_feature)} given boxes, "
-                f"expected {len(boxes)} (queries and, where searched, ground-truth boxes)"
+                f"expected {len(boxes)} (queries and, if searched, ground-truth boxes)"
             )
 
 
@@ -294,7 +294,7 @@ def _detections(outputs: Sequence[ImageOutput]) -> dict[str, np.ndarray]:
 def _searched_boxes(
     outputs: Sequence[ImageOutput], query_frame: np.ndarray, ground_truth: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The ground-truth boxes in place of detections; their features follow those of the frame's queries."""
+    """Ground-truth boxes instead of detections; their features follow those of the frame's queries."""
     queries = np.bincount(query_frame, minlength=len(outputs))
     return {
         "det_frame": ground_truth["gt_frame"],
@@ -310,7 +310,7 @@ def _stacked(features: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _feature_of_best_detection(problem: SearchProblem, score_threshold: float) -> np.ndarray:
-    """Features (Q, d) of the detections with the highest IoU (of equal ones the first) to the query boxes."""
+    """Features (Q, d) of the detections with the highest IoU with the query boxes (the first of equal ones)."""
     features = np.zeros_like(problem.query_feature)
     kept = np.flatnonzero(problem.det_score >= score_threshold)
     kept = kept[np.argsort(problem.det_frame[kept], kind="stable")]
@@ -332,5 +332,5 @@ def _xyxy(annotation: Mapping[str, Any], record: Mapping[str, Any]) -> Sequence[
 def _absent_frame(number: int, image_id: str, person_id: int, num_records: int) -> str:
     return (
         f"query {number} (person {person_id}) is of frame {image_id}, which is not among the {num_records} frames of "
-        "the test set; the queries and the frames have to come from the same dataset"
+        "the test set; queries and frames must come from the same dataset"
     )

@@ -1,4 +1,4 @@
-"""Ranks of detections without sorting all similarities."""
+"""Ranks of detections, without sorting all similarities."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from .detections import Members
 from .problem import offsets_of, ranges
 
-# Up to one threshold in so many values, a pass of comparisons for each is cheaper than a sort.
+# Number of values per threshold from which on a pass of comparisons per threshold is cheaper than a sort.
 _VALUES_A_PASS = 512
-# Elements of a group of which only the greatest is looked at when the highest values are sought.
+# Elements of a group, of which only the maximum is compared when searching for the highest values.
 _GROUP = 64
 
 
 def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Number of values that are at least each threshold.
+    """Number of values that are at least as high as each threshold.
 
     Args:
         values: (n,) of the same dtype as the thresholds.
@@ -33,7 +33,7 @@ def count_at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def count_at_least_in_group(group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """For each value, how many of its group (itself included) are at least as high.
+    """Number of values in the group of each value (including itself) that are at least as high.
 
     Args:
         group: (n,) integer.
@@ -44,7 +44,7 @@ def count_at_least_in_group(group: np.ndarray, values: np.ndarray) -> np.ndarray
     """
     order = np.lexsort((-values, group))
     group, values = group[order], values[order]
-    # Where values are equal, all of them count for each: up to the last one.
+    # Equal values count for each other: up to the last one.
     is_last = np.ones(len(values), bool)
     is_last[:-1] = (np.diff(values) != 0) | (np.diff(group) != 0)
     last = np.flatnonzero(is_last)[np.cumsum(is_last) - is_last]
@@ -54,7 +54,7 @@ def count_at_least_in_group(group: np.ndarray, values: np.ndarray) -> np.ndarray
 
 
 def highest(values: np.ndarray, count: int) -> np.ndarray:
-    """Positions, in rising order, of the `count` highest values and of all that equal the lowest of these.
+    """Positions, ascending, of the `count` highest values and of all values equal to the lowest of these.
 
     Args:
         values: (n,); -inf never counts.
@@ -67,7 +67,7 @@ def highest(values: np.ndarray, count: int) -> np.ndarray:
     if groups < count:
         bound = -np.inf if len(values) <= count else np.partition(values, -count)[-count]
     else:
-        # Of `count` groups the greatest is at least the bound: so are then `count` values.
+        # The maxima of `count` groups reach the bound, and so do `count` values.
         greatest = values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
         bound = np.partition(greatest, -count)[-count]
     candidates = np.flatnonzero(values >= bound)
@@ -82,11 +82,11 @@ class Found:
     """True positives of b queries in a gallery.
 
     Attributes:
-        members: the gallery; None: all detections but those with a similarity of -inf.
-        first: the first of the queries.
+        members: the gallery; None for all detections except those with a similarity of -inf.
+        first: first query.
         offset: (b + 1,); those of the i-th query are `offset[i], ..., offset[i + 1] - 1`.
         position: (t,) int64, positions in a `DetectionIndex`.
-        value: (t,) their similarities.
+        value: (t,) similarities.
     """
 
     members: Members | None
@@ -98,14 +98,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of b queries, as far as the metrics need them.
+    """Ranks of b queries, as far as metrics need them.
 
     Attributes:
-        retrieved: (t,) int64, how many detections of the gallery are at least as similar as each true positive.
-        best_row: (m,) int64, rising: the query, counted from 0 in the block, of each of its best detections.
-        best_position: (m,) int64, positions in a `DetectionIndex`; in no order within a query, with all that equal the
-            last of the best.
-        best_value: (m,) their similarities.
+        retrieved: (t,) int64, number of detections of the gallery at least as similar as each true positive.
+        best_row: (m,) int64, ascending: query of each best detection, from 0 within the block.
+        best_position: (m,) int64, positions in a `DetectionIndex`, unordered within a query, including all that equal
+            the last of the best.
+        best_value: (m,) similarities.
     """
 
     retrieved: np.ndarray
@@ -119,9 +119,9 @@ def rank(similarity: np.ndarray, found: Found, wanted: np.ndarray, best: int) ->
 
     Args:
         similarity: (b, K).
-        found: the gallery with the true positives of the b queries.
-        wanted: (b,) bool, whether the best of a query are wanted.
-        best: how many.
+        found: gallery with the true positives of the b queries.
+        wanted: (b,) bool, whether to return the best detections of a query.
+        best: number of best detections.
     """
     listed = None
     if found.members is not None and found.members.galleries.frame is not None:
@@ -145,7 +145,7 @@ def rank(similarity: np.ndarray, found: Found, wanted: np.ndarray, best: int) ->
 
 
 class _Listed:
-    """Detections of the listed frames of some queries: those of the i-th are `position[offset[i]:offset[i + 1]]`."""
+    """Detections in the listed frames of queries: those of the i-th are `position[offset[i]:offset[i + 1]]`."""
 
     def __init__(self, members: Members, first: int, number: int) -> None:
         frame_offset, frame = members.frames(first, number)

@@ -19,14 +19,15 @@ class ContextMatching:
     """Settings of CBGM.
 
     Attributes:
-        k1: the frames of so many best gallery detections are looked at.
-        k2: persons of the query's side: the query itself and then the first detections of its frame.
-        query_nms: detections of the query's frame with an IoU above this to the query box are no context: they show the
-            query itself, and an assignment that gives its match to them leaves the query a distractor. SeqNet's model
-            drops them by the NMS of its re-id head, at 0.5; 1 keeps all, as its evaluation code by itself does.
+        k1: number of best gallery detections whose frames are used.
+        k2: number of persons on the query's side: the query itself, then the first detections of its frame.
+        query_nms: IoU with the query box above which detections of the query's frame are no context, since they show
+            the query itself: if the assignment gave the match to them, the query would be left with a distractor.
+            SeqNet's model drops them by the NMS of its re-id head, at 0.5; 1 keeps all, as its evaluation code alone
+            does.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of range.
     """
 
     k1: int = 30
@@ -39,19 +40,18 @@ class ContextMatching:
 
 
 class ContextRescorer:
-    """Raises the similarity of the detection to which CBGM assigns the query.
+    """Rescoring that raises the similarity of the detection that CBGM assigns the query to.
 
-    In each frame looked at, the query and its context persons are assigned to the detections of the frame so that
-    the sum of the similarities is greatest. The detection that goes to the query then takes the greatest similarity
-    among all assigned pairs (so SeqNet's code; its paper does not say what becomes of the similarities). Nothing
-    changes where no detection is left for the query.
+    In each frame used, the query and its context persons are assigned to the detections of the frame so that the sum of
+    similarities is maximal. The detection assigned to the query then gets the highest similarity of all assigned pairs
+    (as in SeqNet's code; the paper does not say). Nothing changes if no detection is left for the query.
 
-    Features of the gallery are multiplied by their scores where the search is score weighted; those of the query and
-    of its context never are (SeqNet switches the weighting off for the frames of the queries).
+    Features of the gallery are multiplied by their scores if the search is score weighted; those of the query and its
+    context never are (SeqNet disables the weighting for the frames of the queries).
 
     Args:
-        problem: the context persons are all detections of the query's frame, in stored order, whatever their score.
-        index: the gallery.
+        problem: search problem; context persons are all detections of the query's frame, in stored order, of any score.
+        index: detections to search.
         settings: k1 and k2.
     """
 
@@ -61,7 +61,7 @@ class ContextRescorer:
         self._offset = offsets_of(np.bincount(problem.det_frame, minlength=len(problem.frame_name)))
 
     def __call__(self, query: int, similarity: np.ndarray) -> np.ndarray:
-        """New similarities (K,) of one query from its similarities (K,), -inf outside its gallery."""
+        """New similarities (K,) of a query from its similarities (K,), which are -inf outside its gallery."""
         index, settings = self._index, self._settings
         best = highest(similarity, settings.k1)
         best = best[np.argsort(-similarity[best], kind="stable")][: settings.k1]
@@ -71,7 +71,7 @@ class ContextRescorer:
             seen = slice(index.start[frame], index.start[frame] + index.count[frame])
             weight = persons @ index.feature[seen].T
             person, detection = linear_sum_assignment(weight, maximize=True)
-            if person[0] == 0:  # persons come back in rising order
+            if person[0] == 0:  # persons are returned in ascending order
                 rescored[index.start[frame] + detection[0]] = weight[person, detection].max()
         return rescored
 
@@ -90,17 +90,17 @@ class ContextRescorer:
 
 @dataclass(frozen=True)
 class Reranking:
-    """Settings of the re-ranking.
+    """Settings of re-ranking.
 
     Attributes:
-        k1: neighbours of the k-reciprocal encoding.
-        k2: neighbours of the local query expansion; 1 leaves it out.
-        original_weight: share of the original distance in the final one (lambda of the paper), 0 to 1.
-        shortlist: so many best detections of a query are re-ranked, the others follow in their old order. Every
-            query gets its own neighbour graph, over its own gallery alone, whose size this bounds.
+        k1: number of neighbours of the k-reciprocal encoding.
+        k2: number of neighbours of the local query expansion; 1 for none.
+        original_weight: weight of the original distance in the final one (lambda of the paper), 0 to 1.
+        shortlist: number of best detections of a query to re-rank; the others follow in their original order. Every
+            query has its own neighbour graph, over its own gallery, whose size this limits.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of range.
     """
 
     k1: int = 20
@@ -119,8 +119,8 @@ def k_reciprocal_distance(feature: np.ndarray, settings: Reranking) -> np.ndarra
     """Distances of the first feature to all others after k-reciprocal re-ranking.
 
     Args:
-        feature: (n, d) floating point; the first row is the query's, the others are the gallery's.
-        settings: `shortlist` plays no part.
+        feature: (n, d) floating point; the query's first, then those of the gallery.
+        settings: settings, of which `shortlist` is ignored.
 
     Returns:
         (n - 1,) in 0..1.
@@ -128,13 +128,13 @@ def k_reciprocal_distance(feature: np.ndarray, settings: Reranking) -> np.ndarra
     distance, rank = _neighbours(feature, max(settings.k1 + 1, settings.k2))
     reciprocal = _reciprocal(rank, settings.k1)
     near = _reciprocal(rank, int(np.around(settings.k1 / 2)))
-    # A neighbour brings its own nearer neighbours along if more than two thirds of them are there already.
+    # A neighbour adds its own closer neighbours if more than two thirds of them are included already.
     as_float = near.astype(feature.dtype)
     trusted = reciprocal & (3 * (reciprocal.astype(feature.dtype) @ as_float.T) > 2 * near.sum(axis=1))
     expanded = reciprocal | (trusted.astype(feature.dtype) @ as_float > 0)
     encoding = np.exp(-distance) * expanded
     encoding /= encoding.sum(axis=1, keepdims=True)
-    # Where the query's encoding is 0 nothing is shared with it.
+    # Columns where the query's encoding is 0 share nothing with it.
     shared_with = encoding[rank[0, : settings.k2]].any(axis=0)
     encoding = encoding[:, shared_with][rank[:, : settings.k2]].mean(axis=1)
     shared_mass = np.minimum(encoding[0], encoding).sum(axis=1)
@@ -143,14 +143,14 @@ def k_reciprocal_distance(feature: np.ndarray, settings: Reranking) -> np.ndarra
 
 
 class KReciprocalRescorer:
-    """Puts the re-ranked shortlist before all other detections of a query's gallery.
+    """Rescoring that ranks the re-ranked shortlist before all other detections of a query's gallery.
 
-    The similarity of a re-ranked detection is 1 - distance, times its score where the search is score weighted; the
-    neighbour graph is built from unweighted features. All others keep their order, at similarities of -1 and less.
+    The similarity of a re-ranked detection is 1 - distance, times its score if the search is score weighted; the
+    neighbour graph uses unweighted features. All others keep their order, at similarities of -1 and below.
 
     Args:
-        problem: gives the features.
-        index: the gallery.
+        problem: search problem with the features.
+        index: detections to search.
         settings: see `Reranking`.
         score_weighted: whether similarities are multiplied by the detection score.
     """
@@ -161,7 +161,7 @@ class KReciprocalRescorer:
         self._problem, self._index, self._settings, self._weighted = problem, index, settings, score_weighted
 
     def __call__(self, query: int, similarity: np.ndarray) -> np.ndarray:
-        """New similarities (K,) of one query from its similarities (K,), -inf outside its gallery."""
+        """New similarities (K,) of a query from its similarities (K,), which are -inf outside its gallery."""
         best = highest(similarity, self._settings.shortlist)
         rescored = similarity.copy()
         rescored[best] = -np.inf
@@ -177,9 +177,9 @@ class KReciprocalRescorer:
 
 
 def _neighbours(feature: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared Euclidean distances (n, n), each row divided by its greatest, and the nearest (n, <= count) of each row.
+    """Squared Euclidean distances (n, n), each row divided by its maximum, and the nearest (n, <= count) of each row.
 
-    Everybody is its own nearest.
+    Every row is its own nearest neighbour.
     """
     count = min(count, len(feature))
     square = (feature * feature).sum(axis=1)
@@ -193,7 +193,7 @@ def _neighbours(feature: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _reciprocal(rank: np.ndarray, k: int) -> np.ndarray:
-    """(n, n) bool: whether i and j are among the k + 1 nearest of one another."""
+    """Mask (n, n) bool of pairs that are among the k + 1 nearest of each other."""
     nearest = np.zeros((len(rank), len(rank)), bool)
     np.put_along_axis(nearest, rank[:, : k + 1], True, axis=1)
     return nearest & nearest.T

@@ -15,7 +15,7 @@ from ..errors import DatasetError
 from ..io import read_arrays, replacing, write_arrays
 from .problem import UNLABELLED, Galleries, SearchProblem, own_frame_galleries, with_galleries
 
-# Array of a problem -> key in the file.
+# Keys in the file by array of a problem.
 _KEYS = {
     "det_frame": "det_frame",
     "det_box": "det_box",
@@ -36,7 +36,7 @@ _OPTIONAL = ("frame_offset", "frame", "excluded_frame")
 
 
 def save_problem(problem: SearchProblem, path: str | os.PathLike[str]) -> None:
-    """Writes `problem` as an npz file, atomically; `load_problem` reads it back.
+    """Writes a search problem as an npz file, atomically; `load_problem` reads it.
 
     Raises:
         DatasetError: the file cannot be written.
@@ -55,15 +55,15 @@ def save_problem(problem: SearchProblem, path: str | os.PathLike[str]) -> None:
 
 
 def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
-    """Reads a search problem from an npz file.
+    """Search problem from an npz file.
 
-    Two more layouts than that of `save_problem` are known: the same without galleries, which then are all frames but
-    the query's own ("all_cameras", and "cross_camera" where there is `frame_camera`), and CUHK-SYSU's, with
-    `image_name`, `det_image` and `query_name` in place of `frame_name`, `det_frame` and `query_frame` and without
-    annotations, whose galleries have to be added (`with_galleries`).
+    Two more layouts than that of `save_problem` are supported: the same without galleries, which then are all frames
+    but the query's own ("all_cameras" and, with `frame_camera`, "cross_camera"), and CUHK-SYSU's, with `image_name`,
+    `det_image` and `query_name` instead of `frame_name`, `det_frame` and `query_frame` and without annotations, whose
+    galleries must be added (`with_galleries`).
 
     Raises:
-        DatasetError: the file is missing, not an npz file, lacks an array or holds one that does not fit.
+        DatasetError: the file is missing, not an npz file, or lacks an array or has one that does not fit.
     """
     arrays = read_arrays(path, "a search problem")
     if "image_name" in arrays:
@@ -74,7 +74,7 @@ def load_problem(path: str | os.PathLike[str]) -> SearchProblem:
     values: dict[str, Any] = {name: arrays[key] for name, key in _KEYS.items()}
     values["frame_name"] = tuple(values["frame_name"].tolist())
     for name in ("det_frame", "gt_frame", "query_frame", "gt_person_id", "query_person_id"):
-        if values[name].dtype.kind in "iu":  # others are refused by the problem
+        if values[name].dtype.kind in "iu":  # others are rejected by the problem
             values[name] = values[name].astype(np.int64, copy=False)
     try:
         problem = SearchProblem(**values, frame_camera=arrays.get("frame_camera"))
@@ -98,10 +98,10 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads a JSON file of an evaluation.
+    """Content of a JSON file of an evaluation.
 
     Raises:
-        DatasetError: the file is missing or is no JSON.
+        DatasetError: the file is missing or not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _gallery_arrays(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
-    """Field of `Galleries` -> array, None where a gallery has none of the optional ones."""
+    """Arrays by field of `Galleries`; None for missing optional ones."""
     required = [part for part in _GALLERY_FIELDS if part not in _OPTIONAL]
     found: dict[str, Any] = {part: arrays[f"gallery.{name}.{part}"] for part in required}
     return found | {part: arrays.get(f"gallery.{name}.{part}") for part in _OPTIONAL}

@@ -13,7 +13,7 @@ from torch import Tensor
 _PRIOR_ROWS = 16
 
 
-def centre_cameras(features: Tensor, cameras: NDArray) -> Tensor:
+def centre_cameras(features: Tensor, cameras: NDArray[np.int64]) -> Tensor:
     """Features with the mean of every camera shifted to the overall mean.
 
     Light, colour and viewpoint of a camera shift all of its features alike. Rows of one camera are therefore closer to
@@ -73,7 +73,7 @@ def dbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray
     return labels
 
 
-def number_by_first_row(labels: NDArray) -> NDArray[np.int64]:
+def number_by_first_row(labels: NDArray[np.generic]) -> NDArray[np.int64]:
     """Labels (N,) renumbered 0, 1, .. in order of first occurrence."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)

@@ -36,7 +36,7 @@ _SLACK = 1e-5
 
 
 def jaccard_distance(
-    features: Tensor | NDArray,
+    features: Tensor | NDArray[np.floating],
     k1: int = 30,
     k2: int = 6,
     *,
@@ -65,7 +65,7 @@ def jaccard_distance(
     return distance_of_codes(codes_of_ranks(features, ranks, k1, k2), max_distance, progress)
 
 
-def as_features(features: Tensor | NDArray) -> Tensor:
+def as_features(features: Tensor | NDArray[np.floating]) -> Tensor:
     """Features (N, d) as a detached float32 tensor on their device.
 
     Raises:
@@ -128,7 +128,7 @@ def _symmetric(count: int, first: Tensor, second: Tensor, mass: Tensor) -> spars
     return matrix
 
 
-def _keep(matrix: sparse.csr_matrix, kept: NDArray) -> sparse.csr_matrix:
+def _keep(matrix: sparse.csr_matrix, kept: NDArray[np.bool_]) -> sparse.csr_matrix:
     """Selected entries of a CSR matrix, explicit zeros included."""
     before = np.concatenate([[0], np.cumsum(kept)]).astype(matrix.indptr.dtype)
     arrays = (matrix.data[kept], matrix.indices[kept], before[matrix.indptr])

@@ -175,7 +175,7 @@ _LEAST_RADIUS = 1e-6
 _UNIT_TOLERANCE = 1e-5
 
 
-def invalid_rows(features: Tensor | NDArray) -> NDArray[np.int64]:
+def invalid_rows(features: Tensor | NDArray[np.floating]) -> NDArray[np.int64]:
     """Rows of features (N, d) that cannot be clustered: those with NaN or infinite values, and zero rows."""
     features = torch.as_tensor(features).detach()
     valid = features.isfinite().all(1) & (features != 0).any(1)
@@ -256,7 +256,10 @@ class SelfPacedDBSCAN:
 
     @torch.no_grad()
     def fit(
-        self, features: Tensor | NDArray, image_ids: ArrayLike | Tensor, camera_ids: ArrayLike | Tensor | None = None
+        self,
+        features: Tensor | NDArray[np.floating],
+        image_ids: ArrayLike | Tensor,
+        camera_ids: ArrayLike | Tensor | None = None,
     ) -> Labels:
         """Cluster labels of bank rows.
 
@@ -281,7 +284,9 @@ class SelfPacedDBSCAN:
         zero = invalid_rows(features)
         valid = np.setdiff1d(np.arange(len(features)), zero)
         if len(valid):
-            cameras = None if camera_ids is None else _as_array(camera_ids, len(features), "camera_ids")[valid]
+            cameras = None
+            if camera_ids is not None:
+                cameras = _as_array(camera_ids, len(features), "camera_ids")[valid].astype(np.int64)
             labels[valid] = self._fit_valid(
                 features[torch.from_numpy(valid).to(features.device)], images[valid], cameras
             )
@@ -297,7 +302,7 @@ class SelfPacedDBSCAN:
             raise ValueError(f"{len(labels)} features, but the last fit had {len(previous)}: use a new clusterer")
         return keep_confirmed(labels, previous)
 
-    def _fit_valid(self, features: Tensor, images: NDArray[np.int64], cameras: NDArray | None) -> Labels:
+    def _fit_valid(self, features: Tensor, images: NDArray[np.int64], cameras: NDArray[np.int64] | None) -> Labels:
         """Labels of rows that are finite and nonzero."""
         features = _unit_rows(features)
         if cameras is not None:
@@ -376,7 +381,7 @@ def _unit_rows(features: Tensor) -> Tensor:
     return features if bool(((norm - 1).abs() <= _UNIT_TOLERANCE).all()) else features / norm
 
 
-def _as_array(values: ArrayLike | Tensor, count: int, name: str) -> NDArray:
+def _as_array(values: ArrayLike | Tensor, count: int, name: str) -> NDArray[np.generic]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.shape != (count,):
         raise ValueError(f"{name} has shape {array.shape}, expected ({count},): one for each feature row")

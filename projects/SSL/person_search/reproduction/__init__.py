@@ -1,4 +1,4 @@
-"""The paper's tables, figures and sensitivity: plans trainings, runs them, and lays out what came of them.
+"""Tables, figures and parameter sweeps of the paper: plans trainings, runs them, and formats the results.
 
-May import all folders but `search` and `synthetic`. The programs alone import it.
+May import all folders but `search` and `synthetic`. Imported by the programs only.
 """

@@ -1,4 +1,4 @@
-"""What tools/reproduce.py does: a table or a sweep from plan to files."""
+"""Commands of tools/reproduce.py: a table or a sweep, from plan to files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every table and sweep of a call has in common.
+    """Common settings of all trainings of a call.
 
     Attributes:
         base: config of the dataset, see `base_config`.
-        output: folder of the rows and of the tables.
+        output: folder of the rows and tables.
         configs: folder of the config files.
         script: train_net.py.
-        seeds: trainings of each row.
-        jobs: trainings side by side.
-        command: the call, to stand beside the figures that it made.
+        seeds: number of trainings per row.
+        jobs: number of parallel trainings.
+        command: the call, to be printed beside the results.
     """
 
     base: CfgNode
@@ -51,12 +51,12 @@ def make_table(number: str, setting: Setting, say: Say = print) -> bool:
     """Trains the rows of a table of the paper and writes table<number>.md and .csv into the output folder.
 
     Returns:
-        whether every row has been trained with every seed. The files are there in any case.
+        whether every row has been trained with every seed. The files are written in any case.
 
     Raises:
-        ConfigError: a row's config does not exist, does not fit or cannot be trained, its weights are not there or the
-            output folder cannot be written; nothing was trained then.
-        DatasetError: the data cannot be read; nothing was trained then.
+        ConfigError: a row's config is missing, invalid or cannot be trained, its weights are missing, or the output
+            folder cannot be written; raised before any training.
+        DatasetError: the data cannot be read; raised before any training.
     """
     title, rows = TABLES[number]
     runs = _plan(rows, setting)
@@ -76,7 +76,7 @@ def make_sweep(words: Sequence[str], setting: Setting, say: Say = print) -> bool
     Args:
         words: see `sweep_points`.
         setting: see `Setting`.
-        say: takes a line for the user.
+        say: prints a line.
 
     Returns:
         whether every point has been trained with every seed.
@@ -131,12 +131,12 @@ def _check_output(output: Path) -> None:
 def _check_weights(weights: str) -> None:
     if weights and "://" not in weights and not Path(weights).is_file():
         raise ConfigError(
-            f"MODEL.WEIGHTS {weights} does not exist, and every row starts from it: train or fetch it first"
+            f"MODEL.WEIGHTS {weights} does not exist, and every row starts from it: train or download it first"
         )
 
 
 def _read_data(cfg: CfgNode) -> None:
-    """Reads the annotations (and renders synthetic scenes), so that what is missing is told once, not by each row."""
+    """Reads the annotations (and renders synthetic scenes), so that errors are reported once, not by each row."""
     load_training_set(cfg.DATASETS.TRAIN, cfg.INPUT.PERSON_MASKS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     registered_records(cfg.DATASETS.TEST[0])
 

@@ -1,4 +1,4 @@
-"""Finished trainings that a figure compares, and what the figures have in common."""
+"""Finished trainings to compare in a figure, and common parts of the figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from ..report.palette import BLUE, GREEN, PURPLE, VERMILION
 from .rows import SSL, TABLES
 from .runs import RESULT
 
-# Colour, dashes and marker of each run, so that grey prints can be read.
-STYLES = (
+Style = tuple[str, "str | tuple[int, tuple[int, ...]]", str]
+"""Colour, dashes and marker of a run."""
+# Distinguishable in grey prints too.
+STYLES: tuple[Style, ...] = (
     (BLUE, "-", "o"),
     (VERMILION, "--", "s"),
     (GREEN, "-.", "^"),
@@ -46,7 +48,7 @@ def save_both(figure: Figure, stem: Path) -> list[Path]:
 
 
 def tidy(axes: Axes) -> None:
-    """A light grid behind the data, no frame above and to the right, tick labels that can be read."""
+    """Styles axes with a light grid behind the data, no frame at the top and right, and readable tick labels."""
     axes.grid(True, color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -61,7 +63,7 @@ class Compared:
     """Trainings of one kind.
 
     Attributes:
-        title: in the legend.
+        title: title in the legend.
         folders: OUTPUT_DIR of each seed.
     """
 
@@ -69,23 +71,23 @@ class Compared:
     folders: tuple[Path, ...]
 
     def config(self) -> CfgNode:
-        """Config of the first training; registers its own datasets."""
+        """Config of the first training; registers its custom datasets."""
         return config_of_run(self.folders[0])
 
 
 def find_compared(output: Path, names: Sequence[str], default: Sequence[str]) -> list[Compared]:
-    """The trainings to compare.
+    """Trainings to compare.
 
     Args:
         output: folder of the rows of tables.
-        names: names of rows below `output`, or "TITLE=FOLDER" with the OUTPUT_DIR of a training; none: `default`.
-        default: names of rows; those that are not there are left out.
+        names: names of rows below `output`, or "TITLE=FOLDER" with the OUTPUT_DIR of a training; () for `default`.
+        default: names of rows; missing ones are skipped.
 
     Returns:
-        Of a row the seeds that are finished (result.json), of a folder whatever stands there.
+        For a row the finished seeds (with result.json), for a folder the folder as it is.
 
     Raises:
-        ConfigError: there is no such row or folder, nothing at all to compare, or two have one title.
+        ConfigError: there is no such row or folder, nothing to compare, or two have the same title.
     """
     found = []
     for name in names or default:
@@ -100,17 +102,17 @@ def find_compared(output: Path, names: Sequence[str], default: Sequence[str]) ->
         elif names:
             missing = Path(place) / "config.yaml" if named else output / name / "seed_*" / RESULT
             raise ConfigError(
-                f"--runs {name}: {missing} is missing; name a row whose training below --output has ended, or "
+                f"--runs {name}: {missing} is missing; name a row below --output whose training has finished, or "
                 "TITLE=FOLDER with the output folder of a training"
             )
     titles = [one.title for one in found]
     if len(set(titles)) < len(titles):
         raise ConfigError(
-            f"--runs: two trainings have one title among {', '.join(titles)}; give each its own, TITLE=FOLDER"
+            f"--runs: two trainings have the same title among {', '.join(titles)}; give each its own, TITLE=FOLDER"
         )
     if not found:
         raise ConfigError(
-            f"{output} holds none of the rows {', '.join(default)}, finished: train --table 1 first, or give --runs"
+            f"{output} has no finished row of {', '.join(default)}: train --table 1 first, or give --runs"
         )
     return found
 
@@ -121,7 +123,7 @@ def evaluated_set(cfg: CfgNode) -> str:
 
 
 def stored_problem(folder: Path, cfg: CfgNode) -> SearchProblem:
-    """The searched features and boxes of a training's last evaluation.
+    """Search problem of a training's last evaluation.
 
     Raises:
         DatasetError: the file is missing or damaged.
@@ -129,12 +131,12 @@ def stored_problem(folder: Path, cfg: CfgNode) -> SearchProblem:
     file = folder / "inference" / evaluated_set(cfg) / "problem.npz"
     if not file.is_file():
         raise DatasetError(
-            f"{file} is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM True, as tools/reproduce.py trains"
+            f"{file} is missing: evaluate with TEST.PERSON_SEARCH.SAVE_PROBLEM True, as in tools/reproduce.py"
         )
     return load_problem(file)
 
 
 def search_options(cfg: CfgNode) -> SearchOptions:
-    """How a training's config compares features."""
+    """Search options of a training's config."""
     keys = cfg.TEST.PERSON_SEARCH
     return SearchOptions(keys.SCORE_THRESHOLD, keys.SCORE_WEIGHTED)

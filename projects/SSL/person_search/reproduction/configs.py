@@ -1,4 +1,4 @@
-"""Effective configs: that of a dataset, with the keys of a row on top."""
+"""Effective configs: the config of a dataset with the keys of a row."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FALLBACK = "Base-SSL-R50-C4.yaml"
 
 
 def dataset_config_file(dataset: str, configs: Path) -> Path:
-    """The config that a dataset is trained with: configs/<dataset>.yaml where there is one.
+    """Config file of a dataset: configs/<dataset>.yaml if it exists.
 
     Args:
-        dataset: as in "prw", "synthetic_demo" (which takes synthetic.yaml), or the prefix of a set of one's own.
+        dataset: name such as "prw" or "synthetic_demo" (which uses synthetic.yaml), or prefix of a custom dataset.
         configs: folder of the config files.
     """
     own = configs / f"{dataset}.yaml"
@@ -45,18 +45,18 @@ def base_config(
     epochs: int = 0,
     options: Sequence[str] = (),
 ) -> CfgNode:
-    """The config of a dataset, which every row starts from; registers its own sets (DATASETS.CUSTOM).
+    """Config of a dataset that all rows start from. Registers its custom datasets (DATASETS.CUSTOM).
 
     Args:
         configs: folder of the config files.
         dataset: prefix of <dataset>_train and <dataset>_test, or name of a config file there.
-        config_file: a config to use instead of the dataset's.
-        train, test: names of the sets, where they differ from those.
-        epochs: length of the training, steps of the learning rate moved in proportion; 0: as the config has it.
+        config_file: config to use instead of the dataset's.
+        train, test: names of the datasets, if different.
+        epochs: length of the training, with the steps of the learning rate scaled in proportion; 0 for the config's.
         options: KEY VALUE KEY VALUE ...
 
     Raises:
-        ConfigError: a key or value is wrong, a set is not registered, or there is not exactly one test set.
+        ConfigError: a key or value is invalid, a dataset is not registered, or there is not exactly one test set.
     """
     cfg = get_cfg()
     add_ssl_config(cfg)
@@ -73,7 +73,7 @@ def base_config(
         _set_epochs(cfg, epochs)
     register_custom(cfg.DATASETS.CUSTOM)
     _check_datasets(cfg)
-    # Features and boxes of the evaluation are kept, since figures 6 and 7 are drawn from them.
+    # Keep features and boxes of the evaluation for figures 6 and 7.
     cfg.TEST.PERSON_SEARCH.SAVE_PROBLEM = True
     cfg.freeze()
     return cfg
@@ -82,14 +82,14 @@ def base_config(
 def _set_epochs(cfg: CfgNode, epochs: int) -> None:
     solver = cfg.SOLVER
     if solver.MAX_ITER > 0:
-        raise ConfigError(f"--epochs {epochs} and SOLVER.MAX_ITER {solver.MAX_ITER} are both given: leave one out")
+        raise ConfigError(f"--epochs {epochs} and SOLVER.MAX_ITER {solver.MAX_ITER} are both given: remove one")
     solver.STEP_EPOCHS = tuple(round(step * epochs / solver.MAX_EPOCH, 3) for step in solver.STEP_EPOCHS)
     solver.MAX_EPOCH = epochs
 
 
 def _check_datasets(cfg: CfgNode) -> None:
     if len(cfg.DATASETS.TEST) != 1:
-        raise ConfigError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: a table is made of exactly one test set")
+        raise ConfigError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: a table needs exactly one test set")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name not in DatasetCatalog:
             raise ConfigError(
@@ -99,16 +99,16 @@ def _check_datasets(cfg: CfgNode) -> None:
 
 
 def own_keys(file: Path) -> dict[str, Any]:
-    """What a config file sets itself, without its dataset and output folder.
+    """Keys set by a config file itself, without its dataset and output folder.
 
-    A file that is based on another one of the same folder has that one's keys too; beyond the folder stand the configs
-    of datasets, in whose place a row is put on another one.
+    Keys of base files in the same folder are included; base files elsewhere are the configs of datasets, which a row
+    replaces by another.
 
     Args:
-        file: a YAML file.
+        file: YAML file.
 
     Raises:
-        ConfigError: there is no such file, or it is not YAML.
+        ConfigError: the file does not exist, or is not YAML.
     """
     try:
         keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -133,17 +133,17 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_config(base: CfgNode, row: Row, seed: int, folder: Path, configs: Path) -> CfgNode:
-    """The effective config of one training.
+    """Effective config of a training.
 
     Args:
         base: see `base_config`.
-        row: what is different.
+        row: row with the differences.
         seed: SEED, 0 or more.
         folder: OUTPUT_DIR.
         configs: folder that the row's config file is relative to.
 
     Raises:
-        ConfigError: the row's config file does not exist or sets a key that does not.
+        ConfigError: the row's config file does not exist or sets an unknown key.
     """
     cfg = base.clone()
     cfg.defrost()
@@ -159,7 +159,7 @@ def row_config(base: CfgNode, row: Row, seed: int, folder: Path, configs: Path) 
 
 
 def config_digest(cfg: CfgNode) -> str:
-    """16 hexadecimal digits that differ wherever a key does; where the output goes is left out."""
+    """Digest of a config, 16 hexadecimal digits, without its output folder."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = ""
@@ -167,7 +167,7 @@ def config_digest(cfg: CfgNode) -> str:
 
 
 def differing_keys(base: CfgNode, cfg: CfgNode) -> dict[str, Any]:
-    """Keys whose values differ from the base config's, apart from SEED and OUTPUT_DIR."""
+    """Keys with other values than the base config's, except SEED and OUTPUT_DIR."""
     before, after = _flat(base), _flat(cfg)
     return {k: v for k, v in after.items() if k not in ("SEED", "OUTPUT_DIR") and (k not in before or before[k] != v)}
 

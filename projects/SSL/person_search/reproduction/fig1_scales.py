@@ -1,4 +1,4 @@
-"""Figure 1: how different the sizes are at which one person is seen."""
+"""Figure 1: range of the sizes at which each person is seen."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..report.palette import BLUE, GREY, VERMILION
 from .compared import save_both, tidy
 
 SMALL, LARGE = 3600, 45300
-"""Pixels of a box's area: below the first a person counts as small, above the second as large (paper, t-SNE figure)."""
+"""Areas in pixels: below the first a person is small, above the second large (paper, t-SNE figure)."""
 
 
 def areas_by_identity(records: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
-    """Box areas of every identity that is seen twice or more.
+    """Box areas of every identity that is seen at least twice.
 
     Args:
-        records: of a dataset, boxes in XYXY_ABS.
+        records: dataset records, with boxes in XYXY_ABS.
 
     Returns:
-        identity -> (n,) float64 areas in pixels of the original frame, rising; persons without identity are left out.
+        (n,) float64 areas in pixels of the original frame, ascending, by identity; unlabelled persons are ignored.
     """
     areas: dict[int, list[float]] = {}
     for record in records:
@@ -38,13 +38,13 @@ def areas_by_identity(records: Sequence[Mapping[str, Any]]) -> dict[int, np.ndar
 
 
 def scale_figure(datasets: Mapping[str, Mapping[int, np.ndarray]]) -> Figure:
-    """For each dataset the range of box areas of every identity, and how many times the largest is the smallest.
+    """Range of the box areas of every identity, and ratio of the largest to the smallest, for each dataset.
 
     Args:
-        datasets: name -> areas of its identities, see `areas_by_identity`.
+        datasets: areas of the identities by name, see `areas_by_identity`.
 
     Raises:
-        DatasetError: nobody is seen twice in one of them.
+        DatasetError: nobody is seen twice in a dataset.
     """
     figure = Figure(figsize=(11, 0.7 + 3.6 * len(datasets)), layout="constrained")
     axes = figure.subplots(len(datasets), 2, width_ratios=(1.7, 1), squeeze=False)

@@ -1,4 +1,4 @@
-"""Figure 4: precision and recall of the pseudo labels over the epochs, several trainings compared."""
+"""Figure 4: precision and recall of the pseudo labels over the epochs, for several trainings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import DatasetError
 from ..report.training_curves import Series, iterations_per_epoch
-from .compared import STYLES, save_both, tidy
+from .compared import STYLES, Style, save_both, tidy
 
 _PANELS = {
     "cluster_precision": "cluster labels: precision",
@@ -23,13 +23,13 @@ _PANELS = {
 
 
 def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and sample standard deviation of one metric over trainings, at the iterations that all of them logged.
+    """Mean and sample standard deviation of a metric over trainings, at the iterations logged by all.
 
     Args:
         series: iterations and values of each training.
 
     Returns:
-        iterations (n,) int64, means (n,) and deviations (n,) float64; these are 0 for a single training.
+        iterations (n,) int64, means (n,) and deviations (n,) float64; deviations are 0 for a single training.
     """
     common = series[0][0]
     for iterations, _ in series[1:]:
@@ -42,14 +42,14 @@ def over_seeds(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.nda
 def label_figure(
     runs: Mapping[str, Sequence[Mapping[str, Series]]], periods: Mapping[str, int] | None = None
 ) -> Figure:
-    """Four panels, a line for each kind of training: the mean over its seeds, the deviation as a band.
+    """Four panels with a line for each kind of training: the mean over its seeds, and a band for the deviation.
 
     Args:
-        runs: title -> metrics of each seed, see `read_metrics`.
-        periods: title -> epochs from one clustering to the next (SSL.CLUSTERING.PERIOD), 1 where there is none.
+        runs: metrics of each seed by title, see `read_metrics`.
+        periods: epochs between clusterings (SSL.CLUSTERING.PERIOD) by title; 1 if missing.
 
     Raises:
-        DatasetError: none has logged precision and recall, which needs known identities.
+        DatasetError: no training has logged precision and recall, which needs known identities.
     """
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
@@ -64,9 +64,8 @@ def label_figure(
         tidy(panel)
     if not drawn:
         raise DatasetError(
-            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: "
-            "the training set needs identities, "
-            "and the method pseudo labels"
+            f"no precision or recall of pseudo labels in the metrics of {', '.join(runs)}: the training set needs "
+            "identities, and the method pseudo labels"
         )
     figure.supxlabel("epoch", fontsize=11)
     figure.supylabel("%", fontsize=11)
@@ -83,7 +82,7 @@ def draw_labels(
 
 
 def _draw(
-    axes: Axes, label: str, metrics: Sequence[Mapping[str, Series]], name: str, style: tuple, period: int
+    axes: Axes, label: str, metrics: Sequence[Mapping[str, Series]], name: str, style: Style, period: int
 ) -> bool:
     with_name = [one for one in metrics if name in one]
     if not with_name:

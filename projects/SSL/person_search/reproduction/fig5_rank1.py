@@ -1,4 +1,4 @@
-"""Figure 5: the first result of two trainings side by side, where they differ most."""
+"""Figure 5: first results of two trainings side by side, where they differ most."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def common_queries(first: Rows, second: Rows) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The queries that both trainings have, with what each found.
+    """Queries that both trainings have, with the results of each.
 
     Raises:
-        DatasetError: they have none in common.
+        DatasetError: there are none.
     """
 
-    def key(row: Mapping[str, Any]) -> tuple:
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return row["frame"], *row["box"]
 
     of_second = {key(row): row for row in second}
     both = [(row, of_second[key(row)]) for row in first if key(row) in of_second]
     if not both:
-        raise DatasetError("the two trainings have no query in common: evaluate both on the same dataset")
+        raise DatasetError("the two trainings have no queries in common: evaluate both on the same dataset")
     return both
 
 
 def choose_differing(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], count: int) -> list[int]:
-    """Queries to show, so that the picture favours neither training.
+    """Queries to show, chosen without favouring either training.
 
-    Of those where only the second one's first result is correct and of those where only the first one's is, as many
-    as their shares among the queries that differ; in each group those of the largest difference of AP. Where too few
-    differ, the rest are the queries whose AP differs most.
+    Queries for which only the first result of the second training is correct, and queries for which only that of the
+    first is, are chosen in proportion to their numbers, in each group by the largest difference of AP. If too few
+    differ, the rest are the queries with the largest difference of AP.
 
     Args:
         pairs: see `common_queries`.
-        count: how many.
+        count: number of queries.
 
     Returns:
         indices, those where the second is better first.
@@ -56,7 +56,7 @@ def choose_differing(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
     better = [i for i in order if correct[i, 1] and not correct[i, 0]]
     worse = [i for i in order if correct[i, 0] and not correct[i, 1]]
     differing = len(better) + len(worse)
-    # At least one of each group that exists, however rare it is.
+    # At least one of each group that is not empty, however small.
     share = round(count * len(better) / differing) if differing else 0
     share = int(np.clip(share, min(1, len(better)), count - min(1, len(worse))))
     chosen = better[:share] + worse[: count - min(share, len(better))]
@@ -65,12 +65,12 @@ def choose_differing(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def rank1_figure(runs: Mapping[str, Rows], read_frame: ReadFrame, count: int = _BLOCKS * _ROWS) -> Figure:
-    """Queries with the first result of each of two trainings, in blocks of three rows.
+    """Queries with the first results of two trainings, in blocks of three rows.
 
     Args:
-        runs: title -> queries, see `read_queries`; two of them.
-        read_frame: gives the frames.
-        count: queries to show.
+        runs: queries of two trainings by title, see `read_queries`.
+        read_frame: returns a frame.
+        count: number of queries to show.
     """
     (first, second), titles = runs.values(), list(runs)
     pairs = common_queries(first, second)

@@ -1,4 +1,4 @@
-"""Figure 6: mAP against the size of the gallery, on galleries of rising size."""
+"""Figure 6: mAP against the size of the gallery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZES = 6
 
 
 def searched_frames(problem: SearchProblem, galleries: Galleries, query: int) -> np.ndarray:
-    """Frames (n,) int64 that are searched for one query, rising."""
+    """Frames (n,) int64 to search for a query, ascending."""
     if galleries.frame is not None and galleries.frame_offset is not None:
         return np.unique(galleries.frame[galleries.frame_offset[query] : galleries.frame_offset[query + 1]])
     assert galleries.excluded_frame is not None  # as no frames are listed
@@ -33,21 +33,21 @@ def searched_frames(problem: SearchProblem, galleries: Galleries, query: int) ->
 def nested_galleries(
     problem: SearchProblem, sizes: Sequence[int] = (), targets: int = TARGETS, seed: int = 0
 ) -> tuple[SearchProblem, list[int]]:
-    """The problem with galleries of several sizes drawn from its main one.
+    """Search problem with galleries of several sizes, sampled from its main one.
 
-    A gallery holds at most `targets` frames that show the person, the same at every size, and otherwise frames that do
-    not; a larger one holds all of a smaller one. So from size to size nothing grows but the number of distractors.
+    A gallery has at most `targets` frames that show the person, the same at every size; the others do not show the
+    person. Larger galleries contain smaller ones, so only the number of distractors grows with the size.
 
     Args:
-        problem: with at least one gallery.
-        sizes: frames of a gallery; (): six from 2 x `targets` by equal ratios to what at least half of the queries
-            have.
-        targets: most frames with the person.
-        seed: of the draw.
+        problem: search problem with at least one gallery.
+        sizes: numbers of frames; () for six in a geometric progression from 2 x `targets` to the number that at least
+            half of the queries have.
+        targets: maximum number of frames with the person.
+        seed: seed of the sampling.
 
     Returns:
         The problem, with the queries that have a match and enough frames, and galleries named by their size; and the
-        sizes, rising.
+        sizes, ascending.
     """
     galleries = problem.galleries[problem.gallery_name()]
     generator = np.random.default_rng(seed)
@@ -75,16 +75,16 @@ def nested_galleries(
 
 
 def has_sizes(problem: SearchProblem) -> bool:
-    """Whether the protocol itself has galleries of several sizes, named by their number of frames (CUHK-SYSU)."""
+    """Whether the protocol has galleries of several sizes, named by their number of frames (CUHK-SYSU)."""
     return sum(name.isdecimal() for name in problem.galleries) > 1
 
 
 def map_by_size(problem: SearchProblem, options: SearchOptions) -> dict[int, float]:
-    """mAP (percent) at each gallery size, rising.
+    """mAP in percent at each gallery size, ascending.
 
     Args:
-        problem: where it `has_sizes` those are searched, otherwise galleries are drawn from the main one.
-        options: how features are compared.
+        problem: search problem; galleries are sampled from the main one unless it `has_sizes`.
+        options: search options.
     """
     if has_sizes(problem):
         problem = with_galleries(problem, {name: g for name, g in problem.galleries.items() if name.isdecimal()})
@@ -116,8 +116,8 @@ def gallery_figure(runs: Mapping[str, Sequence[Mapping[int, float]]], title: str
     """A line for each kind of training: mean mAP over its seeds at each gallery size, with the sample deviation.
 
     Args:
-        runs: title -> for each seed, size -> mAP in percent; all of one data set.
-        title: above the figure.
+        runs: mAP in percent by size for each seed, by title; all on one dataset.
+        title: title of the figure.
     """
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -127,7 +127,7 @@ def gallery_figure(runs: Mapping[str, Sequence[Mapping[int, float]]], title: str
         common = sorted(set.intersection(*(set(one) for one in seeds)))
         values = np.array([[one[size] for size in common] for one in seeds])
         deviation = values.std(axis=0, ddof=1) if len(seeds) > 1 else None
-        # A little beside each other, so that the bars of two trainings do not lie upon each other.
+        # Slightly shifted, so that error bars of different trainings do not overlap.
         place = np.array(common) * 1.012 ** (number - (len(runs) - 1) / 2)
         axes.errorbar(place, values.mean(axis=0), deviation, color=color, linestyle=dashes, marker=marker,
                       markersize=6, linewidth=1.8, capsize=3, label=label)  # fmt: skip

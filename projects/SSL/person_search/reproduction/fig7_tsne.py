@@ -1,4 +1,4 @@
-"""Figure 7: searched features of some identities in the plane, by t-SNE (van der Maaten and Hinton, 2008)."""
+"""Figure 7: t-SNE of the features of some identities (van der Maaten and Hinton, 2008)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .compared import save_both
 from .fig1_scales import LARGE, SMALL
 
 IDENTITIES = 10
-_MOST_BOXES = 60  # of an identity; more would hide each other
+_MOST_BOXES = 60  # per identity; more would hide each other
 _LEAST_IOU = 0.5
 _SIZES = {"small, below 3,600 pixels": "o", "medium": "x", "large, above 45,300 pixels": "s"}
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features of n detections whose person is known.
+    """Features of n detections of known persons.
 
     Attributes:
         feature: (n, d) of unit length.
@@ -45,11 +45,11 @@ class LabelledFeatures:
 
 
 def labelled_features(problem: SearchProblem, score_threshold: float = 0.5) -> LabelledFeatures:
-    """The detections that show a known person: for each annotated box the one that overlaps it most, by half at least.
+    """Detections of known persons: for each annotated box, the one with the highest IoU, at least 0.5.
 
     Args:
-        problem: a stored search problem.
-        score_threshold: detections below it are left out.
+        problem: search problem.
+        score_threshold: minimum score.
     """
     order = np.argsort(problem.det_frame, kind="stable")
     order = order[problem.det_score[order] >= score_threshold]
@@ -69,12 +69,12 @@ def labelled_features(problem: SearchProblem, score_threshold: float = 0.5) -> L
 
 
 def choose_identities(person: np.ndarray, area: np.ndarray, count: int = IDENTITIES) -> list[int]:
-    """Identities whose sizes differ most (largest area to smallest) among those with enough boxes, by rising number.
+    """Identities with the largest ratio of sizes (largest to smallest area) among those with enough boxes, ascending.
 
     Args:
         person: (n,) identity of each box.
         area: (n,) pixels.
-        count: at most this many.
+        count: maximum number of identities.
     """
     numbers, boxes = np.unique(person, return_counts=True)
     enough = numbers[boxes >= min(5, boxes.max(initial=0))].tolist()
@@ -83,19 +83,20 @@ def choose_identities(person: np.ndarray, area: np.ndarray, count: int = IDENTIT
 
 
 def embed(feature: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Places features (n, d) in the plane, (n, 2) float32, by t-SNE of their cosine distances."""
+    """Positions in the plane, (n, 2) float32, of features (n, d), by t-SNE of their cosine distances."""
     perplexity = float(np.clip(len(feature) / 6, 2, 30))
     return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(feature)
 
 
 def tsne_figure(runs: Mapping[str, LabelledFeatures], count: int = IDENTITIES) -> Figure:
-    """A panel for each training; colour and number are the identity, the marker is the size. The same persons in all.
+    """A panel for each training; colour and number show the identity, the marker shows the size. All show the same
+    persons.
 
-    The number stands at the median of an identity's boxes, from where a line goes to each of them.
+    The number is at the median of an identity's boxes, with a line to each of them.
 
     Args:
-        runs: title -> its features, all of one data set.
-        count: identities to draw.
+        runs: features by title, all of one dataset.
+        count: number of identities.
 
     Raises:
         DatasetError: a training has found fewer than eight boxes of these persons.
@@ -134,7 +135,7 @@ def _draw(axes: Axes, place: np.ndarray, person: np.ndarray, area: np.ndarray, c
         own = person == identity
         for which, marker in enumerate(_SIZES.values()):
             x, y = place[own & (size == which)].T
-            # Hollow, so that what lies below shows through.
+            # Hollow, so that overlaps are visible.
             face: dict[str, Any] = {} if marker == "x" else {"facecolors": "none"}
             axes.scatter(x, y, s=44, marker=marker, linewidths=1.5, color=color if marker == "x" else None,
                          edgecolors=None if marker == "x" else color, **face)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The figures of the paper, from finished trainings or from a dataset's annotations."""
+"""Figures of the paper, from finished trainings or from a dataset's annotations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TABLE_1 = ("baseline", "dml", "sl", "ssl")
 
 
 def draw_scale_distribution(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
-    """Figure 1: sizes of each person in the training set and in the test set; needs no training."""
+    """Figure 1: sizes of each person in training and test set; needs no training."""
     names = [*base.DATASETS.TRAIN, *base.DATASETS.TEST]
     return draw_scales({name: areas_by_identity(registered_records(name)) for name in names}, output)
 
@@ -53,7 +53,7 @@ def draw_rank1_results(base: CfgNode, output: Path, runs: Sequence[str] = ()) ->
 def draw_gallery_curves(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
     """Figure 6: mAP against the size of the gallery."""
     compared = _few(find_compared(output, runs, _TABLE_1))
-    title, curves = _common_test_set(compared), {}
+    title, curves, drawn = _common_test_set(compared), {}, False
     for one in compared:
         cfg = one.config()
         options = search_options(cfg)
@@ -66,7 +66,7 @@ def draw_gallery_curves(base: CfgNode, output: Path, runs: Sequence[str] = ()) -
 
 
 def draw_features(base: CfgNode, output: Path, runs: Sequence[str] = ()) -> list[Path]:
-    """Figure 7: the features of some persons in the plane, one panel for each training (its first seed)."""
+    """Figure 7: t-SNE of the features of some persons, with a panel for each training (its first seed)."""
     compared = find_compared(output, runs, _PAIR)
     _common_test_set(compared)
     features = {}
@@ -84,7 +84,7 @@ FIGURES: dict[str, Callable[[CfgNode, Path, Sequence[str]], list[Path]]] = {
     "6": draw_gallery_curves,
     "7": draw_features,
 }
-"""Number of a figure -> what draws it from a dataset's config, the output folder and --runs."""
+"""Functions that draw a figure from a dataset's config, the output folder and --runs, by number."""
 
 
 def _few(compared: Sequence[Compared]) -> Sequence[Compared]:
@@ -96,5 +96,5 @@ def _few(compared: Sequence[Compared]) -> Sequence[Compared]:
 def _common_test_set(compared: Sequence[Compared]) -> str:
     names = sorted({evaluated_set(one.config()) for one in compared})
     if len(names) > 1:
-        raise ConfigError(f"--runs: the trainings were evaluated on {', '.join(names)}; compare such of one dataset")
+        raise ConfigError(f"--runs: the trainings were evaluated on {', '.join(names)}; compare those of one dataset")
     return names[0]

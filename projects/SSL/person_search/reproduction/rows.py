@@ -1,4 +1,4 @@
-"""Rows of the paper's tables and of the sensitivity sweep, and the values that the papers report."""
+"""Rows of the paper's tables and of the parameter sweep, and the results in the papers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 
 class Published(NamedTuple):
-    """mAP and top-1 of one row as published, in percent."""
+    """mAP and top-1 of a row as published, in percent."""
 
     mAP: float
     top1: float
@@ -26,7 +26,7 @@ PRW_OWN = "PRW"
 CUHK_ARXIV = "CUHK-SYSU (arXiv text)"
 CUHK_OWN = "CUHK-SYSU"
 
-# Where "ICCV text" stands, the method differs as well: see ablations/iccv2023_prw.yaml. Its baseline is trained with
+# With "ICCV text", the method differs as well: see ablations/iccv2023_prw.yaml. Its baseline is trained with
 # multi-labels at the fixed threshold 0.7 instead of cluster labels, and its one scale is 154x58.
 PUBLISHED: dict[str, dict[str, dict[str, Published]]] = {
     "1": {
@@ -48,7 +48,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Published]]] = {
         "fixed_high": {PRW_ICCV: Published(27.4, 81.4)},
         "ssl": {PRW_ICCV: Published(33.9, 82.7)},
     },
-    # Each method's own paper, OIM as the later papers quote it.
+    # From the papers of the methods; OIM as quoted by later papers.
     "4": {
         "oim": {PRW_OWN: Published(21.3, 49.9), CUHK_OWN: Published(75.5, 78.7)},
         "nae": {PRW_OWN: Published(43.3, 80.9), CUHK_OWN: Published(91.5, 92.4)},
@@ -62,7 +62,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Published]]] = {
 
 
 Options = list[object]
-"""KEY, value, KEY, value, ... as `CfgNode.merge_from_list` takes them."""
+"""KEY, value, KEY, value, ... as for `CfgNode.merge_from_list`."""
 
 
 def _nothing(base: CfgNode) -> Options:
@@ -71,15 +71,15 @@ def _nothing(base: CfgNode) -> Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a training with some keys that differ from the dataset's config.
+    """Row of a table: a training with some other keys than the dataset's config.
 
-    Rows of one name are one training: "ssl" of Table 1, of Table 3 and of the sweep is trained once.
+    Rows with the same name are one training: "ssl" of Table 1, of Table 3 and of the sweep is trained once.
 
     Attributes:
-        name: of its folder.
-        title: in tables and pictures.
-        config: config file below configs/ whose own keys the row sets; "": none.
-        adapt: gives further options for the base config, where a value depends on the dataset's (its scales, its t_s).
+        name: name of its folder.
+        title: title in tables and figures.
+        config: config file below configs/ whose own keys the row sets; "" for none.
+        adapt: returns further options for the base config, for values that depend on it (its scales, its t_s).
     """
 
     name: str
@@ -89,11 +89,11 @@ class Row:
 
 
 def middle_scale(base: CfgNode) -> Options:
-    """Exemplars at the middle one of the dataset's fixed scales alone."""
+    """Exemplars at the middle one of the dataset's fixed scales only."""
     scales = base.SSL.EXEMPLAR.SCALES
     if not len(scales):
         raise ConfigError(
-            "SSL.EXEMPLAR.SCALES is empty: the row with one scale takes the middle one of the base config's"
+            "SSL.EXEMPLAR.SCALES is empty: the row with one scale uses the middle one of the base config's"
         )
     return ["SSL.EXEMPLAR.SCALES", (tuple(scales[len(scales) // 2]),)]
 
@@ -114,7 +114,7 @@ def _constant(options: Options) -> Callable[[CfgNode], Options]:
 
 
 def _all_beyond(base: CfgNode) -> Options:
-    """Every key of `BEYOND` together."""
+    """All keys of `BEYOND` together."""
     return [option for options in BEYOND.values() for option in options[1]]
 
 
@@ -127,7 +127,7 @@ BEYOND: dict[str, tuple[str, Options]] = {
     "teacher": ("+ teacher", ["SSL.TEACHER.ENABLED", True]),
     "erasing": ("+ random erasing", ["SSL.EXEMPLAR.RANDOM_ERASING", 0.5]),
 }
-"""What goes beyond the paper: name of a row -> its title and its options."""
+"""Extensions beyond the paper: title and options by name of the row."""
 TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
     "1": (
         "the two components",
@@ -148,7 +148,7 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
         ),
     ),
     "3": (
-        "threshold of the multi-labels",
+        "multi-label threshold",
         (
             Row("fixed_low", "fixed, t = t_s", "ablations/fixed_threshold.yaml", lowest_threshold),
             Row("fixed_high", "fixed, t = t_s + alpha", "ablations/fixed_threshold.yaml", highest_threshold),
@@ -182,17 +182,17 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the sweep.
+    """Parameter of the sweep.
 
     Attributes:
-        name: on the command line.
-        title: in the picture.
+        name: name on the command line.
+        title: title in the figure.
         key: config key.
-        values: to try beside the dataset's own value; with `relative`, differences from it.
-        options: gives the options for a value where they are more than the key.
-        own: gives the dataset's own value where it is not simply that of the key.
-        lowest, highest: bounds of a value that can be trained.
-        whole: whether only whole numbers are values.
+        values: values to try besides the dataset's own; with `relative`, differences from it.
+        options: returns the options for a value, if they are more than the key.
+        own: returns the dataset's own value, if it is not that of the key.
+        lowest, highest: bounds of valid values.
+        whole: whether values must be integers.
     """
 
     name: str
@@ -216,25 +216,25 @@ class Parameter:
         return float(node)
 
     def default_values(self, base: CfgNode) -> list[float]:
-        """The values to try where none are asked for."""
+        """Default values to try."""
         return [round(self.default(base) + value, 6) if self.relative else value for value in self.values]
 
     def fits(self, value: float) -> bool:
-        """Whether the parameter can take a value."""
+        """Whether a value is valid."""
         return self.lowest <= value <= self.highest and math.isfinite(value) and not (self.whole and value % 1)
 
     @property
     def range(self) -> str:
-        """The values that it can take, in words."""
+        """Valid values in words."""
         bounds = (("of at least", self.lowest), ("and of at most", self.highest))
         words = " ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
         return f"{'whole ' if self.whole else ''}numbers {words}".strip()
 
     def row(self, base: CfgNode, value: float) -> Row:
-        """The training with this value; that with the dataset's own is the row "ssl"."""
+        """Training with a value; with the dataset's own it is the row "ssl"."""
         if value == self.default(base):
             return SSL
-        # Its own value apart, so that no `adapt` sees the next value of a loop.
+        # Bound here, so that `adapt` does not see the next value of a loop.
         make = self.options or (lambda _, number: [self.key, number])
         return Row(f"{self.name}_{value:g}", f"{self.title} = {value:g}", adapt=lambda cfg: make(cfg, value))
 
@@ -243,15 +243,15 @@ def spaced_scales(base: CfgNode, count: int) -> tuple[tuple[int, int], ...]:
     """Another number of fixed scales over the range of the dataset's own.
 
     Args:
-        base: its SSL.EXEMPLAR.SCALES are (height, width) pairs.
-        count: 1 gives the middle one, the number of the base's gives those, more or fewer are spaced evenly by ratio
-            from the smallest to the largest.
+        base: config with SSL.EXEMPLAR.SCALES, (height, width) pairs.
+        count: number of scales; 1 gives the middle one, the number of the base's gives those, others are spaced by a
+            constant ratio from the smallest to the largest.
 
     Returns:
-        (height, width) pairs in pixels, rising.
+        (height, width) pairs in pixels, ascending.
 
     Raises:
-        ConfigError: the base has no scale, or fewer than one is asked for.
+        ConfigError: the base has no scale, or `count` is below 1.
     """
     own = sorted(tuple(scale) for scale in base.SSL.EXEMPLAR.SCALES)
     if not own or count < 1:
@@ -302,17 +302,17 @@ PARAMETERS = {
 
 
 def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[float, Row]]:
-    """The trainings of a sweep.
+    """Trainings of a sweep.
 
     Args:
-        words: "NAME" or "NAME=VALUE,VALUE,..."; none: every parameter.
-        base: config of the dataset; its own value is always among those of a parameter.
+        words: "NAME" or "NAME=VALUE,VALUE,..."; () for all parameters.
+        base: config of the dataset; its own value is always included.
 
     Returns:
-        parameter -> value (rising) -> row.
+        rows by parameter and value (ascending).
 
     Raises:
-        ConfigError: there is no such parameter, or a value is no number or out of its range.
+        ConfigError: a parameter is unknown, or a value is not a number or out of range.
     """
     points: dict[Parameter, dict[float, Row]] = {}
     for word in words or PARAMETERS:
@@ -323,7 +323,7 @@ def sweep_points(words: Sequence[str], base: CfgNode) -> dict[Parameter, dict[fl
         try:
             chosen = [float(value) for value in values.split(",")] if given else parameter.default_values(base)
         except ValueError as error:
-            raise ConfigError(f"--sweep {word}: expected numbers between commas, as in {name}=0.1,0.2") from error
+            raise ConfigError(f"--sweep {word}: expected numbers separated by commas, as in {name}=0.1,0.2") from error
         if wrong := [value for value in chosen if not parameter.fits(value)]:
             raise ConfigError(f"--sweep {word}: {wrong[0]:g} cannot be trained: {name} takes {parameter.range}")
         every = sorted({*chosen, parameter.default(base)})

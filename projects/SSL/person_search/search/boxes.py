@@ -16,6 +16,8 @@ from ..errors import CheckpointError, ConfigError, DatasetError
 from .sources import Source
 
 if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
     from .video import Frame
 
 BoxFinder = Callable[[Source, "Frame"], tuple[np.ndarray, np.ndarray]]
@@ -69,7 +71,7 @@ def _own_detector(weights: str, config_file: str | None, device: str | None) -> 
     return find
 
 
-def coco_detector_config(weights: str | None, device: str | None):  # noqa: ANN201  (a Detectron2 CfgNode)
+def coco_detector_config(weights: str | None, device: str | None) -> CfgNode:
     """Configuration of Detectron2's Faster R-CNN, read where it is installed: its model zoo needs a retired module."""
     import torch
     from detectron2.config import get_cfg

@@ -1,5 +1,5 @@
-"""Calibration of similarities without labels: persons of one frame are different people, so their similarities show
-how alike different people look to the model."""
+"""Calibration of similarities without labels: persons of one frame are different people, so their similarities show how
+similar different people look to the model."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 Verdict = Literal["likely", "uncertain", "unlikely"]
 
 LIKELY, UNCERTAIN = 0.05, 1.0
-"""Most false matches to expect among all that was searched for a hit to be called likely, or uncertain."""
+"""Maximum number of false matches expected in the whole search for a hit to be likely, or uncertain."""
 FEWEST_PAIRS = 30
-"""With fewer pairs of different people there is no calibration."""
-_MOST_PAIRS = 20_000  # pairs of tracklets kept in memory while a store is read through
+"""Minimum number of pairs of different people for a calibration."""
+_MOST_PAIRS = 20_000  # pairs of tracklets kept in memory while reading a store
 _MOST_ROWS = 20_000  # detections whose embeddings are read
-_PICTURES, _LOOKS = 8, 100  # of a tracklet: pictures that are searched for, and detections that they are searched in
-_OVERLAP = 0.2  # of the smaller box; more may be two boxes of one person
-_TAIL = 0.05  # share of the highest similarities that the law of the tail is fitted to
+_PICTURES, _LOOKS = 8, 100  # per tracklet: pictures to search for, and detections to search in
+_OVERLAP = 0.2  # of the smaller box; above, both may be boxes of one person
+_TAIL = 0.05  # fraction of the highest similarities that the tail is fitted to
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Similarities of different people, and what a similarity says in their light.
+    """Similarities of different people, and what they say about the similarity of a hit.
 
     Attributes:
-        similarities: (n,) float64, ascending: of a picture of one person and the appearance of another the highest
-            cosine, as that of a hit is the highest of its detections.
-        pairs: Number of pairs of tracklets that they come from.
-        looks: Mean number of detections of such an appearance.
-        detections_per_appearance: The same of all tracklets of the store.
+        similarities: (n,) float64, ascending: highest cosine between a picture of one person and the appearance of
+            another, as the similarity of a hit is the highest of its detections.
+        pairs: Number of pairs of tracklets used.
+        looks: Mean number of detections of these appearances.
+        detections_per_appearance: Mean number of detections over all tracklets of the store.
     """
 
     similarities: np.ndarray
@@ -47,17 +47,17 @@ class Calibration:
 
     @property
     def known(self) -> bool:
-        """Whether there were enough pairs."""
+        """Whether there are enough pairs."""
         return self.pairs >= FEWEST_PAIRS
 
     def false_match_rate(self, similarity: float) -> float:
-        """Share of appearances of other people that look as alike as this or more; NaN where there is no calibration.
+        """Share of other people's appearances that look at least as similar; NaN without a calibration.
 
-        In the tail, where pairs are few, a power of the distance 1 - similarity, which cannot fall below 0, is fitted
-        to the highest ones by maximum likelihood; where more pairs lie there than it says, they count.
+        In the tail, where pairs are few, a power of the distance 1 - similarity is fitted to the highest similarities
+        by maximum likelihood; if more pairs are counted than it predicts, the count is used.
 
         Args:
-            similarity: Highest cosine of a query and the detections of an appearance.
+            similarity: Highest cosine between a query and the detections of an appearance.
         """
         if not self.known:
             return float("nan")
@@ -72,28 +72,28 @@ class Calibration:
         return max(counted, _TAIL * (max(1 - similarity, nearest) / (1 - start)) ** power)
 
     def expected_false_matches(self, similarity: float, detections: int) -> float:
-        """Most false matches of this similarity to expect among so many detections; NaN without a calibration.
+        """Upper bound of the number of false matches of this similarity among detections; NaN without a calibration.
 
-        A person's detections are looks at that person, and a tracklet is some of them. `looks` of them have a false
-        match as often as `false_match_rate` says, and further ones add to that no more than the same again, whether
-        the tracker has joined them to the first ones or not. So the number of looks counts, not that of tracklets.
+        Every detection is a look at a person, and a tracklet is some of them. `looks` of them have a false match as
+        often as `false_match_rate` says, and further ones add at most the same again, whether or not the tracker has
+        joined them. So the number of looks counts, not that of tracklets.
 
         Args:
-            similarity: Of a hit.
-            detections: That were searched.
+            similarity: Similarity of a hit.
+            detections: Number of detections searched.
         """
         return self.false_match_rate(similarity) * max(detections / self.looks, 1.0)
 
     def verdict(self, similarity: float, detections: int) -> Verdict:
-        """What a hit of this similarity is called.
+        """Verdict on a hit.
 
         Args:
-            similarity: Of the hit.
-            detections: That were searched: the more, the more alike the most similar stranger is.
+            similarity: Similarity of the hit.
+            detections: Number of detections searched: the more there are, the more similar is the best false match.
 
         Returns:
-            "likely" where at most `LIKELY` false matches of this similarity are to be expected among all that was
-            searched, "uncertain" where at most `UNCERTAIN` are or where there is no calibration, else "unlikely".
+            "likely" if at most `LIKELY` false matches of this similarity are expected in the search, "uncertain" if at
+            most `UNCERTAIN` are or without a calibration, else "unlikely".
         """
         if not self.known:
             return "uncertain"
@@ -104,12 +104,12 @@ class Calibration:
 def calibrate(store: Store, *, seed: int = 0) -> Calibration:
     """Calibration from all detections of a store.
 
-    Two tracklets that share a frame show two people in all of their frames. Pictures of the one are searched in the
-    other, as a query is. Where the tracker has mixed people up, the rates come out too high, which is the safe side.
+    Two tracklets that share a frame show different people in all of their frames. Pictures of one are searched in the
+    other, like a query. If the tracker has mixed up people, the rates are too high, which is conservative.
 
     Args:
         store: Indexed footage.
-        seed: Of the choice of pairs and pictures, where there are more than are needed.
+        seed: Seed of the choice of pairs and pictures, if there are more than needed.
     """
     rng = np.random.default_rng(seed)
     pairs, sizes = _pairs_of_tracklets(store, rng)
@@ -122,7 +122,7 @@ def calibrate(store: Store, *, seed: int = 0) -> Calibration:
     vectors = _embeddings(store, sorted(wanted), rng)
     similarities, looks, used = [np.zeros(0)], [], 0
     for a, b in sorted(pairs):
-        if a not in vectors or b not in vectors:  # beyond what is read, or deleted between the two passes
+        if a not in vectors or b not in vectors:  # above the limit, or deleted between the two passes
             continue
         used += 1
         for one, other in ((vectors[a], vectors[b]), (vectors[b], vectors[a])):

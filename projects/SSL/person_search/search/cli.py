@@ -193,9 +193,8 @@ def seconds(text: str) -> Fraction | None:
     if text == "all":
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text)
-    value = (
-        Fraction(match[1]) * {"ms": Fraction(1, 1000), "m": 60, "h": 3600}.get(match[2], 1) if match else Fraction(0)
-    )
+    units = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
+    value = Fraction(match[1]) * units[match[2] or "s"] if match else Fraction(0)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time above 0: expected such as 0.5s, 500ms, 2m or all")
     return value

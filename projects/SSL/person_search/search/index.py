@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -355,9 +355,9 @@ class _Run:
         if self._writes % _OPTIMIZE_WRITES == 0:
             self._store.optimize()
 
-    def _timed_write(self, write: object) -> None:
+    def _timed_write(self, write: Callable[[], object]) -> None:
         began = time.monotonic()
-        write()  # type: ignore[operator]
+        write()
         self._report.writing += time.monotonic() - began
 
     def _await_write(self) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -118,7 +119,7 @@ class LanceStore(Bookkeeping):
             return _with_similarity(builder.to_arrow())
 
         with _errors(self.uri):
-            return [self._reading(lambda query=query: ask(query)) for query in queries]
+            return [self._reading(partial(ask, query)) for query in queries]
 
     def scan(self, where: Filter = EVERYTHING, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         names = check_columns(self.uri, columns, self.info.dimension)
@@ -144,7 +145,7 @@ class LanceStore(Bookkeeping):
         with _errors(self.uri):
             for table in (self._notes, self._detections):
                 # Programs that read or write meanwhile go on using the versions of the last minutes.
-                self._writing(lambda table=table: table.optimize(cleanup_older_than=timedelta(minutes=10)))
+                self._writing(partial(table.optimize, cleanup_older_than=timedelta(minutes=10)))
             self._writing(self._index)
 
     def purge(self) -> None:
@@ -157,7 +158,7 @@ class LanceStore(Bookkeeping):
                 steps = [_vacuum, self._rewrite_holed, _rebuild_vector_index]
                 # Merging and bringing the other indices up to date makes a version more, hence twice.
                 for step in (*steps, _vacuum, _vacuum):
-                    self._retry(lambda step=step, table=table: step(table, alone))
+                    self._retry(partial(step, table, alone))
 
     def close(self) -> None:
         self._detections = self._notes = None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # pragma: no cover  (Windows)
-    fcntl = None
 
 _PATIENCE = 10.0  # seconds that a clean-up waits for writers
 
@@ -18,7 +17,7 @@ _PATIENCE = 10.0  # seconds that a clean-up waits for writers
 @contextmanager
 def shared_lock(path: Path | None) -> Iterator[None]:
     """Lock of a file that any number hold at a time, none where no path is given; waits for an exclusive one."""
-    if path is None or fcntl is None:
+    if path is None or sys.platform == "win32":
         yield
         return
     with open(path, "ab") as file:
@@ -29,7 +28,7 @@ def shared_lock(path: Path | None) -> Iterator[None]:
 @contextmanager
 def try_exclusive_lock(path: Path | None) -> Iterator[bool]:
     """Lock of a file that nobody else holds; the value says whether it was had before patience ran out."""
-    if path is None or fcntl is None:
+    if path is None or sys.platform == "win32":
         yield False
         return
     with open(path, "ab") as file:

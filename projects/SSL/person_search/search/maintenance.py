@@ -34,7 +34,7 @@ class StoreSummary:
         first: Time of the earliest detection, None if no time is known.
         last: Time of the latest one.
         sources: How far each source has been indexed.
-        retention_days: Days that detections are kept, None for ever.
+        retention_days: Days that detections are kept, None forever.
         bytes: Size of the folder, None for a server or bucket.
     """
 
@@ -117,7 +117,7 @@ def forget_person(store: Store, tracklets: Sequence[str]) -> int:
 
 
 def set_retention(store: Store, days: int | None) -> None:
-    """Has the store remember for how many days detections are kept, None for ever; `apply_retention` deletes.
+    """Has the store remember for how many days detections are kept, None forever; `apply_retention` deletes.
 
     Raises:
         StoreError: the number is not a whole one of 1 or more.
@@ -128,7 +128,7 @@ def set_retention(store: Store, days: int | None) -> None:
 
 
 def retention(store: Store) -> int | None:
-    """Days for which a store keeps detections, None for ever."""
+    """Days for which a store keeps detections, None forever."""
     days = store.setting(_RETENTION)
     return None if days is None else int(days)
 

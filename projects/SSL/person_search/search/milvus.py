@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -93,7 +94,7 @@ class MilvusStore(Bookkeeping):
             entities = [
                 e | {"embedding": v} for e, v in zip(plain.slice(start, step).to_pylist(), vectors, strict=True)
             ]
-            self._call(lambda entities=entities: self._client.upsert(self._name, entities))
+            self._call(partial(self._client.upsert, self._name, entities))
 
     def search(
         self, embeddings: np.ndarray, *, where: Filter = EVERYTHING, limit: int = 100, with_embeddings: bool = False
@@ -140,7 +141,7 @@ class MilvusStore(Bookkeeping):
         # Deleted by their ids: Milvus itself may overlook rows that were written just before.
         for batch in self.scan(where, ["id"]):
             ids = batch["id"].to_pylist()
-            self._call(lambda ids=ids: self._client.delete(self._name, ids=ids))
+            self._call(partial(self._client.delete, self._name, ids=ids))
             removed += len(ids)
         return removed
 
@@ -163,10 +164,10 @@ class MilvusStore(Bookkeeping):
         configuration.
         """
         for name in (self._notes, self._name):
-            self._call(lambda name=name: self._client.flush(name))
-            job = self._call(lambda name=name: self._client.compact(name))
+            self._call(partial(self._client.flush, name))
+            job = self._call(partial(self._client.compact, name))
             end = time.monotonic() + _PATIENCE_SECONDS
-            while self._call(lambda job=job: self._client.get_compaction_state(job)) == "Executing":
+            while self._call(partial(self._client.get_compaction_state, job)) == "Executing":
                 if time.monotonic() > end:
                     break  # the server goes on by itself
                 time.sleep(0.2)
@@ -184,7 +185,7 @@ class MilvusStore(Bookkeeping):
         entities = [{"key": key, "value": value, "nothing": [0.0, 0.0]} for key, value in notes.items()]
         for start in range(0, len(entities), _BATCH):
             part = entities[start : start + _BATCH]
-            self._call(lambda part=part: self._client.upsert(self._notes, part))
+            self._call(partial(self._client.upsert, self._notes, part))
 
     def _delete_note(self, key: str) -> None:
         self._call(lambda: self._client.delete(self._notes, ids=[key]))

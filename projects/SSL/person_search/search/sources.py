@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..errors import ConfigError, DatasetError
-from .store import source_key, without_password
+from .store import Kind, source_key, without_password
 from .video import Frame, VideoFrames, read_header, read_video_picture
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Source:
 
     name: str
     address: str
-    kind: str
+    kind: Kind
     camera: str
     start: datetime | None = None
 
@@ -73,7 +73,7 @@ def find_sources(
     if start is not None and start.tzinfo is None:
         raise ConfigError(f"start {start.isoformat()} has no time zone: add one, such as +00:00")
     sources: dict[tuple[str, str], Source] = {}
-    for argument in map(os.fspath, arguments):
+    for argument in [os.fspath(argument) for argument in arguments]:
         for source in _sources_of(argument, camera, start):
             sources.setdefault((source.name, source.camera), source)
     if not sources:

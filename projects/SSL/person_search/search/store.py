@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from ..errors import PersonSearchError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXACT_BELOW = 500_000  # rows; a store with fewer is searched exactly, a larger one through an index
+Kind = Literal["photo", "video", "stream"]
+"""Kind of a source."""
 _SECRETS = re.compile(r"pass|pwd|token|secret|auth|api_?key|signature", re.IGNORECASE)
 
 
@@ -102,7 +104,7 @@ class SourceState:
 
     source: str
     camera: str
-    kind: str
+    kind: Kind
     fingerprint: str
     start: datetime | None
     frames_done: int

@@ -7,9 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from .store import without_password
 from .video import Frame, upright
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ class LiveFrames:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self.error = " ".join(str(getattr(error, "strerror", None) or error).split())
 
-    def _received(self, container: object) -> Iterator[Frame]:
+    def _received(self, container: InputContainer) -> Iterator[Frame]:
         import av
 
         slot = None
@@ -92,7 +96,7 @@ class LiveFrames:
                 return
             try:
                 pictures = packet.decode()
-            except av.error.FFmpegError:  # damaged on the way; the next key frame mends it
+            except av.error.FFmpegError:  # damaged in transit; the next key frame repairs it
                 continue
             for picture in pictures:
                 now = self._clock()

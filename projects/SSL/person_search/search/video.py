@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..errors import DatasetError
 
 if TYPE_CHECKING:
     import av
+    from typing_extensions import Buffer
 
 # Demuxers that read one file and nothing else. Playlists, which name other files and addresses, are none of them, nor
 # is "tty", which shows any text as a video.
@@ -66,7 +67,10 @@ def read_header(path: str) -> VideoHeader:
     """
     with open_video(path) as container:
         stream = container.streams.video[0]
-        duration = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, 10**6)
+        if stream.duration:
+            duration = stream.duration * _time_base(stream)
+        else:
+            duration = Fraction(container.duration or 0, 10**6)
         rate = stream.average_rate or stream.guessed_rate or 0
         stated = container.metadata.get("creation_time") or stream.metadata.get("creation_time")
         return VideoHeader(float(rate), float(duration), _stated_time(stated))
@@ -156,7 +160,7 @@ class VideoFrames:
             for picture in pictures:
                 # Raw streams have no time stamps; their frames follow each other at the stated rate.
                 if picture.pts is not None:
-                    offset = max(picture.pts * picture.time_base - start, Fraction(0))
+                    offset = max(picture.pts * _time_base(picture) - start, Fraction(0))
                 else:
                     offset = Fraction(0) if offset is None else offset + 1 / rate
                 yield offset, picture
@@ -194,7 +198,8 @@ def upright(picture: av.VideoFrame) -> np.ndarray:
     if matrix is None:
         return image
     # Rows of (x, y, w) in 16.16 fixed point: x' = a x + c y, y' = b x + d y.
-    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32, count=5)
+    # PyAV does not declare that side data is a buffer.
+    a, b, _, c, d = np.frombuffer(memoryview(cast("Buffer", matrix)), dtype=np.int32, count=5)
     if abs(int(a)) < abs(int(c)):
         image, across, down = image.swapaxes(0, 1), c, b
     else:
@@ -212,7 +217,7 @@ def open_video(path: str) -> av.container.InputContainer:
     import av
 
     if not Path(path).is_file():
-        raise DatasetError(f"{path}: the video is missing; restore it, or mend its path")
+        raise DatasetError(f"{path}: the video is missing; restore it, or fix its path")
     try:
         container = av.open(path, options={"format_whitelist": _DEMUXERS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -224,7 +229,7 @@ def open_video(path: str) -> av.container.InputContainer:
     return container
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[av.VideoStream]]:
     """Packets up to the end or to where the file is cut off."""
     import av
 
@@ -239,6 +244,13 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
         yield packet
 
 
+def _time_base(timed: av.VideoStream | av.VideoFrame) -> Fraction:
+    """Time base in seconds, which everything that is read from a file has."""
+    if timed.time_base is None:
+        raise ValueError("the video stream has no time base")
+    return timed.time_base
+
+
 def video_start(container: av.container.InputContainer) -> Fraction:
     """Seconds at which a player's clock shows 0.
 
@@ -246,7 +258,7 @@ def video_start(container: av.container.InputContainer) -> Fraction:
     stream's stands in for it where they agree.
     """
     stream = container.streams.video[0]
-    own = None if stream.start_time is None else stream.start_time * stream.time_base
+    own = None if stream.start_time is None else stream.start_time * _time_base(stream)
     whole = None if container.start_time is None else Fraction(container.start_time, 10**6)
     if whole is None or (own is not None and abs(own - whole) < Fraction(1, 1000)):
         return own or Fraction(0)
@@ -258,7 +270,7 @@ def seek_video(container: av.container.InputContainer, offset: float) -> None:
     import av
 
     stream = container.streams.video[0]
-    target = math.floor((Fraction(offset) + video_start(container) + Fraction(1, 10**6)) / stream.time_base)
+    target = math.floor((Fraction(offset) + video_start(container) + Fraction(1, 10**6)) / _time_base(stream))
     try:
         container.seek(target, stream=stream, backward=True)
     except av.error.FFmpegError:

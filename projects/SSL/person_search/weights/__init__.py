@@ -1,6 +1,6 @@
-"""Weights: files of every layout read, placed in the model and judged, and the checkpoints of a training.
+"""Weights: reading of weight files, pretrained networks, and checkpoints.
 
-May import `modeling` and the modules beside the folders. `engine`, `search` and the programs import it.
+May import `modeling` and the top-level modules. Imported by `engine`, `search` and the programs.
 """
 
 from .checkpoint import PersonSearchCheckpointer

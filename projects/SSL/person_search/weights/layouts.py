@@ -1,4 +1,4 @@
-"""Names that weights of pretrained networks have in their files, turned into those that the networks have here."""
+"""Conversion of names in weight files of pretrained networks to the names of the networks here."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from .resnet import is_torchvision_resnet, rename_resnet
 _LUPERSON = Pixels((89.896, 79.2, 80.073), (63.872, 64.305, 63.839))
 _SOLIDER = Pixels((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 _CAFFE2 = Pixels((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR")
-# What wraps the names of a network whose weights were saved with others': wrappers of distributed training, and the
-# names that MoCo, CION and re-id code give it.
+# Prefixes of a network's names in files that wrap it: of distributed training, and of MoCo, CION and re-id code.
 _WRAPPERS = ("module.", "backbone.", "base.", "encoder_q.")
 
 
 @dataclass(frozen=True)
 class NetworkWeights:
-    """Weights under the names of a network that is cut into trunk and last stage.
+    """Weights under the names of a network that is split into trunk and last stage.
 
     Attributes:
-        state: tensors by those names.
-        left_over: names in the file of weights that no network of that kind has.
-        source: what the weights are, such as "CION".
-        pixels: what they expect of an image's pixels, None where nothing tells.
+        state: tensors by name.
+        left_over: names in the file that the network does not have.
+        source: origin of the weights, such as "CION".
+        pixels: expected pixel format; None if unknown.
     """
 
     state: dict[str, Tensor]
@@ -43,12 +42,12 @@ class NetworkWeights:
 
 
 def to_network(file: WeightFile, path: str, trunk: nn.Module) -> NetworkWeights:
-    """Weights of a whole network under the names of the one whose trunk is given.
+    """Weights of a whole network under the names of the network with the given trunk.
 
     Args:
-        file: what the file holds.
-        path: of the file, which may tell where it is from.
-        trunk: of a Detectron2 ResNet, or of a network of timm.
+        file: content of the file.
+        path: path of the file, which may show its origin.
+        trunk: trunk of a Detectron2 ResNet or of a timm network.
 
     Raises:
         CheckpointError: they are of a variant that no network here equals.
@@ -70,29 +69,30 @@ def to_network(file: WeightFile, path: str, trunk: nn.Module) -> NetworkWeights:
 
 
 def is_detector(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights have the names of a C4 detector of Detectron2, whose one head has one res5."""
+    """Whether weights have the names of Detectron2's C4 detector, whose single head has res5."""
     return any(name.startswith("roi_heads.res5.") for name in state)
 
 
 def _refuse_variants(state: Mapping[str, Tensor]) -> None:
-    """Names variants of a network whose weights would fit in part, or fit and mean something else."""
+    """Raises a CheckpointError for variants of a network whose weights fit in part, or fit with another meaning."""
     for name in state:
         if ".IN.weight" in name or ".IN.bias" in name:
             raise CheckpointError(
-                f"they are of an IBN network, which normalises half of its channels by instance ({name}): no backbone "
-                "here does; take the variant without IBN"
+                f"they are of an IBN network, which normalises half of its channels by instance ({name}), as no "
+                "backbone here does; use the variant without IBN"
             )
         if "attnpool." in name or name.startswith("visual.") or "text_projection" in name:
             raise CheckpointError(
                 f"they are of a CLIP-like network ({name}), whose stem and pooling no backbone here has; "
-                "networks of CLIP that timm has load through timm://NAME"
+                "CLIP networks in timm can be loaded by timm://NAME"
             )
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-    """Weights without their wrappers' prefixes, by the name that is left, each with its name before.
+    """Weights without the prefixes of wrappers: original name and tensor by the remaining name.
 
-    Where only a part has a wrapper's prefix, it is the network, and the rest something else, such as a projection head.
+    If only a part has a wrapper's prefix, this part is the network, and the rest something else, such as a projection
+    head.
     """
     current = {name: (name, value) for name, value in state.items()}
     while True:
@@ -121,11 +121,11 @@ def _source(file: WeightFile, path: str, named: Mapping[str, Tensor]) -> tuple[s
     return ("torchvision" if is_torchvision_resnet(named) else "pretrained"), None
 
 
-# ---------------------------------------------------------------------- networks of Detectron2
+# ---------------------------------------------------------------------- Detectron2's networks
 
 
 def _resnet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of Detectron2's ResNet, from torchvision's (which timm shares), Caffe2's or its own."""
+    """Weights under the names of Detectron2's ResNet, from torchvision's (which timm shares), Caffe2's or its own."""
     if "conv1_w" in state:
         from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
@@ -140,7 +140,7 @@ def _resnet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _detector(file: WeightFile) -> NetworkWeights:
-    """A C4 detector of Detectron2's zoo, of which backbone and res5 serve."""
+    """Backbone and res5 of a C4 detector of Detectron2's model zoo."""
     state, left_over = {}, []
     for name, value in file.state.items():
         prefix = next((p for p in ("backbone.", "roi_heads.") if name.startswith((f"{p}res", f"{p}stem"))), None)
@@ -151,16 +151,16 @@ def _detector(file: WeightFile) -> NetworkWeights:
     return NetworkWeights(state, sorted(left_over), "Detectron2's zoo (a C4 detector)", _CAFFE2)
 
 
-# ---------------------------------------------------------------------- networks of timm
+# ---------------------------------------------------------------------- timm's networks
 
 
 def timm_names(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Weights under timm's names, from those of timm, of the code that a network was published with, of
-    EfficientNet-PyTorch or of mmcv.
+    """Weights under timm's names, from those of timm, of the network's original code, of EfficientNet-PyTorch or of
+    mmcv.
 
     Args:
         state: weights of the whole network.
-        name: timm's name of the network.
+        name: name of the network in timm.
     """
     if "_conv_stem.weight" in state:
         return _efficientnet_names(state, create_network(name))
@@ -172,19 +172,19 @@ def timm_names(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         return state
     try:
         return dict(convert(state, network))
-    except (KeyError, AttributeError, RuntimeError, ValueError):  # what is no network of that kind
+    except (KeyError, AttributeError, RuntimeError, ValueError):  # not a network of that kind
         return state
 
 
 def _efficientnet_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """From EfficientNet-PyTorch's, which counts all blocks through."""
+    """Weights under timm's names, from EfficientNet-PyTorch's, which numbers blocks consecutively."""
     places = [
         (f"blocks.{stage}.{number}", "conv_pwl" in dict(block.named_children()))
         for stage, blocks in enumerate(getattr(network, "blocks", []))
         for number, block in enumerate(blocks)
     ]
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    # A first block does not expand its channels: timm counts its layers from there.
+    # First blocks do not expand channels, and timm numbers their layers accordingly.
     inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
                 "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
     separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -209,7 +209,7 @@ def _is_mmcv_swin(state: Mapping[str, Tensor]) -> bool:
 
 
 def _original_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From mmcv's names to those of the Swin Transformer's authors, which timm reads.
+    """Weights under the names of the Swin Transformer's authors, which timm reads, from mmcv's.
 
     mmcv merges patches channel by channel and row by row, the authors patch by patch and column by column.
     """

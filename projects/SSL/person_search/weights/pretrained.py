@@ -1,4 +1,4 @@
-"""Weights of a pretrained network in a model: its trunk, and a copy of the last stage for each head."""
+"""Weights of a pretrained network in a model: for its trunk, and for the last stage of each head."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .files import Pixels, WeightFile
 from .layouts import NetworkWeights, is_detector, to_network
 from .seqnet import is_seqnet
 
-# How far the mean may be from what weights expect, in grey values of 255, and the deviation, as a share of it: far less
-# than a network notices, and enough for roundings such as 127 and 127.5.
+# Tolerances of the mean, in grey values of 255, and of the deviation, as a fraction: far less than networks notice, and
+# enough for rounding such as 127 and 127.5.
 _MEAN_TOLERANCE, _STD_TOLERANCE = 1.0, 0.02
-# State of a layer that weights need not have: counters, and what is computed when a network is built.
+# State that weights may lack: counters, and buffers computed when a network is built.
 _COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 _NAMED = 4
 
 
 @dataclass(frozen=True)
 class Start:
-    """Parts of a model that start from a pretrained network.
+    """Initial weights of a model from a pretrained network.
 
     Attributes:
         state: weights under the model's names.
-        message: one line: what was loaded, is left over, and starts from scratch.
+        message: one line on what was loaded, is left over, and starts from scratch.
     """
 
     state: dict[str, Tensor]
@@ -39,22 +39,22 @@ class Start:
 
 
 def place_pretrained(file: WeightFile, path: str, model: nn.Module) -> Start:
-    """Weights of a pretrained network under the names of a model, a copy for each of its trunks and last stages.
+    """Weights of a pretrained network under the names of a model, copied for each of its trunks and last stages.
 
     Args:
-        file: what the file holds.
-        path: of the file, as MODEL.WEIGHTS names it.
-        model: the model that will load them, with `pixel_mean`, `pixel_std` and `input_format`.
+        file: content of the file.
+        path: path of the file, as in MODEL.WEIGHTS.
+        model: model to load them, with `pixel_mean`, `pixel_std` and `input_format`.
 
     Raises:
-        CheckpointError: a weight of a trunk or of a last stage is missing or of another shape, so that it would start
-            random, or the weights expect other pixels than the model gives them.
+        CheckpointError: a weight of a trunk or last stage is missing or has another shape, and would be random, or the
+            weights expect other pixels than the model's.
     """
     parts = pretrained_parts(model)
     trunk = next(module for module in model.modules() if isinstance(module, Backbone))
     try:
         if is_seqnet(file.state):
-            raise CheckpointError("they are SeqNet's: tools/convert_weights.py turns them into this project's")
+            raise CheckpointError("they are SeqNet's: convert them with tools/convert_weights.py")
         weights = to_network(file, path, trunk)
         state, used = _placed(weights, parts, model.state_dict())
         if not used:
@@ -78,7 +78,7 @@ def place_pretrained(file: WeightFile, path: str, model: nn.Module) -> Start:
 
 
 def pretrained_parts(model: nn.Module) -> dict[str, str]:
-    """Prefixes of a model's trunks and last stages, each with the prefix that the network's own names have for it."""
+    """Prefixes of a model's trunks and last stages, each with its prefix in the network's own names."""
     parts = {}
     for name, module in model.named_modules():
         if isinstance(module, Backbone):
@@ -89,7 +89,7 @@ def pretrained_parts(model: nn.Module) -> dict[str, str]:
 
 
 def is_own(file: WeightFile, model: nn.Module) -> bool:
-    """Whether weights have the names of a model: of something beyond its trunk, or of the whole of that."""
+    """Whether weights have a model's names: of more than its trunk, or of the whole trunk."""
     own = [name for name in model.state_dict() if not name.startswith("pixel_")]
     trunks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Backbone))
     if file.key not in ("", "model") or is_detector(file.state):
@@ -100,33 +100,33 @@ def is_own(file: WeightFile, model: nn.Module) -> bool:
 
 
 def refuse_random_parts(state: Mapping[str, Tensor], path: str, model: nn.Module) -> None:
-    """Refuses weights under the model's own names that leave a trunk or a last stage without some.
+    """Checks that weights under the model's own names are complete for trunk and last stages.
 
     Args:
-        state: the weights.
-        path: of their file, as MODEL.WEIGHTS names it.
-        model: the model that will load them.
+        state: weights by name.
+        path: path of their file, as in MODEL.WEIGHTS.
+        model: model to load them.
 
     Raises:
-        CheckpointError: naming the first that are missing.
+        CheckpointError: weights are missing; the message names the first ones.
     """
     own = [n for n in model.state_dict() if n.startswith(tuple(pretrained_parts(model)))]
     missing = [n for n in own if n not in state and not n.endswith(_COMPUTED)]
     if missing:
         raise CheckpointError(
             f"MODEL.WEIGHTS {path}: {len(missing)} of {len(own)} weights of trunk and last stages are missing "
-            f'({_listed(missing)}) and would start random: give the weights of the same backbone, or none ("")'
+            f'({_listed(missing)}) and would be random: give weights of the same backbone, or none ("")'
         )
 
 
 def refuse_frozen_scratch(model: nn.Module) -> None:
-    """Refuses to train from scratch where part of the trunk, or its normalisation, would stay random for ever.
+    """Checks, for training from scratch, that neither part of the trunk nor its normalisation is frozen at random.
 
     Args:
-        model: without weights.
+        model: model without weights.
 
     Raises:
-        CheckpointError: naming the keys.
+        CheckpointError: something is frozen; the message names the keys.
     """
     trunk = next(module for module in model.modules() if isinstance(module, Backbone))
     counts = {
@@ -137,15 +137,15 @@ def refuse_frozen_scratch(model: nn.Module) -> None:
     if frozen:
         raise CheckpointError(
             f'MODEL.WEIGHTS is "", but the backbone has {" and ".join(frozen)}, which would stay random: name '
-            "weights to start from (docs/weights.md), or train all of it with MODEL.BACKBONE.FREEZE_AT 0 and "
-            'MODEL.RESNETS.NORM "BN" (of networks of timm, MODEL.TIMM.FROZEN_NORM False)'
+            "initial weights (docs/weights.md), or train all of it with MODEL.BACKBONE.FREEZE_AT 0 and "
+            'MODEL.RESNETS.NORM "BN" (for timm networks MODEL.TIMM.FROZEN_NORM False)'
         )
 
 
 def _placed(
     weights: NetworkWeights, parts: Mapping[str, str], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """The weights by the model's names, and which of the network's names were used."""
+    """Weights by the model's names, and the network's names that were used."""
     state, used = {}, set()
     for target in own:
         for part, prefix in parts.items():
@@ -172,13 +172,13 @@ def _refuse_random(
         if missing:
             raise CheckpointError(
                 f"weights ({weights.source}) lack {len(missing)} of the {len(needed)} of {part.rstrip('.')} "
-                f"({_listed(missing)}), which would start random: give the weights of the same backbone, or start from "
+                f"({_listed(missing)}), which would be random: give weights of the same backbone, or start from "
                 'scratch with MODEL.WEIGHTS ""'
             )
 
 
 def _refuse_other_pixels(weights: NetworkWeights, model: nn.Module, trunk: nn.Module) -> None:
-    """Compares what the weights expect of pixels with what the model gives them."""
+    """Checks the pixel format that the weights expect against the model's."""
     expected: Pixels | None = weights.pixels
     if expected is None or not hasattr(model, "pixel_mean"):
         return

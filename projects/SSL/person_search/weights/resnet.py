@@ -1,4 +1,4 @@
-"""Weights of a torchvision ResNet under this project's names, which are Detectron2's."""
+"""Weights of torchvision's ResNet under this project's names, which are Detectron2's."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from ..errors import CheckpointError
 RESNET50_BLOCKS = (3, 4, 6, 3)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 _SEPARATE = "exemplar_branch.separate"
-# res5 exists once in each head; both start from the same weights, as does a separate exemplar backbone.
+# Each head has a res5; all are initialised with the same weights, as is a separate exemplar backbone.
 _RES5_COPIES = ("roi_heads.box_head.res5", "roi_heads.reid_head.res5", f"{_SEPARATE}.res5")
 _BACKBONE_COPIES = ("backbone", f"{_SEPARATE}.backbone")
 
 
 def is_torchvision_resnet(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of a torchvision ResNet."""
+    """Whether a state dict has the names of torchvision's ResNet."""
     return "conv1.weight" in state and "layer1.0.conv1.weight" in state
 
 
 def convert_torchvision_resnet(state: Mapping[str, Tensor], targets: Collection[str]) -> dict[str, Tensor]:
-    """Renames a torchvision ResNet's weights.
+    """Weights of torchvision's ResNet under this project's names, with all copies of res5.
 
     Args:
-        state: a torchvision ResNet's state dict.
-        targets: the names of the model that will load the result; names that it lacks are left out (the classifier,
-            `num_batches_tracked` of frozen layers, the copies of an exemplar backbone that is shared).
-
-    Returns:
-        the weights under this project's names, each copy of res5 included.
+        state: state dict of torchvision's ResNet.
+        targets: names in the model to load them; others are dropped (the classifier, `num_batches_tracked` of frozen
+            layers, the copies for a shared exemplar backbone).
     """
     converted = {}
     for name, value in state.items():
@@ -42,17 +39,17 @@ def convert_torchvision_resnet(state: Mapping[str, Tensor], targets: Collection[
 
 
 def convert_torchvision_resnet50(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Renames a whole torchvision ResNet-50, for a model that is not at hand.
+    """Weights of torchvision's ResNet-50 under this project's names, without a model at hand.
 
     Args:
         state: its state dict.
 
     Returns:
-        the weights under this project's names for backbone and both heads, and the sorted names that were not used
-        (the classifier's; counters of batch normalisation are not listed, since they never matter).
+        weights of backbone and both heads, and the sorted names that were not used (those of the classifier; counters
+        of batch normalisation are not listed, since they have no effect).
 
     Raises:
-        CheckpointError: a weight is missing, or there are more layers than a ResNet-50 has.
+        CheckpointError: a weight is missing, or there are more layers than in a ResNet-50.
     """
     names = resnet50_names()
     missing = [name for name in names if name not in state]
@@ -67,14 +64,14 @@ def convert_torchvision_resnet50(state: Mapping[str, Tensor]) -> tuple[dict[str,
 
 
 def complete_exemplar_backbone(state: Mapping[str, Tensor], targets: Collection[str]) -> dict[str, Tensor]:
-    """Gives a separate exemplar backbone the main branch's weights where a checkpoint has none for it.
+    """Weights completed with those of the main branch for a separate exemplar backbone, if a checkpoint has none.
 
     Args:
         state: weights under this project's names.
-        targets: the names of the model that will load them.
+        targets: names in the model to load them.
 
     Returns:
-        `state`, with the names of `targets` below exemplar_branch.separate that it lacked.
+        `state` with the missing names of `targets` below exemplar_branch.separate.
     """
     completed = dict(state)
     for name in targets:
@@ -87,7 +84,7 @@ def complete_exemplar_backbone(state: Mapping[str, Tensor], targets: Collection[
 
 
 def resnet50_names() -> list[str]:
-    """Names of a torchvision ResNet-50 without its classifier and the counters of its batch normalisation."""
+    """Names of torchvision's ResNet-50 without classifier and counters of batch normalisation."""
     layers = [("conv1", "bn1")]
     for stage, blocks in enumerate(RESNET50_BLOCKS, start=1):
         for block in range(blocks):
@@ -99,13 +96,13 @@ def resnet50_names() -> list[str]:
 
 
 def rename_resnet(name: str) -> tuple[int, str]:
-    """Detectron2's name of a torchvision ResNet's weight.
+    """Detectron2's name of a weight of torchvision's ResNet.
 
     Args:
-        name: such as "layer4.0.downsample.1.bias".
+        name: name such as "layer4.0.downsample.1.bias".
 
     Returns:
-        the stage (1: the stem, 2 to 5: res2 to res5) and the name in it, such as (5, "0.shortcut.norm.bias").
+        the stage (1: stem, 2 to 5: res2 to res5) and the name within, such as (5, "0.shortcut.norm.bias").
     """
     local = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
     local = re.sub(r"bn(\d)", r"conv\1.norm", local)

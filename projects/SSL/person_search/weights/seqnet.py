@@ -1,8 +1,8 @@
 """Weights of SeqNet's public code under this project's names, and back.
 
-Both hold the same network; docs/weights.md has the table of names. Three things differ beyond the names: SeqNet numbers
-its anchors ratio by ratio (Detectron2: size by size), puts the background before the person in its classifier
-(Detectron2: behind it), and regresses boxes of the background too, which nothing ever reads.
+Both are the same network; for the names see docs/weights.md. There are three other differences: SeqNet orders its
+anchors by ratio (Detectron2: by size), has the background before the person in its classifier (Detectron2: after it),
+and also regresses boxes of the background, which are never used.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from ..errors import CheckpointError
 from .resnet import NORM_VALUES, rename_resnet, resnet50_names
 
 _SIZES, _RATIOS = 5, 3
-# Row i of ours is row _ANCHORS[i] of SeqNet's, and _DELTAS the same for the four deltas of each anchor.
+# Row i of ours is row _ANCHORS[i] of SeqNet's; _DELTAS is the same for the four deltas of each anchor.
 _ANCHORS = tuple(ratio * _SIZES + size for size in range(_SIZES) for ratio in range(_RATIOS))
 _DELTAS = tuple(4 * anchor + delta for anchor in _ANCHORS for delta in range(4))
 _CLASSES = (1, 0)
 _PERSON_DELTAS = (4, 5, 6, 7)
-# torchvision has called the RPN's convolution both ways; SeqNet's checkpoints have the first.
+# torchvision has used both names for the RPN's convolution; SeqNet's checkpoints have the first.
 _RPN_CONV = {"rpn.head.conv.0.0.weight": "rpn.head.conv.weight", "rpn.head.conv.0.0.bias": "rpn.head.conv.bias"}
 _COUNTER = "num_batches_tracked"
 _TRAINING_STATE = ("objective.", "exemplar_branch.")
 
 
 class Pair(NamedTuple):
-    """A weight in both code bases.
+    """Weight in both code bases.
 
     Attributes:
-        seqnet, ours: its names.
-        rows: `ours = seqnet[rows]`; None where both are equal.
-        size: number of rows of SeqNet's, where `rows` are given.
+        seqnet, ours: names.
+        rows: rows of SeqNet's, with `ours = seqnet[rows]`; None if both are equal.
+        size: number of rows of SeqNet's, if `rows` are given.
         fill: value of SeqNet's rows that ours lacks.
     """
 
@@ -56,14 +56,14 @@ def is_person_search(state: Mapping[str, Tensor]) -> bool:
 
 
 def convert_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Turns SeqNet's weights into ours.
+    """Weights of SeqNet under this project's names.
 
     Args:
         state: SeqNet's state dict, with or without its BN neck.
 
     Returns:
-        the weights under this project's names, and the sorted names that were not used (OIM's tables of identities).
-        Counters of the backbone's batch normalisation, which is frozen here, are neither used nor listed.
+        the weights, and the sorted names that were not used (OIM's tables of identities). Counters of the backbone's
+        batch normalisation, which is frozen here, are neither used nor listed.
 
     Raises:
         CheckpointError: a weight is missing or has another number of rows.
@@ -82,18 +82,18 @@ def convert_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
 
 
 def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Turns our weights into SeqNet's; `convert_seqnet` of the result gives them back.
+    """Weights of this project under SeqNet's names; the inverse of `convert_seqnet`.
 
     Args:
         state: state dict of this project's model.
 
     Returns:
-        the weights under SeqNet's names, complete but for OIM's tables (SeqNet loads them so), and the sorted names
-        that were not used: memory banks, labels, a separate exemplar backbone.
+        the weights, complete except for OIM's tables (SeqNet accepts that), and the sorted names that were not used:
+        memory banks, labels, a separate exemplar backbone.
 
     Raises:
-        CheckpointError: a weight is missing, or there are some that SeqNet has no place for (another depth,
-            deformable pooling), so that it would not be the same network.
+        CheckpointError: a weight is missing, or SeqNet has no counterpart for some (other depths, deformable pooling),
+            so it would not be the same network.
     """
     pairs = name_pairs("roi_heads.reid_head.regressor.norm.weight" in state)
     needed = [p.ours for p in pairs if not _is_counter(p.ours)]
@@ -110,7 +110,7 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     foreign = [name for name in unused if not name.startswith(_TRAINING_STATE)]
     if foreign:
         raise CheckpointError(
-            f'SeqNet has no place for {foreign[0]}: only a ResNet-50 with POOLING "align" has the form of SeqNet'
+            f'SeqNet has no counterpart of {foreign[0]}: only a ResNet-50 with POOLING "align" has the form of SeqNet'
         )
     for name in _backbone_counters():
         converted[name] = torch.zeros((), dtype=torch.int64)
@@ -118,7 +118,7 @@ def convert_to_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
 
 
 def name_pairs(bn_neck: bool = True) -> list[Pair]:
-    """Every weight of SeqNet that inference reads, in both code bases.
+    """All weights of SeqNet used for inference, in both code bases.
 
     Args:
         bn_neck: whether the re-id head's box regressor ends in batch normalisation.

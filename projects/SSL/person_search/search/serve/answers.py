@@ -74,7 +74,8 @@ class Answers:
         searched = self._store.count(where)
         found = self._find(embeddings, where, request, wrong if len(wrong) else None)
         own = {query.tracklet for query in queries} - {None}
-        marks = {name: "right" for name in request.right} | {name: "wrong" for name in request.wrong}
+        marks: dict[str, schemas.Mark] = dict.fromkeys(request.right, "right")
+        marks |= dict.fromkeys(request.wrong, "wrong")
         appearances = self._appearances(found, own, self._marked_tracklets(marks))
         answer = schemas.Answer(
             id=secrets.token_hex(12),
@@ -161,11 +162,13 @@ class Answers:
             raise RequestError("the server runs without weights: pick a person from the footage, or add --weights", 409)
         return self._searcher
 
-    def _marked_tracklets(self, marks: Mapping[str, str]) -> dict[str, str]:
+    def _marked_tracklets(self, marks: Mapping[str, schemas.Mark]) -> dict[str, schemas.Mark]:
         rows = self._footage.rows(list(marks))
         return {row["tracklet"]: marks[row["id"]] for row in rows}
 
-    def _appearances(self, found: SearchAnswer, own: set[Any], marks: Mapping[str, str]) -> list[schemas.Appearance]:
+    def _appearances(
+        self, found: SearchAnswer, own: set[Any], marks: Mapping[str, schemas.Mark]
+    ) -> list[schemas.Appearance]:
         rows = self._footage.rows([appearance.best.id for appearance in found.appearances])
         return [
             _appearance(appearance, row, self._footage.source_of(row), own, marks)
@@ -190,7 +193,7 @@ def source_message(state: SourceState) -> schemas.Source:
 
 
 def _appearance(
-    found: FoundAppearance, row: Mapping[str, Any], state: SourceState, own: set[Any], marks: Mapping[str, str]
+    found: FoundAppearance, row: Mapping[str, Any], state: SourceState, own: set[Any], marks: Mapping[str, schemas.Mark]
 ) -> schemas.Appearance:
     best = schemas.Best(
         id=row["id"],

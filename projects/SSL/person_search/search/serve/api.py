@@ -235,7 +235,7 @@ def forget_some(desk: TheDesk, request: schemas.ForgetRequest) -> schemas.Forgot
 def _picture_message(picture: ShelvedPicture) -> schemas.Picture:
     height, width = picture.image.shape[:2]
     found = [
-        schemas.PersonFound(box=tuple(map(float, box)), score=float(score))
+        schemas.PersonFound(box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])), score=float(score))
         for box, score in zip(picture.boxes, picture.scores, strict=True)
     ]
     return schemas.Picture(id=picture.id, name=picture.name, width=width, height=height, persons=found)

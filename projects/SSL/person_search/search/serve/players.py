@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import DatasetError
 from ..video import open_video, seek_video, upright, video_start
@@ -20,6 +20,7 @@ from .uploads import RequestError
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 _PLAYED = {
     "video/mp4": ({"mov", "mp4"}, {"h264", "av1", "vp9"}),
@@ -138,10 +139,11 @@ def _frames(container: InputContainer) -> Iterator[VideoFrame]:
             continue
 
 
-def _stream(clip: OutputContainer, encoder: str, frame: VideoFrame, rate: Fraction | None) -> Any:
+def _stream(clip: OutputContainer, encoder: str, frame: VideoFrame, rate: Fraction | None) -> VideoStream:
     scale = min(1.0, _MAX_CLIP_WIDTH / frame.width)
     options = {"preset": "veryfast", "crf": "24"} if encoder == "libx264" else {"deadline": "realtime", "crf": "20"}
-    output = clip.add_stream(encoder, rate=Fraction(rate or 25).limit_denominator(1001), options=options)
+    stream = clip.add_stream(encoder, rate=Fraction(rate or 25).limit_denominator(1001), options=options)
+    output = cast("VideoStream", stream)  # the type depends on the encoder's name, which PyAV's stubs do not know
     output.width, output.height = (max(2, round(side * scale) // 2 * 2) for side in (frame.width, frame.height))
     output.pix_fmt = "yuv420p"
     output.codec_context.time_base = _TIME_BASE

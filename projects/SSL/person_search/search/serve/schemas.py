@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from ..store import Kind
+
 DetectionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}:[0-9]{1,19}:[0-9]{1,10}$")]
 TrackletId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}:[0-9:]{1,40}$")]
 SourceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -83,7 +85,7 @@ class Source(Message):
     id: SourceId
     name: str = Field(description="file name, or address without path credentials")
     camera: str
-    kind: Literal["photo", "video", "stream"]
+    kind: Kind
     start: AwareDatetime | None
     duration: float = Field(description="seconds, 0 where unknown")
     finished: bool
@@ -230,7 +232,7 @@ class StoreSummary(Message):
     sources: int
     unfinished: int = Field(description="sources that are not indexed to their end")
     damaged: int = Field(description="sources that could not be read")
-    retention_days: int | None = Field(description="days for which detections are kept; null: for ever")
+    retention_days: int | None = Field(description="days for which detections are kept; null: forever")
     can_embed: bool = Field(description="whether pictures can be uploaded (the server has weights)")
     max_upload_bytes: int
     max_upload_pixels: int

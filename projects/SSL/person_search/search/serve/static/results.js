@@ -70,7 +70,7 @@ export class Results {
         make("p", { class: "number", title: "Cosine similarity of the appearance" }, appearance.similarity.toFixed(2)),
         make("p", { class: "where", text: camera, title: source.name }),
         make("p", { class: "soft when", text: span(appearance.start, appearance.end, appearance.start_offset, appearance.end_offset) }),
-        make("p", { class: "soft rate", text: `${percent(appearance.false_match_rate)} of strangers look as alike` }),
+        make("p", { class: "soft rate", text: `${percent(appearance.false_match_rate)} of other people look at least as similar` }),
       ),
       make(
         "div",

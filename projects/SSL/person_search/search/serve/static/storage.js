@@ -35,7 +35,7 @@ export class Storage {
       Store: store.name,
       Model: `${store.model}, ${store.dimension} numbers a person`,
       Detections: store.detections.toLocaleString(),
-      Kept: store.retention_days ? several(store.retention_days, "day") : "for ever",
+      Kept: store.retention_days ? several(store.retention_days, "day") : "forever",
       Recordings: [`${store.sources}`, store.unfinished && `${store.unfinished} not finished`, store.damaged && `${store.damaged} with errors`].filter(Boolean).join(", "),
     };
     byId("store-facts").replaceChildren(...Object.entries(facts).map(([name, text]) => make("div", {}, make("dt", { text: name }), make("dd", { text }))));
