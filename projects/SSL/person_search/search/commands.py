@@ -1,4 +1,4 @@
-"""What the commands of `person-search` do, once their arguments are read."""
+"""Commands of `person-search`, run with parsed arguments."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _index(args: argparse.Namespace) -> int:
     print(f"{store.uri}: {store.count()} detections")
     store.close()
     if interrupted:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
     return 0
 
@@ -111,7 +111,7 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def _queries(args: argparse.Namespace, store: Store) -> list[QueryPerson]:
-    """The persons asked for: of pictures, or detections of the store by their ids."""
+    """Persons to search for: of pictures, or detections of the store by id."""
     from .query import stored_person
 
     boxes = [*args.box]
@@ -125,15 +125,15 @@ def _queries(args: argparse.Namespace, store: Store) -> list[QueryPerson]:
             if not args.weights:
                 raise PersonSearchError("--weights is missing: a picture is searched with the model of the store")
             searcher = _searcher(args)
-            open_store(args.store, info=searcher.info).close()  # another model than the store's is refused here
+            open_store(args.store, info=searcher.info).close()  # rejects another model than the store's
         queries.append(_ask_person(searcher, query, boxes.pop(0) if boxes else None))
     if boxes:
-        raise PersonSearchError(f"{len(args.box)} boxes for {len(args.queries)} pictures: give one a picture at most")
+        raise PersonSearchError(f"{len(args.box)} boxes for {len(args.queries)} pictures: give at most one per picture")
     return queries
 
 
 def _ask_person(searcher: PersonSearcher, picture: str, box: list[float] | None) -> QueryPerson:
-    """The person of a picture; who sits at a terminal is asked which of several."""
+    """Person of a picture; in a terminal, the user is asked which of several."""
     from .query import QueryError, query_person
 
     try:
@@ -147,7 +147,7 @@ def _ask_person(searcher: PersonSearcher, picture: str, box: list[float] | None)
             raise PersonSearchError(f"{choice!r} is none of 1 to {len(error.detections)}") from error
         return query_person(searcher, picture, error.detections.boxes[int(choice) - 1].tolist())
     if person.chosen == "whole":
-        print(f"{picture}: nobody is detected; the whole picture is taken for the person", file=sys.stderr)
+        print(f"{picture}: nobody is detected; using the whole picture", file=sys.stderr)
     return person
 
 
@@ -187,8 +187,8 @@ def _forget(args: argparse.Namespace) -> int:
         return 0
     where = Filter(cameras=tuple(args.camera), until=args.before, tracklets=tuple(args.person))
     if where.empty:
-        raise PersonSearchError("nothing is named to be forgotten: give --before, --camera, --person or --keep-days")
-    if not args.yes and not _confirmed(f"Delete {store.count(where)} detections of {store.uri} for good?"):
+        raise PersonSearchError("nothing to forget is given: use --before, --camera, --person or --keep-days")
+    if not args.yes and not _confirmed(f"Delete {store.count(where)} detections of {store.uri} permanently?"):
         print("nothing is deleted")
         return 0
     only_persons = args.person and not args.camera and args.before is None
@@ -232,18 +232,18 @@ def _apply_retention(store: Store) -> None:
 
     deleted = apply_retention(store)
     if deleted:
-        logger.info("%d detections were older than the store keeps them, and are deleted", deleted)
+        logger.info("Deleted %d detections older than the store's retention", deleted)
 
 
 def _confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise PersonSearchError(f"{question} Nobody can be asked here: add --yes")
+        raise PersonSearchError(f"{question} There is no terminal to ask: add --yes")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, the first time; the second time they end the program."""
+    """Event that is set by the first Ctrl-C or SIGTERM; the second one ends the program."""
     stop = threading.Event()
     before: dict[signal.Signals, Any] = {}
 
@@ -264,7 +264,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 class _Screen(logging.Handler):
-    """Writes lines above the progress bar."""
+    """Handler that writes lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -278,4 +278,4 @@ def _log_to_screen() -> None:
     own.handlers = [_Screen()]
     for name in ("fvcore", "detectron2", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # Detectron2's call, whose meaning stays
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # caused by Detectron2

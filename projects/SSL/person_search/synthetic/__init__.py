@@ -1,12 +1,12 @@
-"""A synthetic person search dataset: rendered streets with walking persons, their identities and exact masks.
+"""Synthetic person search datasets: rendered streets with walking persons, identities and exact masks.
 
-It needs no download, so that installation, training and evaluation can be tried and tested from end to end. It is no
-substitute for real data, and metrics measured on it say nothing about any real dataset.
+They need no download, so installation, training and evaluation can be tried and tested from end to end. They are no
+substitute for real data, and metrics on them say nothing about any real dataset.
 
-May import `data` and the modules beside the folders. `data.registration` and the programs import it.
+May import `data` and the top-level modules. Imported by `data.registration` and the programs.
 """
 
-from .. import data  # noqa: F401  (first: it imports this package while it registers the built-in sets)
+from .. import data  # noqa: F401  (first, since it imports this package to register the built-in datasets)
 from .config import PRESETS, SyntheticConfig
 from .datasets import load_synthetic, load_synthetic_protocol, register_builtin_synthetic, register_synthetic
 from .storage import generate, read_config

@@ -1,4 +1,4 @@
-"""What a camera sees when nobody is there: ground in perspective, building fronts, sky, and how light falls."""
+"""Empty scenes of a camera: ground in perspective, building fronts, sky, and light."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from .camera import Camera
 from .looks import Colour
 
-_FINE = 2  # drawn at twice the size and reduced, so that joints and edges are smooth
+_FINE = 2  # oversampling, which smooths joints and edges
 
 
 def render_background(camera: Camera, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """The empty scene, (height, width, 3) float32 RGB, 0..255."""
+    """Empty scene, (height, width, 3) float32 RGB, 0..255."""
     image = np.zeros((height * _FINE, width * _FINE, 3), np.float32)
     base = int(_FINE * wall_row(camera))
     painter = _FRONTS[camera.scene]
@@ -31,12 +31,12 @@ def render_background(camera: Camera, height: int, width: int, rng: np.random.Ge
 
 
 def wall_row(camera: Camera) -> float:
-    """Row where the ground ends and the fronts stand, a little behind the farthest persons."""
+    """Row where the ground ends and the fronts begin, a little behind the farthest persons."""
     return camera.row(0.85 * camera.far)
 
 
 def render_daylight(camera: Camera, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """How bright the light is at each place of the ground, (height, width) float32, 0.55 .. 1.05: cast shadows."""
+    """Brightness of the light on the ground, (height, width) float32, 0.55 .. 1.05, with cast shadows."""
     light = np.full((height, width), 1.05, np.float32)
     for _ in range(int(rng.integers(1, 4))):
         top, bottom = camera.row(camera.far * rng.uniform(0.9, 2.5)), height
@@ -48,7 +48,7 @@ def render_daylight(camera: Camera, height: int, width: int, rng: np.random.Gene
 
 
 def value_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Smooth random values, `shape` float32, about -1 .. 1, that change over `cell` pixels and half as many."""
+    """Smooth random values, `shape` float32, about -1 .. 1, that vary over `cell` pixels and half as many."""
     total = np.zeros(shape, np.float32)
     for octave in (1.0, 0.5, 0.25):
         grid = (max(2, int(shape[0] / (cell * octave)) + 1), max(2, int(shape[1] / (cell * octave)) + 1))
@@ -63,12 +63,12 @@ def _contact_shadow(image: np.ndarray, base: int) -> None:
 
 
 def _ground(camera: Camera, rows: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, width * _FINE, 3) float32: the ground at image rows `rows` (pixels)."""
+    """Ground at image rows `rows` (pixels), (n, width * _FINE, 3) float32."""
     scale = np.maximum((rows - camera.horizon) / camera.height, 1e-3)[:, None]
     columns = (np.arange(width * _FINE, dtype=np.float32) / _FINE - width / 2)[None, :]
     aside, ahead = columns / scale, np.broadcast_to(0.9 * width / scale, (len(rows), columns.shape[1]))
     colour, detail = _GROUNDS[camera.scene](aside, ahead)
-    # Fine detail melts into the distance.
+    # Fine detail fades with the distance.
     fade = np.clip(scale / (0.5 * camera.near), 0.25, 1)
     speckle = rng.standard_normal(aside.shape, dtype=np.float32) * 5
     brightness = 1 + 0.07 * value_noise(rng, aside.shape, 60 * _FINE)
@@ -76,7 +76,7 @@ def _ground(camera: Camera, rows: np.ndarray, width: int, rng: np.random.Generat
 
 
 def _tiles(aside: np.ndarray, ahead: np.ndarray, size: float, joint: float) -> np.ndarray:
-    """True on the joints of square tiles of `size` metres."""
+    """Mask of the joints of square tiles of `size` metres."""
     return ((aside / size) % 1 < joint) | ((ahead / size) % 1 < joint)
 
 
@@ -124,13 +124,13 @@ _GROUNDS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndar
 
 
 def _box(image: np.ndarray, corner: tuple[float, float], size: tuple[float, float], colour: Sequence[float]) -> None:
-    """A rectangle from its upper left corner, everything in pixels of `image`."""
+    """Draws a rectangle from its upper left corner, in pixels of `image`."""
     (x, y), (w, h) = corner, size
     cv2.rectangle(image, (round(x), round(y)), (round(x + w), round(y + h)), colour, -1)
 
 
 def _shops(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
-    """Shop windows with awnings, posters and doors; `metre` is the pixels of a metre at the wall."""
+    """Draws shop windows with awnings, posters and doors; `metre` is the number of pixels per metre at the wall."""
     height, width = image.shape[:2]
     image[:] = (176, 150, 122)
     awnings: tuple[Colour, ...] = ((150, 52, 48), (58, 104, 84), (62, 82, 130), (190, 150, 70))
@@ -150,7 +150,7 @@ def _shops(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
 
 
 def _park(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
-    """Sky, trees and a hedge."""
+    """Draws sky, trees and a hedge."""
     height, width = image.shape[:2]
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     image[:] = (1 - rows) * np.array([150, 182, 214], np.float32) + rows * np.array([214, 222, 224], np.float32)
@@ -166,7 +166,7 @@ def _park(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
 
 
 def _brick(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
-    """A brick wall with windows."""
+    """Draws a brick wall with windows."""
     height, width = image.shape[:2]
     image[:] = (142, 84, 68)
     course = max(2.0, 0.24 * metre)
@@ -185,7 +185,7 @@ def _brick(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
 
 
 def _offices(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
-    """A curtain wall of glass."""
+    """Draws a curtain wall of glass."""
     height, width = image.shape[:2]
     image[:] = (86, 96, 104)
     for y in np.arange(height, -2 * metre, -1.7 * metre):
@@ -195,7 +195,7 @@ def _offices(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
 
 
 def _station(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
-    """Tiled wall with advertising posters and columns."""
+    """Draws a tiled wall with advertising posters and columns."""
     height, width = image.shape[:2]
     image[:] = (198, 200, 190)
     for y in np.arange(height, 0, -0.5 * metre):

@@ -1,4 +1,4 @@
-"""The cameras: where each stands, what light it sees and how its sensor answers."""
+"""Cameras: position, light, and response of the sensor."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SCENES = ("shops", "park", "brick", "offices", "station")
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera: a pinhole with a level optical axis above flat ground.
+    """Pinhole camera with a level optical axis above flat ground.
 
     Attributes:
-        camera_id: counted from 1.
+        camera_id: number, from 1.
         scene: kind of background, one of `SCENES`.
-        height: of the lens above the ground, metres.
+        height: height of the lens above the ground in metres.
         horizon: row of the horizon in pixels; may lie above the image.
         near, far: pixels per metre at the near and the far end of the ground that persons walk on.
         light: direction of the light, -1 (left) .. 1 (right).
         mix: (3, 3) colour matrix of the sensor, row by row.
-        gamma: of the sensor's response.
+        gamma: exponent of the sensor's response.
         blur: standard deviation of the lens blur in pixels, 0 for none.
         noise: standard deviation of the sensor noise in grey levels.
     """
@@ -43,27 +43,27 @@ class Camera:
     noise: float
 
     def scale(self, row: float) -> float:
-        """Pixels per metre of what stands on the ground at an image row."""
+        """Pixels per metre of objects that stand on the ground at an image row."""
         return (row - self.horizon) / self.height
 
     def row(self, scale: float) -> float:
-        """Image row where something stands that is seen at `scale` pixels per metre."""
+        """Image row of the ground where objects have `scale` pixels per metre."""
         return self.horizon + scale * self.height
 
     def scale_at(self, nearness: float) -> float:
-        """Pixels per metre at a place between the far (0) and the near (1) end of the ground.
+        """Pixels per metre at a position between the far (0) and the near (1) end of the ground.
 
-        Logarithmic in the main, so that all sizes occur, with less of the far end, whose persons are mere specks.
+        Mostly logarithmic, so that all sizes occur, but with less of the far end, where persons are mere specks.
         """
         return self.far * (self.near / self.far) ** (nearness**0.7)
 
     def develop(self, rgb: np.ndarray, exposure: float, rng: np.random.Generator) -> np.ndarray:
-        """What the sensor makes of a scene.
+        """Image of a scene after the sensor.
 
         Args:
             rgb: (h, w, 3) float32 scene, 0..255; overwritten.
             exposure: factor of the brightness.
-            rng: stream of the noise.
+            rng: random stream of the noise.
 
         Returns:
             (h, w, 3) uint8 RGB.
@@ -82,11 +82,11 @@ class Camera:
 
 @lru_cache(maxsize=256)
 def camera(config: SyntheticConfig, camera_id: int) -> Camera:
-    """The camera with a number in 1 .. `config.cameras`; it depends on seed and number, not on how many there are."""
+    """Camera of a number in 1 .. `config.cameras`; depends on seed and number, not on the number of cameras."""
     rng = random_stream(config, STREAM_CAMERA, camera_id)
     near = config.max_person_height / MEAN_STATURE
     far = config.min_person_height / MEAN_STATURE
-    # As high as keeps the nearest tall person's head in the image, between eye level and a low surveillance camera.
+    # Between eye level and a low surveillance camera, so that the head of the nearest tall person stays in the image.
     ground = 0.975 * config.image_height
     highest = min(2.3, 0.97 * ground / near)
     height = float(rng.uniform(0.72, 1.0)) * highest

@@ -1,4 +1,4 @@
-"""Drawing at several times the final resolution, and the small pictures with transparency that come of it."""
+"""Oversampled drawing surface, and sprites with transparency made from it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from .looks import Colour
 
-_SHIFT = 3  # outlines are placed to an eighth of a canvas pixel
+_SHIFT = 3  # outlines have a precision of an eighth of a canvas pixel
 _HALF_CIRCLE = np.stack([np.cos(np.linspace(0, np.pi, 9)), np.sin(np.linspace(0, np.pi, 9))], 1)
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A cut-out that can be put into a frame.
+    """Cut-out to be placed in a frame.
 
     Attributes:
-        rgb: (h, w, 3) float32, 0..255, already multiplied by alpha.
+        rgb: (h, w, 3) float32, 0..255, premultiplied by alpha.
         alpha: (h, w) float32 coverage, 0..1.
-        anchor: (x, y) in pixels of the sprite where the object stands on the ground.
+        anchor: (x, y) of the object's point on the ground, in pixels of the sprite.
     """
 
     rgb: np.ndarray
@@ -30,12 +30,12 @@ class Sprite:
 
     @property
     def solid(self) -> np.ndarray:
-        """(h, w) bool: pixels that the object covers by half or more, the object's mask."""
+        """Mask of the object, (h, w) bool: pixels that it covers by half or more."""
         return self.alpha >= 0.5
 
 
 class Canvas:
-    """A drawing surface measured in metres, upwards and to the right of the point where the object stands.
+    """Drawing surface in metres, upwards and to the right of the point where the object stands.
 
     Args:
         reach: (left, right, up, down) extent around that point in metres.
@@ -54,20 +54,21 @@ class Canvas:
         self.alpha = np.zeros(self.rgb.shape[:2], np.uint8)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) metres (right, up) -> (n, 2) float64 canvas pixels (x, y)."""
+        """Canvas pixels (x, y), (n, 2) float64, of points (right, up) in metres, (n, 2)."""
         anchor = np.array(self.anchor) * self._fine
         return np.asarray(points, dtype=np.float64) * [self._per_metre, -self._per_metre] + anchor
 
     def fill(self, outline: np.ndarray, colour: Colour) -> None:
-        """Fill a polygon, (n, 2) metres, with one colour."""
+        """Fills a polygon, (n, 2) metres, with one colour."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(self.rgb, [fixed], [int(c) for c in colour], cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.alpha, [fixed], 255, cv2.LINE_8, _SHIFT)
 
     def paint(self, texture: np.ndarray, corners: np.ndarray, outline: np.ndarray) -> None:
-        """Fill a polygon, (n, 2) metres, with a texture (h, w, 3) uint8 whose corners come to lie at `corners`.
+        """Fills a polygon, (n, 2) metres, with a texture (h, w, 3) uint8.
 
-        `corners` is (4, 2) metres: upper left, upper right, lower right, lower left.
+        `corners` is the position of the texture's corners, (4, 2) metres: upper left, upper right, lower right, lower
+        left.
         """
         target, polygon = self.pixels(corners), self.pixels(outline)
         height, width = self.alpha.shape
@@ -87,10 +88,10 @@ class Canvas:
         self.alpha[window] |= inside
 
     def limb(self, start: np.ndarray, end: np.ndarray, radii: tuple[float, float], rows: np.ndarray) -> None:
-        """A round limb from `start` to `end` (metres) of the radii at both ends; `rows` (n, 3) colours run along it."""
+        """Draws a round limb from `start` to `end` (metres) with a radius at each end; `rows` (n, 3) are colours."""
         axis = np.asarray(end, dtype=np.float64) - start
         length = float(np.hypot(*axis))
-        # Seen end on, a limb has no direction of its own: any will do.
+        # Seen end on, a limb has no direction: use any.
         along = axis / length if length > 1e-6 else np.array([0.0, -1.0])
         across = np.array([-along[1], along[0]])
         # With `along` pointing down, `across` points to the right.
@@ -102,7 +103,7 @@ class Canvas:
         self.paint(shaded(rows, self.light), corners, np.concatenate([head, foot]))
 
     def sprite(self) -> Sprite:
-        """The finished cut-out at its final resolution."""
+        """Finished sprite at its final resolution."""
         height, width = (n // self._fine for n in self.alpha.shape)
         rgb = cv2.resize(self.rgb, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
         alpha = cv2.resize(self.alpha, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -115,12 +116,13 @@ def plain(colour: Colour, rows: int) -> np.ndarray:
 
 
 def shaded(rows: np.ndarray, light: float, columns: int = 16) -> np.ndarray:
-    """A round surface: (n, 3) colours -> (n, columns, 3) uint8, bright in the middle and on the side of the light."""
+    """Texture of a round surface: (n, 3) colours -> (n, columns, 3) uint8, brightest in the middle and towards the
+    light."""
     return np.clip(rows[:, None, :] * shading(columns, light)[None, :, None], 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=256)
 def shading(columns: int, light: float) -> np.ndarray:
-    """(columns,) float32 brightness across a cylinder, 0.6 .. 1.2."""
+    """Brightness across a cylinder, (columns,) float32, 0.6 .. 1.2."""
     across = np.linspace(-1, 1, columns, dtype=np.float32)
     return 0.74 + 0.28 * np.sqrt(1 - 0.95 * across**2) + 0.16 * light * across

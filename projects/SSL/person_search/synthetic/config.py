@@ -1,4 +1,4 @@
-"""What a synthetic dataset is made of: sizes, difficulty and seed, and the random streams drawn from them."""
+"""Settings of synthetic datasets: sizes, difficulty and seed, and the random streams derived from them."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ import numpy as np
 
 from ..errors import ConfigError
 
-# Part of every folder's name: raised whenever the drawing changes, so that old folders are never mistaken for new ones.
+# Part of every folder's name: increased whenever the drawing changes, so that old folders are not taken for new ones.
 GENERATOR_VERSION = 1
 SPLITS = ("train", "test")
 IMAGE_FORMATS = ("png", "jpg")
-# Heights in the configuration are those of a person of this stature, in metres; others scale with their own.
+# Stature in metres that the heights in a config refer to; others scale with their own.
 MEAN_STATURE = 1.7
 PALETTE_SIZE = 10
 
-# Numbers of the random streams. Each is independent of the others, so that for example more training frames
-# leave looks, cameras and test frames as they were.
+# Numbers of the random streams. They are independent, so for example more training frames change neither looks nor
+# cameras nor test frames.
 STREAM_LOOKS, STREAM_FAMILIES, STREAM_CAMERA, STREAM_PLAN, STREAM_FRAME, STREAM_QUERIES = range(6)
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Everything that decides the bytes of a synthetic dataset.
+    """All settings that determine the content of a synthetic dataset.
 
     Attributes:
         name: short name, part of the folder's name; letters, digits, "_" and ".".
-        seed: >= 0; the same configuration gives the same bytes.
+        seed: >= 0; equal settings give equal bytes.
         image_height, image_width: size of a frame in pixels.
         image_format: "png", or "jpg" (quality 95).
-        cameras: number of cameras, each with its own place, perspective, light and sensor; numbered from 1.
+        cameras: number of cameras, each with its own position, perspective, light and sensor; numbered from 1.
         train_frames, test_frames: frames of each split, spread evenly over the cameras.
-        train_identities, test_identities: labelled identities; train has 0..T-1, test the numbers after those.
-        min_persons, max_persons: persons of a frame, labelled or not.
-        min_person_height, max_person_height: height in pixels of a person of 1.7 m, feet to crown, at the far
-            and at the near end of the ground.
-        unlabelled_fraction: share of the persons that are passers-by without identity (person_id -1).
-        crowding: share of the persons that are put beside or behind another person or an object.
-        min_visible: least share of a person's pixels that must be seen; no person in a frame shows less.
-        queries_per_identity: test queries of an identity, each from another camera as far as there are enough.
-        colours: garment colours in use, 2..10; fewer make identities more alike.
-        family_size: identities that share the colours of shirt and trousers; details tell them apart.
+        train_identities, test_identities: labelled identities; training has 0..T-1, test the following numbers.
+        min_persons, max_persons: persons per frame, labelled or not.
+        min_person_height, max_person_height: height in pixels of a person of 1.7 m, feet to crown, at the far and at
+            the near end of the ground.
+        unlabelled_fraction: fraction of passers-by without identity (person_id -1).
+        crowding: fraction of the persons placed beside or behind another person or an object.
+        min_visible: minimum visible fraction of a person's pixels, for all persons in a frame.
+        queries_per_identity: test queries per identity, from different cameras as far as possible.
+        colours: number of garment colours, 2..10; fewer make identities more similar.
+        family_size: number of identities that share the colours of shirt and trousers, and differ in details.
         camera_shift: strength of the cameras' colour casts and exposures, 0 (none) to 2.
         noise: standard deviation of the sensor noise in grey levels.
 
     Raises:
-        ConfigError: a field holds a value that cannot work; the message names it.
+        ConfigError: a field has an invalid value; the message names it.
     """
 
     name: str = "custom"
@@ -86,14 +86,14 @@ class SyntheticConfig:
     def _check_type(self, field: str, kind: type) -> None:
         value = getattr(self, field)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            # 34 and 34.0 are one configuration and must have one digest.
+            # 34 and 34.0 are equal settings and must have the same digest.
             object.__setattr__(self, field, float(value))
         elif not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(f"SyntheticConfig.{field} = {value!r}: expected a value of type {kind.__name__}")
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that differ wherever a field or the generator's version differs."""
+        """Digest of all fields and the generator's version, eight hexadecimal digits."""
         text = json.dumps([GENERATOR_VERSION, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -114,7 +114,7 @@ class SyntheticConfig:
 
 
 def _rules(c: SyntheticConfig) -> Sequence[tuple[str, bool, str]]:
-    """(field, whether its value can work, what was expected) of every rule."""
+    """(field, whether its value is valid, expectation) of every rule."""
     rules = [
         ("name", bool(c.name) and all(s.isalnum() or s in "_." for s in c.name), 'letters, digits, "_" and "."'),
         ("seed", c.seed >= 0, "an integer >= 0"),
@@ -151,15 +151,15 @@ def _rules(c: SyntheticConfig) -> Sequence[tuple[str, bool, str]]:
 
 
 def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.random.Generator:
-    """A generator that depends on the seed, the stream and the numbers (for example split and frame) alone."""
+    """Random generator that depends on seed, stream and numbers (for example split and frame) only."""
     return np.random.default_rng([config.seed, stream, *numbers])
 
 
 PRESETS = MappingProxyType(
     {
-        # What a pretrained network can learn in minutes, and colours alone cannot tell: each camera has a light of its
-        # own, so that the same clothes have other colours in another one. Persons are large enough for a stride of 16,
-        # their heights range over a factor of 2.5.
+        # Learnable in minutes by a pretrained network, but not by colours alone: each camera has its own light, so
+        # clothes change their colours between cameras. Persons are large enough for a stride of 16, with heights over a
+        # factor of 2.5.
         "demo": SyntheticConfig(
             name="demo",
             train_frames=100,
@@ -190,8 +190,8 @@ PRESETS = MappingProxyType(
             max_person_height=110.0,
             queries_per_identity=2,
         ),
-        # Harder and larger than the demo, with frames of the same size: what two CPU cores can train with several
-        # seeds.
+        # Harder and larger than the demo, with frames of the same size, for trainings with several seeds on two CPU
+        # cores.
         "town": SyntheticConfig(
             name="town",
             cameras=4,

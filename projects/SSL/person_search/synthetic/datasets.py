@@ -1,4 +1,4 @@
-"""Synthetic datasets for Detectron2: reading, and registration by name."""
+"""Synthetic datasets for Detectron2: records, and registration by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Root = str | Path | None
 
 
 def load_synthetic(folder: str | Path, split: str) -> list[Record]:
-    """The records of one split, with `camera_id`, `person_id` and exact foreground masks (`segmentation`).
+    """Records of a split, with `camera_id`, `person_id` and exact foreground masks (`segmentation`).
 
     Args:
-        folder: as `generate` returns it.
+        folder: folder returned by `generate`.
         split: "train" or "test".
 
     Raises:
@@ -34,7 +34,7 @@ def load_synthetic(folder: str | Path, split: str) -> list[Record]:
 
 
 def load_synthetic_protocol(folder: str | Path) -> SearchProtocol:
-    """The queries of the test split, each searched in every test frame but its own (kind "custom").
+    """Queries of the test split, each searched in all test frames but its own (kind "custom").
 
     Raises:
         DatasetError: the annotations are missing or damaged.
@@ -44,18 +44,18 @@ def load_synthetic_protocol(folder: str | Path) -> SearchProtocol:
 
 
 def register_synthetic(name: str, config: SyntheticConfig, root: Root = None, progress: bool = True) -> None:
-    """Register `<name>_train` and `<name>_test` (with queries). Reads and writes no file.
+    """Registers `<name>_train` and `<name>_test` (with queries). Reads and writes no file.
 
-    The dataset is generated when it is first used, and found again afterwards.
+    The dataset is generated on first use, and reused afterwards.
 
     Args:
         name: prefix of both names.
-        config: what to generate.
-        root: folder below which it is put; None is $DETECTRON2_DATASETS at the time of use.
-        progress: show a bar while the dataset is generated.
+        config: settings of the dataset.
+        root: folder to generate it in; None for $DETECTRON2_DATASETS at the time of use.
+        progress: whether to show a progress bar during generation.
 
     Raises:
-        ConfigError: a name stands for another dataset.
+        ConfigError: a name is taken by another dataset.
     """
     make = partial(_generate, config, root, progress)
     for split in SPLITS:
@@ -71,7 +71,7 @@ def register_synthetic(name: str, config: SyntheticConfig, root: Root = None, pr
 
 
 def register_builtin_synthetic(root: Root = None) -> None:
-    """Register synthetic_<preset>_train and synthetic_<preset>_test of every preset. Reads and writes no file.
+    """Registers synthetic_<preset>_train and synthetic_<preset>_test of all presets. Reads and writes no file.
 
     Raises:
         ConfigError: a name stands for another dataset.

@@ -1,4 +1,4 @@
-"""Draws a person: the parts of an articulated body, farthest first, textured with the person's look."""
+"""Drawing of persons: parts of an articulated body, farthest first, textured with the person's look."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .canvas import Canvas, Sprite, plain, shaded
 from .looks import Colour, Look
 from .pose import Pose, joints, view
 
-_FINE_HEIGHT = 260  # every person is drawn at least this tall, in canvas pixels, and then reduced
-# Outline of the trunk from the neck down: (share of its length, share of the half width).
+_FINE_HEIGHT = 260  # minimum height of a drawn person in canvas pixels, before reduction
+# Outline of the trunk from the neck down: (fraction of its length, fraction of the half width).
 _TRUNK = np.array(
     [
         *((-0.05, 0.3), (-0.02, 0.5), (0.03, 0.86), (0.08, 1.0), (0.2, 1.0)),
@@ -22,16 +22,16 @@ _TRUNK = np.array(
 
 
 def draw_person(look: Look, pose: Pose, scale: float, light: float) -> Sprite:
-    """A person standing on the ground.
+    """Sprite of a person standing on the ground.
 
     Args:
         look: appearance.
         pose: posture and direction.
-        scale: pixels per metre at the person's place.
+        scale: pixels per metre at the person's position.
         light: direction of the light, -1 .. 1.
 
     Returns:
-        the cut-out, anchored below the middle of the body at the height of the soles.
+        the sprite, anchored below the middle of the body at the height of the soles.
     """
     fine = int(np.clip(np.ceil(_FINE_HEIGHT / (look.stature * scale)), 2, 10))
     canvas = Canvas((0.75, 0.75, look.stature * 1.04, 0.06), scale, fine, light)
@@ -40,7 +40,7 @@ def draw_person(look: Look, pose: Pose, scale: float, light: float) -> Sprite:
 
 
 class _Figure:
-    """One person on one canvas; each method draws one part."""
+    """Person on a canvas; each method draws one part."""
 
     def __init__(self, canvas: Canvas, look: Look, pose: Pose) -> None:
         self.canvas, self.look, self.pose = canvas, look, pose
@@ -52,7 +52,7 @@ class _Figure:
 
     def draw(self) -> None:
         far, near = sorted(("left", "right"), key=lambda side: self.depths[f"{side}_shoulder"])
-        # Seen from the front or the back both arms hang beside the trunk and none is hidden by it.
+        # Seen from the front or the back, both arms hang beside the trunk and are not hidden by it.
         apart = self.depths[f"{near}_shoulder"] - self.depths[f"{far}_shoulder"]
         if apart > 0.12:
             self.arm(far)
@@ -80,7 +80,7 @@ class _Figure:
         shade = 1.0 if self.depths[f"{side}_knee"] >= -0.02 else 0.86
         shoe = plain(self.look.shoes, 3) * shade
         ankle, toe = p[f"{side}_ankle"], p[f"{side}_toe"]
-        # A shoe seen from the front is foreshortened to its width and still reaches down to its sole.
+        # Seen from the front, a shoe is foreshortened to its width, but still reaches down to its sole.
         canvas.limb(ankle + [0, -0.012], toe + [0, -0.004], (0.027 * size, 0.024 * size), shoe)
         canvas.limb(p[f"{side}_hip"], p[f"{side}_knee"], (0.054 * size, 0.036 * size * wide), thigh * shade)
         canvas.limb(p[f"{side}_knee"], ankle, (0.036 * size * wide, 0.022 * size * wide), shin * shade)
@@ -166,7 +166,7 @@ class _Figure:
             self.canvas.limb(bun, bun + [0, 0.004], (0.03 * size, 0.03 * size), rows)
 
     def bag(self, behind: bool) -> None:
-        """A backpack or a bag at the left hip, if it lies on the wanted side of the trunk."""
+        """A backpack, or a bag at the left hip, if it is on the given side of the trunk."""
         look, yaw = self.look, self.pose.yaw
         if look.bag == "backpack" and (self.facing > 0.25) == behind:
             width = float(np.hypot(0.155 * self.facing, 0.085 * np.sin(yaw)))

@@ -1,4 +1,4 @@
-"""Renders one frame: puts persons and objects on the ground, and says exactly what can be seen of whom."""
+"""Rendering of frames: placement of persons and objects on the ground, and exact visibility."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .plan import FramePlan, PlannedPerson
 from .pose import sample_pose
 
 _TRIES = 40
-_LEAST_INSIDE = 0.75  # share of a person's pixels that lies inside the frame
+_LEAST_INSIDE = 0.75  # minimum fraction of a person's pixels inside the frame
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Something that stands on the ground: its cut-out, upper left corner (x, y), and row of its foot (pixels)."""
+    """Object on the ground: sprite, upper left corner (x, y), and row of its foot (pixels)."""
 
     sprite: Sprite
     corner: tuple[int, int]
@@ -34,13 +34,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class VisiblePerson:
-    """Annotation of one person.
+    """Annotation of a person.
 
     Attributes:
         person_id: identity, or -1.
-        bbox: (x0, y0, x1, y1) of the whole body, hidden parts too, clipped to the frame; pixels.
-        mask: (h, w) bool over the frame, the pixels that can be seen of the person.
-        visibility: seen share of the person's pixels, those outside the frame counted as hidden.
+        bbox: (x0, y0, x1, y1) of the whole body including hidden parts, clipped to the frame; pixels.
+        mask: (h, w) bool over the frame, visible pixels of the person.
+        visibility: visible fraction of the person's pixels; pixels outside the frame count as hidden.
     """
 
     person_id: int
@@ -51,7 +51,7 @@ class VisiblePerson:
 
 @dataclass(frozen=True)
 class Place:
-    """What a camera always sees: background (h, w, 3) float32, light on the ground (h, w) float32, furniture."""
+    """Constant content of a camera's frames: background (h, w, 3) float32, light (h, w) float32, furniture."""
 
     camera: Camera
     background: np.ndarray
@@ -60,9 +60,9 @@ class Place:
 
 
 def render_frame(config: SyntheticConfig, split: str, plan: FramePlan) -> tuple[np.ndarray, list[VisiblePerson]]:
-    """Render a planned frame.
+    """Image of a planned frame, with annotations.
 
-    Persons for whom no place is found where everybody stays visible enough are left out.
+    Persons are dropped if there is no position where everybody stays visible enough.
 
     Returns:
         (h, w, 3) uint8 RGB image, and its persons in the order of the plan.
@@ -92,7 +92,7 @@ def _place(config: SyntheticConfig, camera_id: int) -> Place:
 
 
 def _object(view: Camera, width: int, rng: np.random.Generator) -> Layer:
-    """A piece of furniture somewhere on the farther part of the ground; cars keep to its far end."""
+    """Piece of furniture on the farther part of the ground; cars are at its far end."""
     kind = str(rng.choice(KINDS))
     scale = view.scale_at(float(rng.uniform(0.01, 0.14 if kind == "car" else 0.55)))
     sprite = draw_furniture(kind, scale, view.light, rng)
@@ -106,7 +106,7 @@ def _layer(sprite: Sprite, x: float, foot: float, person_id: int | None = None) 
 def _put_person(
     config: SyntheticConfig, view: Camera, person: PlannedPerson, layers: list[Layer], rng: np.random.Generator
 ) -> None:
-    """Add a person to the layers, where everybody keeps `config.min_visible`; else leave them as they are."""
+    """Adds a person to the layers if everybody keeps `config.min_visible`; otherwise layers are unchanged."""
     scale = view.scale_at(person.nearness)
     look = passer_by_look(config, rng) if person.person_id < 0 else identity_look(config, person.person_id)
     sprite = draw_person(look, sample_pose(rng), scale, view.light)
@@ -123,7 +123,7 @@ def _put_person(
 
 
 def _propose(layers: list[Layer], scale: float, width: int, crowded: bool, rng: np.random.Generator) -> float:
-    """A column for a person's feet: beside another person or an object if crowded, else anywhere."""
+    """Column for a person's feet: beside another person or an object if crowded, else anywhere."""
     if not crowded or not layers:
         return float(rng.uniform(0, width))
     persons = [layer for layer in layers if layer.person_id is not None]
@@ -137,10 +137,10 @@ _Window = tuple[slice, slice]  # (rows, columns)
 
 
 def _windows(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[_Window, _Window]:
-    """Where a picture of `size` (h, w), its upper left corner at `corner` (x, y), lies over a frame of `shape`.
+    """Overlap of a picture of `size` (h, w), with its upper left corner at `corner` (x, y), and a frame of `shape`.
 
     Returns:
-        the window of the frame and that of the picture, of one size, which may be empty.
+        windows of the frame and of the picture, of equal size, possibly empty.
     """
     frame, picture = [], []
     for start, length, limit in zip(corner[::-1], size, shape, strict=True):
@@ -152,14 +152,14 @@ def _windows(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, i
 
 
 def _inside(layer: Layer, shape: tuple[int, int]) -> float:
-    """Share of the cut-out's solid pixels that lies inside the frame."""
+    """Fraction of the sprite's solid pixels inside the frame."""
     _, part = _windows(layer.corner, layer.sprite.alpha.shape, shape)
     solid = layer.sprite.solid
     return float(solid[part].sum() / solid.sum())
 
 
 def _owners(layers: list[Layer], shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) int16: the number of the layer that is seen at each pixel, -1 for the background."""
+    """Number of the visible layer at each pixel, (h, w) int16; -1 for the background."""
     owner = np.full(shape, -1, np.int16)
     for number, layer in enumerate(layers):
         window, part = _windows(layer.corner, layer.sprite.alpha.shape, shape)
@@ -168,7 +168,7 @@ def _owners(layers: list[Layer], shape: tuple[int, int]) -> np.ndarray:
 
 
 def _least_visible(layers: list[Layer], shape: tuple[int, int]) -> float:
-    """The smallest visibility of a person among the layers, which are sorted from far to near."""
+    """Minimum visibility of the persons in the layers, which are sorted from far to near."""
     counts = np.bincount((_owners(layers, shape) + 1).ravel(), minlength=len(layers) + 1)[1:]
     persons = [(layer, n) for layer, n in zip(layers, counts, strict=True) if layer.person_id is not None]
     return float(min(n / layer.sprite.solid.sum() for layer, n in persons))
@@ -186,12 +186,12 @@ def _visible_persons(layers: list[Layer], shape: tuple[int, int]) -> list[Visibl
         box = np.array([x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1], dtype=float)
         box = np.clip(box, 0, [shape[1], shape[0]] * 2)
         persons.append(VisiblePerson(layer.person_id, tuple(box.tolist()), mask, float(mask.sum() / solid.sum())))
-    # Far persons first would tell the order of depth; by identity, passers-by last, it says nothing.
+    # In order of identity, with passers-by last: the order from far to near would reveal the depth.
     return sorted(persons, key=lambda person: (person.person_id < 0, person.person_id))
 
 
 def _compose(place: Place, layers: list[Layer]) -> np.ndarray:
-    """The scene before the sensor, (h, w, 3) float32: layers from far to near, each with its shadow on the ground."""
+    """Scene before the sensor, (h, w, 3) float32: layers from far to near, with shadows on the ground."""
     image = place.background * place.daylight[..., None]
     shape = image.shape[:2]
     for layer in layers:
@@ -207,7 +207,7 @@ def _compose(place: Place, layers: list[Layer]) -> np.ndarray:
 
 
 def _drop_shadow(image: np.ndarray, layer: Layer, view: Camera) -> None:
-    """Darken the ground around the foot of a layer, away from the light."""
+    """Darkens the ground around the foot of a layer, away from the light."""
     solid = layer.sprite.solid
     broad = 0.5 * np.flatnonzero(solid[len(solid) // 2 :].any(0)).size
     scale = view.scale(layer.foot)

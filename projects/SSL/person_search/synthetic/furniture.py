@@ -1,4 +1,4 @@
-"""Street furniture: things that stand about, hide persons in part and are none themselves."""
+"""Street furniture, which partly hides persons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = tuple(_REACH)
 
 
 def draw_furniture(kind: str, scale: float, light: float, rng: np.random.Generator) -> Sprite:
-    """A piece of furniture of one of `KINDS`, seen at `scale` pixels per metre; its details come from `rng`."""
+    """Sprite of a piece of furniture of one of `KINDS`, at `scale` pixels per metre, with details from `rng`."""
     left, right, up = _REACH[kind]
     canvas = Canvas((left, right, up, 0.05), scale, _FINE, light)
     _PAINTERS[kind](canvas, rng)
@@ -37,12 +37,12 @@ def _colour(rng: np.random.Generator, *choices: Colour) -> Colour:
 
 
 def _post(canvas: Canvas, x: float, low: float, high: float, radius: float, colour: Colour) -> None:
-    """An upright post; its rows are one colour."""
+    """Draws an upright post in one colour."""
     canvas.limb(np.array([x, high]), np.array([x, low]), (radius, radius), plain(colour, 2))
 
 
 def _slab(canvas: Canvas, box: tuple[float, float, float, float], colour: Colour) -> None:
-    """A rectangle (left, low, right, high) in metres, a little darker towards its foot."""
+    """Draws a rectangle (left, low, right, high) in metres, slightly darker towards its foot."""
     left, low, right, high = box
     corners = np.array([[left, high], [right, high], [right, low], [left, low]])
     rows = (np.linspace(1.08, 0.86, 8)[:, None] * np.asarray(colour, np.float32)).astype(np.float32)
@@ -85,7 +85,7 @@ def _bench(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _sign(canvas: Canvas, rng: np.random.Generator) -> None:
-    """An advertising stand with a text of bars."""
+    """Draws an advertising stand, with bars for text."""
     _slab(canvas, (-0.36, 0.0, 0.36, 1.12), darker((92, 70, 54), 0.9))
     _slab(canvas, (-0.3, 0.14, 0.3, 1.06), GARMENTS[int(rng.integers(len(GARMENTS)))])
     for low in (0.78, 0.58, 0.4):
@@ -93,7 +93,7 @@ def _sign(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _car(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A parked car from its side, with its wheels on the ground."""
+    """Draws a parked car from the side, with its wheels on the ground."""
     paint = _colour(rng, (150, 154, 160), (52, 56, 64), (126, 48, 46), (60, 84, 124), (206, 206, 202))
     mirror = 1.0 if rng.random() < 0.5 else -1.0
     body = np.array([[-2.1, 0.3], [-2.05, 0.8], [-1.3, 0.92], [1.9, 0.95], [2.1, 0.6], [2.08, 0.3]])

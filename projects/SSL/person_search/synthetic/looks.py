@@ -1,4 +1,4 @@
-"""How a person looks: stature, skin, hair, clothes, patterns and bag, drawn so that identities share traits."""
+"""Looks of persons: stature, skin, hair, clothes, patterns and bag, with traits shared between identities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import STREAM_FAMILIES, STREAM_LOOKS, SyntheticConfig, random_strea
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 
-# Garment colours, the most different ones first: a configuration uses the first `colours` of them.
+# Garment colours, most distinct first: a config uses the first `colours` of them.
 GARMENTS: tuple[Colour, ...] = (
     (38, 40, 48),  # black
     (214, 212, 204),  # white
@@ -47,7 +47,7 @@ _DETAILS = (PATTERNS, HAIR_STYLES, BAGS, BOTTOMS)
 
 @dataclass(frozen=True)
 class Look:
-    """One person's appearance; statures in metres, `build` a factor of widths, colours RGB."""
+    """Appearance of a person; stature in metres, `build` a factor of widths, colours RGB."""
 
     stature: float
     build: float
@@ -68,11 +68,11 @@ class Look:
 
 @lru_cache(maxsize=4096)
 def identity_look(config: SyntheticConfig, person_id: int) -> Look:
-    """The look of an identity.
+    """Look of an identity.
 
-    The identities `family_size * f` .. `family_size * (f + 1) - 1` share the colours of shirt and trousers; pattern,
-    hair, bag and kind of bottom run through permutations drawn for the family, so that its members differ in several
-    details at once, most of which can only be seen from near by.
+    Identities `family_size * f` .. `family_size * (f + 1) - 1` share the colours of shirt and trousers; pattern, hair,
+    bag and kind of bottom are permuted within the family, so its members differ in several details at once, most of
+    which are only visible at close range.
     """
     family, member = divmod(person_id, config.family_size)
     shared = random_stream(config, STREAM_FAMILIES, family)
@@ -84,7 +84,7 @@ def identity_look(config: SyntheticConfig, person_id: int) -> Look:
 
 
 def passer_by_look(config: SyntheticConfig, rng: np.random.Generator) -> Look:
-    """The look of an unlabelled person, from the same palette and details as the identities'."""
+    """Look of an unlabelled person, from the same palette and details as those of identities."""
     palette = GARMENTS[: config.colours]
     top, bottom = (palette[i] for i in rng.choice(len(palette), size=2, replace=False))
     details = tuple(str(rng.choice(names)) for names in _DETAILS)

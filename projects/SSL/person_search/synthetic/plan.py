@@ -1,4 +1,4 @@
-"""Who appears where: spreads the identities over frames, cameras and scales."""
+"""Plan of a split: identities spread over frames, cameras and scales."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .config import SPLITS, STREAM_PLAN, SyntheticConfig, random_stream
 
 @dataclass(frozen=True)
 class PlannedPerson:
-    """One person of a frame.
+    """Person in a frame.
 
     Attributes:
         person_id: identity, or -1 for a passer-by.
-        nearness: place between the far (0) and the near (1) end of the ground, see `Camera.scale_at`.
+        nearness: position between the far (0) and the near (1) end of the ground, see `Camera.scale_at`.
     """
 
     person_id: int
@@ -25,7 +25,7 @@ class PlannedPerson:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """One frame: its number in the split, its camera (from 1) and its persons, identities first."""
+    """Frame: number in the split, camera (from 1) and persons, identities first."""
 
     frame: int
     camera_id: int
@@ -33,11 +33,11 @@ class FramePlan:
 
 
 def plan_split(config: SyntheticConfig, split: str) -> tuple[FramePlan, ...]:
-    """Plan every frame of "train" or "test".
+    """Plan of all frames of "train" or "test".
 
-    Cameras take turns. In each frame the identities come first that its camera has shown least. The places of an
-    identity are spread evenly between the far and the near end (in random order, a little jittered), so that every
-    identity is seen over the whole range of sizes, whatever the cameras.
+    Cameras take turns. Each frame shows the identities that its camera has shown least so far. The positions of an
+    identity are spread evenly between the far and the near end (in random order, slightly jittered), so every identity
+    is seen over the whole range of sizes, whatever the cameras.
     """
     rng = random_stream(config, STREAM_PLAN, SPLITS.index(split))
     identities = np.array(config.identities(split))
@@ -47,7 +47,7 @@ def plan_split(config: SyntheticConfig, split: str) -> tuple[FramePlan, ...]:
         count = int(rng.integers(config.min_persons, config.max_persons + 1))
         passers_by = min(count - 1, int((rng.random(count) < config.unlabelled_fraction).sum()))
         shown = by_camera[frame % config.cameras]
-        # The camera's own count decides, then the count over all cameras, then chance.
+        # By the camera's own count, then by the count over all cameras, then at random.
         order = np.lexsort((rng.random(len(identities)), by_camera.sum(0), shown))
         chosen = order[: count - passers_by]
         shown[chosen] += 1

@@ -1,4 +1,4 @@
-"""Articulated poses: joints of a walking or standing person in metres, and their view from one side."""
+"""Articulated poses: joints of a walking or standing person in metres, and their projection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .looks import Look
 
-# Lengths and heights as shares of the stature, after usual anthropometric tables.
+# Lengths and heights as fractions of the stature, after common anthropometric tables.
 HIP_HEIGHT, SHOULDER_HEIGHT, HEAD_HEIGHT = 0.53, 0.815, 0.922
 HIP_HALF_WIDTH, SHOULDER_HALF_WIDTH, BODY_HALF_DEPTH = 0.054, 0.112, 0.074
 THIGH, SHIN, UPPER_ARM, FOREARM, FOOT = 0.245, 0.24, 0.17, 0.14, 0.085
@@ -16,7 +16,7 @@ THIGH, SHIN, UPPER_ARM, FOREARM, FOOT = 0.245, 0.24, 0.17, 0.14, 0.085
 
 @dataclass(frozen=True)
 class Pose:
-    """What a person does: angles in radians.
+    """Posture of a person, with angles in radians.
 
     Attributes:
         yaw: direction of the body; 0 faces the camera, pi/2 walks to the right of the image, pi shows the back.
@@ -42,18 +42,18 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def joints(pose: Pose, look: Look) -> dict[str, np.ndarray]:
-    """Joints of the body in its own frame.
+    """Joints of the body in its own coordinate system.
 
     Returns:
-        name -> (3,) float64 metres: towards the body's left, upwards from the ground, forwards. The lower ankle is at
-        its standing height, so that the person touches the ground.
+        (3,) float64 metres by name: towards the body's left, upwards from the ground, forwards. The lower ankle is at
+        its standing height, so the person touches the ground.
     """
     stature, points = look.stature, {}
     hip_half, shoulder_half = HIP_HALF_WIDTH * look.build, SHOULDER_HALF_WIDTH * look.build
     lean = 0.09 * pose.stride
     for side, sign, phase in (("left", 1.0, pose.phase), ("right", -1.0, pose.phase + np.pi)):
         swing = pose.stride * np.sin(phase)
-        # The knee bends most while the leg swings forwards, that is where the thigh's angle rises.
+        # The knee bends most while the leg swings forwards, that is, while the thigh's angle increases.
         bend = 0.06 + 1.5 * pose.stride * max(0.0, np.cos(phase)) ** 2
         hip = np.array([sign * hip_half, HIP_HEIGHT, 0.0])
         knee = hip + THIGH * _down(swing)
@@ -78,11 +78,11 @@ def joints(pose: Pose, look: Look) -> dict[str, np.ndarray]:
 
 
 def _down(angle: float) -> np.ndarray:
-    """Unit vector that hangs down at 0 and points forwards at pi/2."""
+    """Unit vector that points down at 0 and forwards at pi/2."""
     return np.array([0.0, -np.cos(angle), np.sin(angle)])
 
 
 def view(point: np.ndarray, yaw: float) -> tuple[np.ndarray, float]:
-    """The (right, up) coordinates in metres of a body point seen by the camera, and its depth towards the camera."""
+    """Position (right, up) in metres of a body point as seen by the camera, and its depth towards the camera."""
     left, up, forward = point
     return np.array([left * np.cos(yaw) + forward * np.sin(yaw), up]), float(forward * np.cos(yaw) - left * np.sin(yaw))

@@ -1,4 +1,4 @@
-"""Looks at a synthetic dataset: its statistics, and a contact sheet of frames and identities."""
+"""Preview of synthetic datasets: statistics, and a contact sheet of frames and identities."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def summarize(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         {"train": ..., "test": ...}, each with frames, cameras, persons, identities, unlabelled (persons), min_height
-        and max_height (of the boxes, pixels) and occluded (share of the persons less than 90 % of whom is seen); the
-        test split with queries too.
+        and max_height (of the boxes, pixels) and occluded (fraction of the persons that are visible by less than 90 %);
+        the test split also with queries.
 
     Raises:
         DatasetError: the folder cannot be read.
@@ -51,7 +51,7 @@ def summarize(folder: str | Path) -> dict[str, Any]:
 
 
 def contact_sheet(folder: str | Path, split: str = "train", frames: int = 6, identities: int = 10) -> np.ndarray:
-    """Frames with boxes and identities, and below them a row of pictures for each of some identities, small to large.
+    """Contact sheet: frames with boxes and identities, and below a row of pictures for some identities, small to large.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -61,7 +61,7 @@ def contact_sheet(folder: str | Path, split: str = "train", frames: int = 6, ide
     """
     records = load_synthetic(folder, split)
     shown, cameras = min(frames, len(records)), len({record["camera_id"] for record in records})
-    # Cameras take turns in the records, and so they shall here.
+    # Cameras take turns in the records, and should here.
     rounds = [i * len(records) // shown // cameras * cameras + i % cameras for i in range(shown)]
     chosen = [records[min(i, len(records) - 1)] for i in rounds]
     tiles = [_annotated(record) for record in chosen]
@@ -84,7 +84,7 @@ def _annotated(record: Record) -> np.ndarray:
 
 
 def _identity_rows(records: Sequence[Record], identities: int, width: int) -> list[np.ndarray]:
-    """One picture row, (cell height, width, 3), for each of the first identities."""
+    """Row of pictures, (cell height, width, 3), for each of the first identities."""
     seen: dict[int, list[tuple[float, Record, list[float]]]] = defaultdict(list)
     for record in records:
         for person in record["annotations"]:
@@ -106,7 +106,7 @@ def _identity_rows(records: Sequence[Record], identities: int, width: int) -> li
 
 
 def _crop(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """The box, resized with its proportions into a cell of `_CELL`."""
+    """Box, resized into a cell of `_CELL` with its proportions kept."""
     x0, y0, x1, y1 = (round(v) for v in box)
     crop = image[y0:y1, x0:x1]
     scale = min(_CELL[0] / crop.shape[1], _CELL[1] / crop.shape[0])
