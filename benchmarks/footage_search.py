@@ -12,9 +12,11 @@ vector of noise for each box.
 most of their tracklet shows.
 
 `verdicts`: each query is searched in all tracklets but its own. `true_called_likely` is the share of the person's other
-appearances that are called likely, `likely_false` the share of what is called likely that shows someone else, `found`
-the share of searches that call a right one likely where there is one. For `false_alarms` the same person is taken out
-of what is searched: the share of such searches that call anything likely. Tracklets of nobody annotated count nowhere.
+appearances that are called likely, `likely_false` the share of what is called likely that shows someone else, and
+`likely_false_a_search` the mean of that share over the searches (0 where nothing is called so): what "likely" bounds.
+`found` is the share of searches that call a right one likely where there is one. `uncertain` says the same of what is
+called likely or uncertain. For `false_alarms` the same person is taken out of what is searched: the share of such
+searches that call anything likely. Tracklets of nobody annotated count nowhere.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -179,42 +182,70 @@ def tracking(rows: Sequence[dict], person: np.ndarray) -> dict[str, float]:
 
 def verdicts(
     store: Store, rows: Sequence[dict], embeddings: np.ndarray, person: np.ndarray, queries: np.ndarray
-) -> dict[str, float | None]:
+) -> dict:
     """What the verdicts are worth, for who is there and for who is not."""
     calibration = calibrate(store)
     who = {name: most(identities) for name, identities in shown(rows, person).items()}
-    right = wrong = true = searched = found = alarms = 0
+    likely, uncertain, alarms = Tally(), Tally(), 0
     for query in queries.tolist():
         own, asked = rows[query]["tracklet"], int(person[query])
-        others = [name for name in who if name != own]
-        likely = [who[n] for n in likely_tracklets(store, embeddings[query], others, calibration)]
-        right, wrong = right + likely.count(asked), wrong + sum(p not in (asked, NOBODY) for p in likely)
-        appearances = sum(who[name] == asked for name in others)
-        true, searched, found = true + appearances, searched + (appearances > 0), found + (asked in likely)
-        distractors = [name for name in others if who[name] != asked]
-        likely = [who[n] for n in likely_tracklets(store, embeddings[query], distractors, calibration)]
-        alarms += any(p != NOBODY for p in likely)
+        others = [name for name in who if name != own and who[name] != NOBODY]
+        there = sum(who[name] == asked for name in others)
+        verdict = judged(store, embeddings[query], others, calibration)
+        likely.add([who[n] == asked for n, v in verdict.items() if v == "likely"], there)
+        uncertain.add([who[n] == asked for n, v in verdict.items() if v != "unlikely"], there)
+        strangers = [name for name in others if who[name] != asked]
+        alarms += "likely" in judged(store, embeddings[query], strangers, calibration).values()
     return {
         "pairs": calibration.pairs,
-        "looks": round(calibration.looks, 1),
-        "true_appearances": true,
-        "true_called_likely": share(right, true),
-        "likely": right + wrong,
-        "likely_false": share(wrong, right + wrong),
-        "searches_for_who_is_there": searched,
-        "found": share(found, searched),
+        "true_appearances": likely.there,
+        "searches_for_who_is_there": likely.searches,
+        **likely.figures("likely"),
+        "uncertain": uncertain.figures("uncertain"),
         "searches_for_who_is_not": len(queries),
         "false_alarms": share(alarms, len(queries)),
     }
 
 
-def likely_tracklets(store: Store, embedding: np.ndarray, among: Sequence[str], calibration: Calibration) -> list[str]:
-    """Tracklets that a search among some of them calls likely."""
+@dataclass
+class Tally:
+    """Appearances that are called something, over searches."""
+
+    there: int = 0
+    searches: int = 0
+    right: int = 0
+    wrong: int = 0
+    found: int = 0
+    false_shares: list[float] = field(default_factory=list)
+
+    def add(self, hits: Sequence[bool], there: int) -> None:
+        """A search's hits, each right or not, and how many appearances of the person there are."""
+        self.there, self.searches = self.there + there, self.searches + (there > 0)
+        self.right, self.wrong, self.found = (
+            self.right + sum(hits),
+            self.wrong + len(hits) - sum(hits),
+            self.found + any(hits),
+        )
+        self.false_shares.append(1 - sum(hits) / len(hits) if hits else 0.0)
+
+    def figures(self, name: str) -> dict[str, float | None]:
+        """Counts and shares in percent."""
+        return {
+            f"true_called_{name}": share(self.right, self.there),
+            name: self.right + self.wrong,
+            f"{name}_false": share(self.wrong, self.right + self.wrong),
+            f"{name}_false_a_search": round(100 * float(np.mean(self.false_shares)), 1),
+            "found": share(self.found, self.searches),
+        }
+
+
+def judged(store: Store, embedding: np.ndarray, among: Sequence[str], calibration: Calibration) -> dict[str, str]:
+    """Tracklets that a search among some finds, and what it calls them."""
     if not among:  # a filter without names would be none
-        return []
+        return {}
     where = Filter(tracklets=tuple(among))
     answer = find_person(store, embedding, where=where, top=len(among), calibration=calibration)
-    return [hit.tracklet for hit in answer.appearances if hit.verdict == "likely"]
+    return {hit.tracklet: hit.verdict for hit in answer.appearances}
 
 
 def share(part: int, whole: int) -> float | None:

@@ -52,7 +52,7 @@ def rate_text(appearance: Appearance) -> str:
     rate = appearance.false_match_rate
     if math.isnan(rate):
         return "rate unknown"
-    return f"1 false in {1 / rate:,.0f}" if rate > 1e-9 else "no false match"
+    return f"{100 * rate:.2g} % false" if rate >= 0.0001 else "below 0.01 % false"
 
 
 def span_text(appearance: Appearance) -> str:

@@ -1,5 +1,5 @@
-"""Calibration of similarities without labels: persons of one frame are different people, so their similarities show how
-similar different people look to the model."""
+"""Calibration of similarities without labels: persons of one frame are different people, so their similarities show
+how alike different people look to the model."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ if TYPE_CHECKING:
 
 Verdict = Literal["likely", "uncertain", "unlikely"]
 
-LIKELY, UNCERTAIN = 0.05, 1.0
-"""Maximum number of false matches expected in the whole search for a hit to be likely, or uncertain."""
+LIKELY, UNCERTAIN = 0.05, 0.5
+"""Highest rate of false matches at which a hit is called likely, or uncertain."""
 FEWEST_PAIRS = 30
-"""Minimum number of pairs of different people for a calibration."""
-_MOST_PAIRS = 20_000  # pairs of tracklets kept in memory while reading a store
+"""With fewer pairs of different people there is no calibration."""
+_MOST_PAIRS = 20_000  # pairs of tracklets kept in memory while a store is read through
 _MOST_ROWS = 20_000  # detections whose embeddings are read
-_PICTURES, _LOOKS = 8, 100  # per tracklet: pictures to search for, and detections to search in
-_OVERLAP = 0.2  # of the smaller box; above, both may be boxes of one person
-_TAIL = 0.05  # fraction of the highest similarities that the tail is fitted to
+_MEETINGS, _LOOKS = 8, 100  # of two tracklets: frames that they share, at least; of one: detections that are read
+_OVERLAP = 0.2  # of the smaller box; more may be two boxes of one person
+_TAIL = 0.05  # share of the highest similarities that the law of the tail is fitted to
+
+_Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Similarities of different people, and what they say about the similarity of a hit.
+    """Similarities of different people, and what a similarity says in their light.
 
     Attributes:
-        similarities: (n,) float64, ascending: highest cosine between a picture of one person and the appearance of
-            another, as the similarity of a hit is the highest of its detections.
-        pairs: Number of pairs of tracklets used.
-        looks: Mean number of detections of these appearances.
-        detections_per_appearance: Mean number of detections over all tracklets of the store.
+        similarities: (n,) float64, ascending: of a picture of one person and an appearance of another, as that of a
+            hit is.
+        pairs: Number of pairs of tracklets that they come from.
+        detections_per_appearance: Mean number of detections of the store's tracklets.
     """
 
     similarities: np.ndarray
     pairs: int
-    looks: float = 1.0
     detections_per_appearance: float = 1.0
 
     @property
     def known(self) -> bool:
-        """Whether there are enough pairs."""
+        """Whether there were enough pairs."""
         return self.pairs >= FEWEST_PAIRS
 
-    def false_match_rate(self, similarity: float) -> float:
-        """Share of other people's appearances that look at least as similar; NaN without a calibration.
+    def share_of_strangers(self, similarity: float) -> float:
+        """Share of appearances of other people that look as alike as this or more; NaN where there is no calibration.
 
-        In the tail, where pairs are few, a power of the distance 1 - similarity is fitted to the highest similarities
-        by maximum likelihood; if more pairs are counted than it predicts, the count is used.
+        In the tail, where pairs are few, a power of the distance 1 - similarity, which cannot fall below 0, is fitted
+        to the highest ones. What is said there is the share to expect given how few pairs there were to fit it to,
+        which is higher than that of the best fit; where more lie there than it says, they count.
 
         Args:
-            similarity: Highest cosine between a query and the detections of an appearance.
+            similarity: Cosine of a query and an appearance.
         """
         if not self.known:
             return float("nan")
@@ -68,96 +69,164 @@ class Calibration:
         if similarity <= start or not len(above):
             return counted
         nearest = 1e-6
-        power = 1 / float(np.mean(np.log((1 - start) / np.maximum(1 - above, nearest))))
-        return max(counted, _TAIL * (max(1 - similarity, nearest) / (1 - start)) ** power)
+        mean = float(np.mean(np.log((1 - start) / np.maximum(1 - above, nearest))))
+        distance = float(np.log((1 - start) / max(1 - similarity, nearest)))
+        # An exponential law of the logarithms, its rate as uncertain as so many observations leave it: those of one
+        # pair of tracklets are hardly more than one.
+        observed = _TAIL * self.pairs
+        return max(counted, _TAIL * (1 + distance / (observed * mean)) ** -observed)
 
-    def expected_false_matches(self, similarity: float, detections: int) -> float:
-        """Upper bound of the number of false matches of this similarity among detections; NaN without a calibration.
+    def false_match_rates(self, similarities: np.ndarray, searched: int) -> np.ndarray:
+        """Rates of false matches (n,) of hits: the share of strangers to expect among it and those that are more alike.
 
-        Every detection is a look at a person, and a tracklet is some of them. `looks` of them have a false match as
-        often as `false_match_rate` says, and further ones add at most the same again, whether or not the tracker has
-        joined them. So the number of looks counts, not that of tracklets.
-
-        Args:
-            similarity: Similarity of a hit.
-            detections: Number of detections searched.
-        """
-        return self.false_match_rate(similarity) * max(detections / self.looks, 1.0)
-
-    def verdict(self, similarity: float, detections: int) -> Verdict:
-        """Verdict on a hit.
+        Of `searched` appearances of strangers, `searched` times `share_of_strangers` are as alike as a hit. Divided by
+        the number of hits that are, that is their rate; a hit has the smallest rate of all cuts at itself or below
+        (Benjamini and Hochberg, 1995). So of what is called likely in a search a share of `LIKELY` at most is false, on
+        average over searches; and where the person is not there, anything is called likely as seldom.
 
         Args:
-            similarity: Similarity of the hit.
-            detections: Number of detections searched: the more there are, the more similar is the best false match.
+            similarities: (n,), of the hits in any order.
+            searched: Number of appearances that were searched.
 
         Returns:
-            "likely" if at most `LIKELY` false matches of this similarity are expected in the search, "uncertain" if at
-            most `UNCERTAIN` are or without a calibration, else "unlikely".
+            (n,) in [0, 1]; NaN where there is no calibration.
         """
-        if not self.known:
-            return "uncertain"
-        expected = self.expected_false_matches(similarity, detections)
-        return "likely" if expected <= LIKELY else "uncertain" if expected <= UNCERTAIN else "unlikely"
+        order = np.argsort(-similarities, kind="stable")
+        shares = np.array([self.share_of_strangers(similarity) for similarity in similarities[order]])
+        falling = np.minimum(max(searched, 1) * shares / np.arange(1, len(order) + 1), 1.0)
+        rates = np.empty(len(order))
+        rates[order] = np.minimum.accumulate(falling[::-1])[::-1]
+        return rates
+
+
+def verdict_of(rate: float) -> Verdict:
+    """What a hit of a rate of false matches is called; "uncertain" where the rate is NaN."""
+    if np.isnan(rate):
+        return "uncertain"
+    return "likely" if rate <= LIKELY else "uncertain" if rate <= UNCERTAIN else "unlikely"
+
+
+def appearance_vector(embeddings: np.ndarray) -> np.ndarray:
+    """Direction (d,) of the mean of an appearance's embeddings (n, d): what a query is compared with.
+
+    The most alike of many looks says less: the more looks there are, the more alike is the most alike of a stranger.
+    """
+    mean = embeddings.mean(axis=0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
 
 def calibrate(store: Store, *, seed: int = 0) -> Calibration:
     """Calibration from all detections of a store.
 
-    Two tracklets that share a frame show different people in all of their frames. Pictures of one are searched in the
-    other, like a query. If the tracker has mixed up people, the rates are too high, which is conservative.
+    Where two tracklets share a frame they show two people. The picture that one has there is compared with the other's
+    detections around that frame, as many as the tracklets of the store have: a tracker may have mixed people up before
+    or after.
 
     Args:
         store: Indexed footage.
-        seed: Seed of the choice of pairs and pictures, if there are more than needed.
+        seed: Of the choice of pairs and pictures, where there are more than are needed.
     """
     rng = np.random.default_rng(seed)
-    pairs, sizes = _pairs_of_tracklets(store, rng)
-    wanted: dict[str, int] = {}
-    for pair in sorted(pairs, key=_digest):
-        new = {name: min(sizes[name], _LOOKS) for name in pair if name not in wanted}
-        if sum(wanted.values()) + sum(new.values()) > _MOST_ROWS:
+    met = _Meetings()
+    for batch in store.scan(columns=["id", "tracklet", "x0", "y0", "x1", "y1"]):
+        boxes = np.column_stack([np.asarray(batch[c], dtype=np.float64) for c in ("x0", "y0", "x1", "y1")])
+        met.add(batch["id"].to_pylist(), batch["tracklet"].to_pylist(), boxes, rng)
+    sizes = np.array([*met.sizes.values()] or [1])
+    looks = _read_looks(store, met)
+    similarities: list[float] = []
+    used = 0
+    for (a, b), frames in sorted(met.of.items()):
+        before = len(similarities)
+        for one, other, shown in ((a, b, frames), (b, a, [frame[::-1] for frame in frames])):
+            if one in looks and other in looks:  # not beyond what is read, nor deleted between the two passes
+                for picture, there in shown:
+                    if picture in looks[one].place and there in looks[other].place:
+                        around = looks[other].around(there, int(rng.choice(sizes)), rng)
+                        similarities.append(float(looks[one].of(picture) @ appearance_vector(around)))
+        used += len(similarities) > before
+    return Calibration(np.sort(np.array(similarities, np.float64)), used, float(sizes.mean()))
+
+
+class _Meetings:
+    """Frames that two tracklets share.
+
+    Attributes:
+        of: Of two tracklets, the ids of what each shows in a frame that both are in; of many frames some.
+        sizes: Number of detections of every tracklet.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[_Pair, list[_Pair]] = {}
+        self.sizes: dict[str, int] = {}
+        self._mask = 0
+
+    def add(self, ids: list[str], names: list[str], boxes: np.ndarray, rng: np.random.Generator) -> None:
+        """Takes detections, those of a frame together."""
+        for name in names:
+            self.sizes[name] = self.sizes.get(name, 0) + 1
+        for first, second in _pairs_of_frames(ids, boxes, rng):
+            if names[first] > names[second]:
+                first, second = second, first
+            pair = names[first], names[second]
+            if pair[0] != pair[1] and not _digest(pair) & self._mask:
+                frames = self.of.setdefault(pair, [])
+                frames.append((ids[first], ids[second]))
+                if len(frames) >= 2 * _MEETINGS:
+                    del frames[::2]
+        while len(self.of) > _MOST_PAIRS:  # every second pair stays, whenever it was or will be met
+            self._mask = 2 * self._mask + 1
+            self.of = {pair: frames for pair, frames in self.of.items() if not _digest(pair) & self._mask}
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Detections of a tracklet that follow each other: embeddings (n, d), and the place of each id."""
+
+    embeddings: np.ndarray
+    place: dict[str, int]
+
+    def of(self, identity: str) -> np.ndarray:
+        return self.embeddings[self.place[identity]]
+
+    def around(self, identity: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        """So many detections that follow each other, this one among them; fewer where there are no more."""
+        total, here = len(self.embeddings), self.place[identity]
+        count = min(count, total)
+        start = int(rng.integers(max(here - count + 1, 0), min(here, total - count) + 1))
+        return self.embeddings[start : start + count]
+
+
+def _read_looks(store: Store, met: _Meetings, at_once: int = 500) -> dict[str, _Looks]:
+    """Detections of as many tracklets as may be read, of a long one those around one of its meetings."""
+    wanted: dict[str, str] = {}  # a tracklet, and a detection of it that is read
+    rows = 0
+    for pair in sorted(met.of, key=_digest):
+        new = {name: met.of[pair][0][k] for k, name in enumerate(pair) if name not in wanted}
+        rows += sum(min(met.sizes[name], _LOOKS) for name in new)
+        if rows > _MOST_ROWS:
             break
         wanted |= new
-    vectors = _embeddings(store, sorted(wanted), rng)
-    similarities, looks, used = [np.zeros(0)], [], 0
-    for a, b in sorted(pairs):
-        if a not in vectors or b not in vectors:  # above the limit, or deleted between the two passes
-            continue
-        used += 1
-        for one, other in ((vectors[a], vectors[b]), (vectors[b], vectors[a])):
-            pictures = one[:_PICTURES]
-            similarities.append((pictures @ other.T).max(axis=1))
-            looks += [len(other)] * len(pictures)
-    return Calibration(
-        similarities=np.sort(np.concatenate(similarities).astype(np.float64)),
-        pairs=used,
-        looks=float(np.mean(looks)) if looks else 1.0,
-        detections_per_appearance=sum(sizes.values()) / max(len(sizes), 1),
-    )
+    names, looks = sorted(wanted), {}
+    for start in range(0, len(names), at_once):
+        found: dict[str, list[tuple[str, np.ndarray]]] = {}
+        where = Filter(tracklets=tuple(names[start : start + at_once]))
+        for batch in store.scan(where, ["id", "tracklet", "embedding"]):
+            read = zip(batch["tracklet"].to_pylist(), batch["id"].to_pylist(), embeddings_of(batch), strict=True)
+            for name, identity, vector in read:
+                found.setdefault(name, []).append((identity, vector))
+        for name, rows_of in found.items():
+            looks[name] = _window(sorted(rows_of, key=lambda row: row[0]), wanted[name])
+    return looks
 
 
-def _pairs_of_tracklets(store: Store, rng: np.random.Generator) -> tuple[set[tuple[str, str]], dict[str, int]]:
-    """Tracklets that share frames, two and two, and the number of detections of every tracklet."""
-    pairs: set[tuple[str, str]] = set()
-    sizes: dict[str, int] = {}
-    mask = 0
-    for batch in store.scan(columns=["id", "tracklet", "x0", "y0", "x1", "y1"]):
-        ids, names = batch["id"].to_pylist(), batch["tracklet"].to_pylist()
-        for name in names:
-            sizes[name] = sizes.get(name, 0) + 1
-        boxes = np.column_stack([np.asarray(batch[c], dtype=np.float64) for c in ("x0", "y0", "x1", "y1")])
-        for first, second in _pairs_of_frames(ids, boxes, rng):
-            pair = (min(names[first], names[second]), max(names[first], names[second]))
-            if pair[0] != pair[1] and not _digest(pair) & mask:
-                pairs.add(pair)
-        while len(pairs) > _MOST_PAIRS:  # every second pair stays, whenever it was or will be met
-            mask = 2 * mask + 1
-            pairs = {pair for pair in pairs if not _digest(pair) & mask}
-    return pairs, sizes
+def _window(rows: Sequence[tuple[str, np.ndarray]], identity: str) -> _Looks:
+    here = next((place for place, row in enumerate(rows) if row[0] == identity), 0)
+    start = min(max(here - _LOOKS // 2, 0), max(len(rows) - _LOOKS, 0))
+    kept = rows[start : start + _LOOKS]
+    return _Looks(np.stack([vector for _, vector in kept]), {name: place for place, (name, _) in enumerate(kept)})
 
 
-def _digest(who: tuple[str, str]) -> int:
+def _digest(who: _Pair) -> int:
     return zlib.crc32(" ".join(who).encode())
 
 
@@ -180,16 +249,3 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0).prod(axis=1)
     smaller = np.minimum((a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1))
     return shared / np.maximum(smaller, 1e-9)
-
-
-def _embeddings(
-    store: Store, tracklets: Sequence[str], rng: np.random.Generator, at_once: int = 500
-) -> dict[str, np.ndarray]:
-    """Embeddings (n, d) of tracklets, of the long ones so many as are looked at, in random order."""
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(tracklets), at_once):
-        for batch in store.scan(Filter(tracklets=tuple(tracklets[start : start + at_once])), ["tracklet", "embedding"]):
-            matrix = embeddings_of(batch)
-            for place, name in enumerate(batch["tracklet"].to_pylist()):
-                found.setdefault(name, []).append(matrix[place])
-    return {name: rng.permutation(np.stack(rows))[:_LOOKS] for name, rows in sorted(found.items())}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import PersonSearchError
-from .calibration import Calibration, Verdict, calibrate
+from .calibration import Calibration, Verdict, appearance_vector, calibrate, verdict_of
 from .store import EVERYTHING, Filter, embeddings_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 RERANKED = 500
 """Most similar detections that re-ranking puts in order."""
 _MOST_ROWS = 32_000  # detections looked through for enough appearances
+_CANDIDATES = 50  # appearances, at least, that are compared as a whole; of each so many detections at most:
+_LOOKS = 32
+_IDS_AT_ONCE = 500
 _WHOLE_PICTURE = 1.3  # times as high as wide: so is a picture that was cut around one person
 
 
@@ -83,11 +86,11 @@ class Appearance:
         camera, source, tracklet: Where it is.
         start, end: Times of its first and last detection, None where unknown.
         start_offset, end_offset: The same in seconds from the source's start.
-        similarity: Cosine of the query and its most similar detection.
+        similarity: Cosine of the query and the mean of its detections.
         verdict: "likely", "uncertain" or "unlikely".
-        false_match_rate: Share of appearances of other people that look as alike as this or more; NaN where the store
-            holds too few frames with several persons.
-        best: Its most similar detection.
+        false_match_rate: Share of strangers to expect among it and the hits that are more similar; NaN where the store
+            holds too few frames with several persons to know.
+        best: Its detection that is most similar to the query.
         detections: How many it has.
     """
 
@@ -195,10 +198,12 @@ def find_person(
     calibration: Calibration | None = None,
     negatives: np.ndarray | None = None,
     queries: Sequence[QueryPerson] = (),
+    own: Sequence[str] = (),
 ) -> SearchAnswer:
     """Appearances in a store that look like a person, the best first.
 
-    Several pictures of the person are joined to one query: the direction of their mean.
+    Several pictures of the person are joined to one query: the direction of their mean. Appearances are found by their
+    most similar detections and compared as a whole: one look deceives more easily than many.
 
     Args:
         store: Indexed footage.
@@ -206,11 +211,12 @@ def find_person(
         where: What is searched.
         top: Appearances that are wanted.
         rerank: Whether k-reciprocal re-ranking puts the most similar detections in order. Similarities and verdicts
-            stay those of the embeddings.
+            stay as they are.
         calibration: Of an earlier answer, as long as the store has not changed much; None makes a new one.
         negatives: (n, d), detections that were marked wrong. What looks more like one of them than like every query
             picture is left out.
         queries: Handed through to the answer.
+        own: Ids of detections that the embeddings are of: their appearances come first, and prove nothing.
 
     Raises:
         PersonSearchError: The embeddings have another shape than the store's, or `top` is below 1.
@@ -224,11 +230,15 @@ def find_person(
     rows = _most_similar(store, joined, where, top, rerank or negatives is not None)
     if negatives is not None and len(negatives):
         rows = _without(rows, asked, np.atleast_2d(np.asarray(negatives, np.float32)))
-    order = _reranked(rows, joined) if rerank and len(rows) else range(len(rows))
-    detections = store.count(where)
-    appearances = _appearances(store, rows, order, top, calibration, detections)
-    searched = max(round(detections / max(calibration.detections_per_appearance, 1.0)), 1)
-    return SearchAnswer(appearances, calibration, searched, tuple(queries))
+    order = _reranked(rows, joined) if rerank and len(rows) else None
+    searched = max(round(store.count(where) / max(calibration.detections_per_appearance, 1.0)), 1)
+    known = {*own, *(query.picture for query in queries if query.chosen == "stored")}
+    candidates = _candidates(store, rows, order, max(2 * top, _CANDIDATES), joined, known)
+    hits = _judged(candidates, calibration, searched)
+    if not rerank:
+        mine = {candidate.row["tracklet"] for candidate in candidates if candidate.own}
+        hits = sorted(hits, key=lambda hit: (hit.tracklet not in mine, -hit.similarity))
+    return SearchAnswer(tuple(hits[:top]), calibration, searched, tuple(queries))
 
 
 def _most_similar(store: Store, query: np.ndarray, where: Filter, top: int, with_embeddings: bool) -> pa.Table:
@@ -260,67 +270,115 @@ def _reranked(rows: pa.Table, query: np.ndarray) -> list[int]:
     return [*np.argsort(distance, kind="stable").tolist(), *range(best, len(rows))]
 
 
-def _appearances(
-    store: Store, rows: pa.Table, order: Sequence[int], top: int, calibration: Calibration, detections: int
-) -> tuple[Appearance, ...]:
-    """The first `top` tracklets in the order of their first row, each with its most similar detection."""
+@dataclass(frozen=True)
+class _Candidate:
+    """An appearance before it is judged: the row of its most similar detection, and what it is as a whole."""
+
+    row: dict[str, Any]
+    whole: _Whole
+    similarity: float
+    own: bool
+
+
+def _candidates(
+    store: Store, rows: pa.Table, order: Sequence[int] | None, most: int, query: np.ndarray, own: set[str]
+) -> list[_Candidate]:
+    """Tracklets in the order of their first row, or of the one that `order` puts first."""
     import pyarrow as pa
 
     names = rows["tracklet"].to_pylist()
+    mine = {name for name, identity in zip(names, rows["id"].to_pylist(), strict=True) if identity in own}
     chosen: dict[str, int] = {}
-    for place in order:
-        if names[place] not in chosen and len(chosen) == top:
+    for place in range(len(rows)) if order is None else order:
+        if names[place] not in chosen and len(chosen) == most:
             continue
         # Rows lie by falling similarity, whatever the order in which re-ranking takes them.
         chosen[names[place]] = min(place, chosen.get(names[place], place))
-    extents = _extents(store, tuple(chosen))
+    wholes = _wholes(store, tuple(chosen))
     best = rows.take(pa.array(list(chosen.values()), pa.int64())).drop_columns(
         [name for name in ("embedding",) if name in rows.column_names]
     ).to_pylist()  # fmt: skip
-    return tuple(_appearance(row, extents.get(row["tracklet"]), calibration, detections) for row in best)
+    direction = _unit(query[None])[0]
+    candidates = []
+    for row in best:
+        whole = wholes.get(row["tracklet"]) or _Whole(row["time"], row["time"], row["offset"], row["offset"])
+        similarity = row["similarity"] if whole.vector is None else float(whole.vector @ direction)
+        candidates.append(_Candidate(row, whole, similarity, row["tracklet"] in mine))
+    return candidates
 
 
-def _appearance(
-    row: dict[str, Any], extent: dict[str, Any] | None, calibration: Calibration, detections: int
-) -> Appearance:
-    if extent is None:  # deleted meanwhile
-        extent = {"start": row["time"], "end": row["time"], "from": row["offset"], "to": row["offset"], "count": 1}
-    similarity = float(row["similarity"])
+def _judged(candidates: Sequence[_Candidate], calibration: Calibration, searched: int) -> list[Appearance]:
+    others = np.array([candidate.similarity for candidate in candidates if not candidate.own])
+    rates = iter(calibration.false_match_rates(others, searched).tolist())
+    return [_appearance(candidate, 0.0 if candidate.own else next(rates)) for candidate in candidates]
+
+
+def _appearance(candidate: _Candidate, rate: float) -> Appearance:
+    row, whole = candidate.row, candidate.whole
     return Appearance(
         camera=row["camera"],
         source=row["source"],
         tracklet=row["tracklet"],
-        start=extent["start"],
-        end=extent["end"],
-        start_offset=extent["from"],
-        end_offset=extent["to"],
-        similarity=similarity,
-        verdict=calibration.verdict(similarity, detections),
-        false_match_rate=calibration.false_match_rate(similarity),
+        start=whole.start,
+        end=whole.end,
+        start_offset=whole.start_offset,
+        end_offset=whole.end_offset,
+        similarity=candidate.similarity,
+        verdict=verdict_of(rate),
+        false_match_rate=rate,
         best=DetectionRef(
             row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
         ),
-        detections=extent["count"],
+        detections=max(len(whole.ids), 1),
     )
 
 
-def _extents(store: Store, tracklets: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """First and last time and offset of tracklets, and how many detections they have."""
-    extents: dict[str, dict[str, Any]] = {}
+@dataclass
+class _Whole:
+    """What a tracklet is as a whole; the vector is None where its detections were deleted meanwhile."""
+
+    start: datetime | None
+    end: datetime | None
+    start_offset: float
+    end_offset: float
+    ids: list[str] = field(default_factory=list)
+    vector: np.ndarray | None = None
+
+    def add(self, identity: str, time: datetime | None, offset: float) -> None:
+        self.ids.append(identity)
+        if time is not None:
+            self.start = time if self.start is None else min(self.start, time)
+            self.end = time if self.end is None else max(self.end, time)
+        self.start_offset, self.end_offset = min(self.start_offset, offset), max(self.end_offset, offset)
+
+
+def _wholes(store: Store, tracklets: tuple[str, ...]) -> dict[str, _Whole]:
+    """Tracklets with their extents and vectors; of a long one, detections spread evenly over it make the vector."""
+    wholes: dict[str, _Whole] = {}
     if not tracklets:
-        return extents
-    for batch in store.scan(Filter(tracklets=tracklets), ["tracklet", "time", "offset"]):
+        return wholes
+    for batch in store.scan(Filter(tracklets=tracklets), ["id", "tracklet", "time", "offset"]):
         for row in batch.to_pylist():
             time, offset = row["time"], row["offset"]
-            extent = extents.setdefault(
-                row["tracklet"], {"start": time, "end": time, "from": offset, "to": offset, "count": 0}
-            )
-            if time is not None:
-                extent["start"] = time if extent["start"] is None else min(extent["start"], time)
-                extent["end"] = time if extent["end"] is None else max(extent["end"], time)
-            extent["from"], extent["to"] = min(extent["from"], offset), max(extent["to"], offset)
-            extent["count"] += 1
-    return extents
+            whole = wholes.setdefault(row["tracklet"], _Whole(time, time, offset, offset))
+            whole.add(row["id"], time, offset)
+    looked_at = {name: _spread(sorted(whole.ids), _LOOKS) for name, whole in wholes.items()}
+    vectors: dict[str, list[np.ndarray]] = {}
+    ids = [identity for chosen in looked_at.values() for identity in chosen]
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        where = Filter(ids=tuple(ids[start : start + _IDS_AT_ONCE]))
+        for batch in store.scan(where, ["tracklet", "embedding"]):
+            for name, vector in zip(batch["tracklet"].to_pylist(), embeddings_of(batch), strict=True):
+                vectors.setdefault(name, []).append(vector)
+    for name, found in vectors.items():
+        wholes[name].vector = appearance_vector(np.stack(found))
+    return wholes
+
+
+def _spread(ids: list[str], most: int) -> list[str]:
+    """So many of the ids at most, evenly spread."""
+    step = max(len(ids) / most, 1.0)
+    return [ids[int(k * step)] for k in range(min(len(ids), most))]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

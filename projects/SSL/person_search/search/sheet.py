@@ -63,7 +63,7 @@ def render_sheet(
         hits=hits,
         size=(CELL_WIDTH, CELL_HEIGHT),
         unreadable=unreadable,
-        chances={"likely": round(1 / LIKELY), "uncertain": "one" if UNCERTAIN == 1 else f"{UNCERTAIN:g}"},
+        shares={"likely": f"{100 * LIKELY:g} %", "uncertain": f"{100 * UNCERTAIN:g} %"},
     )  # fmt: skip
 
 

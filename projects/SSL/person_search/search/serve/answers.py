@@ -109,6 +109,7 @@ class Answers:
         known = self._calibration
         if known is not None and abs(rows - known[0]) > _CALIBRATION_DRIFT * known[0]:
             known = None
+        own = [query.detection for query in request.queries if isinstance(query, schemas.DetectionQuery)]
         answer = find_person(
             self._store,
             embeddings,
@@ -117,6 +118,7 @@ class Answers:
             rerank=request.rerank,
             calibration=known[1] if known is not None else None,
             negatives=wrong,
+            own=[*own, *request.right],
         )
         self._calibration = known or (rows, answer.calibration)
         return answer
@@ -246,8 +248,8 @@ def _statement(appearances: list[schemas.Appearance], searched: int) -> str:
             f"different people look. {closest}."
         )
     return (
-        f"Not there: no appearance{where} is likely this person. {closest}, which "
-        f"{percent(best.false_match_rate)} of appearances of other people reach too."
+        f"Not there: no appearance{where} is likely this person. {closest}; of such results "
+        f"{percent(best.false_match_rate)} are expected to be someone else."
     )
 
 

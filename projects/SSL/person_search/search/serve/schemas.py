@@ -124,8 +124,8 @@ class Appearance(Message):
     similarity: float
     verdict: Verdict
     false_match_rate: float | None = Field(
-        description="share of other people's appearances that are at least this similar; null where the store holds "
-        "too few frames with several persons to tell"
+        description="share of other people to expect among the appearances that are as similar or more; null where the "
+        "store holds too few frames with several persons to tell"
     )
     detections: int
     best: Best

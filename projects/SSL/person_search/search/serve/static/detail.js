@@ -81,7 +81,7 @@ export class Detail {
   paintFacts() {
     const one = this.appearance;
     const facts = {
-      Verdict: `${one.verdict}: ${percent(one.false_match_rate)} of appearances of other people are at least this similar (${one.similarity.toFixed(3)})`,
+      Verdict: `${one.verdict}: of the results that are as similar (${one.similarity.toFixed(3)}) or more, ${percent(one.false_match_rate)} are expected to be someone else`,
       Time: span(one.start, one.end, one.start_offset, one.end_offset),
       Recording: one.source.kind === "photo" ? one.source.name : `${one.source.name}, at ${clock(one.best.offset)} (frame ${one.best.frame})`,
       Seen: several(one.detections, "detection"),

@@ -67,10 +67,10 @@ export class Results {
         "div",
         { class: "words" },
         make("p", { class: "badge", text: `${SIGNS[verdict]} ${appearance.is_query ? "your query" : verdict}` }),
-        make("p", { class: "number", title: "Cosine similarity of the appearance" }, appearance.similarity.toFixed(2)),
+        make("p", { class: "number", title: "Cosine similarity of the whole appearance" }, appearance.similarity.toFixed(2)),
         make("p", { class: "where", text: camera, title: source.name }),
         make("p", { class: "soft when", text: span(appearance.start, appearance.end, appearance.start_offset, appearance.end_offset) }),
-        make("p", { class: "soft rate", text: `${percent(appearance.false_match_rate)} of other people look at least as similar` }),
+        make("p", { class: "soft rate", text: `${percent(appearance.false_match_rate)} false matches` }),
       ),
       make(
         "div",
