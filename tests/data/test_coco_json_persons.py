@@ -35,6 +35,19 @@ def test_the_track_of_cvat_is_an_identity_where_there_is_no_other(coco_file, att
     assert identities(load_coco_json("d", *coco_file(change))) == [expected, -1, 5, -1]
 
 
+def test_a_tracklet_is_kept_and_no_identity(coco_file):
+    def change(content):
+        content["annotations"][0]["tracklet_id"] = 12
+        content["annotations"][1].update(tracklet_id=0, attributes={"track_id": 9})  # CVAT's track is no tracklet
+
+    records = load_coco_json("d", *coco_file(change))
+    annotations = [annotation for record in records for annotation in record["annotations"]]
+    assert [annotation.get("tracklet_id") for annotation in annotations] == [12, None, 0, None]
+    assert identities(records) == [5, -1, 5, -1]
+    with pytest.raises(DatasetError, match=r"annotations\[0\]: 'tracklet_id' is 'left', expected int"):
+        load_coco_json("d", *coco_file(lambda c: c["annotations"][0].update(tracklet_id="left")))
+
+
 def test_a_track_that_is_no_number_is_named(coco_file):
     with pytest.raises(DatasetError, match=r"annotations\[4\]: attributes: 'track_id' is 'left', expected int"):
         load_coco_json("d", *coco_file(lambda c: c["annotations"][4].update(attributes={"track_id": "left"})))

@@ -48,6 +48,18 @@ def test_identities_of_two_data_sets_differ(monkeypatch: pytest.MonkeyPatch):
     assert loaded.identities.tolist() == [0, 1, -1, 2, -1, 3]
 
 
+def test_tracklets_of_two_data_sets_differ(monkeypatch: pytest.MonkeyPatch):
+    sets = {"a": records([[0, 3], [-1]]), "b": records([[0, -1, 3]])}
+    for name, tracklets in (("a", [5, None, 0]), ("b", [0, 2, None])):
+        annotations = [annotation for record in sets[name] for annotation in record["annotations"]]
+        for annotation, tracklet in zip(annotations, tracklets, strict=True):
+            annotation |= {} if tracklet is None else {"tracklet_id": tracklet}
+    monkeypatch.setattr(training_set, "registered_records", lambda name: copy.deepcopy(sets[name]))
+    monkeypatch.setattr(training_set, "attach_masks", lambda *_: None)
+    assert load_training_set(["a", "b"]).tracklet_index.tolist() == [5, -1, 0, 6, 8, -1]
+    assert load_training_set(["a"]).tracklet_index.tolist() == [5, -1, 0]
+
+
 def test_an_unknown_name_lists_person_search_sets_alone():
     with pytest.raises(ConfigError, match="dataset prw_trian is not registered; registered are .*prw_train") as caught:
         registered_records("prw_trian")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import runpy
@@ -122,6 +123,41 @@ def test_cameras_of_two_sets_differ_and_unknown_ones_are_refused(cfg, monkeypatc
     cfg.SSL.CLUSTERING.CAMERA_AWARE = True
     with pytest.raises(ConfigError, match="no frame of synthetic_tiny_train has a camera_id"):
         PersonSearchTrainer(cfg)
+
+
+def test_tracklets_join_their_boxes_where_the_key_is_set_and_are_refused_where_there_are_none(cfg, monkeypatch):
+    read, name = training_set.registered_records, "synthetic_tiny_train"
+
+    def tracked(name: str):
+        """Boxes by their places in the frame, four frames at a time: nothing to do with who they are."""
+        records = copy.deepcopy(read(name))
+        for number, record in enumerate(records):
+            for place, annotation in enumerate(record["annotations"]):
+                annotation["tracklet_id"] = 100 * (number // 4) + place
+        return records
+
+    cfg.SSL.CLUSTERING.TRACKLETS = True
+    with pytest.raises(ConfigError, match="no box of synthetic_tiny_train has a tracklet_id"):
+        PersonSearchTrainer(cfg)
+    monkeypatch.setattr(training_set, "registered_records", tracked)
+    tracklets = load_training_set([name]).tracklet_index
+    for used in (True, False):
+        cfg.SSL.CLUSTERING.TRACKLETS = used
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/{used}"
+        trainer = PersonSearchTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        (hook,) = (hook for hook in trainer._hooks if isinstance(hook, ClusterLabels))
+        hook.trainer = SimpleNamespace(iter=0, storage=EventStorage(0))
+        random = torch.Generator().manual_seed(0)
+        bank = hook.objective.instance_bank.features
+        bank.copy_(F.normalize(torch.randn(bank.shape, generator=random), dim=1))
+        if hook.objective.multi_scale_bank is not None:
+            hook.objective.multi_scale_bank.features.copy_(bank)
+        hook.objective.set_threshold(0.5)
+        hook.before_step()
+        labels = hook.objective.cluster_labels.numpy()
+        joined = [len(set(labels[tracklets == tracklet].tolist())) == 1 for tracklet in set(tracklets.tolist())]
+        assert all(joined) == used
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from person_search.errors import CheckpointError, ConfigError, DatasetError
-from person_search.search.adapt import collect_boxes, frame_size
+from person_search.search.adapt import Tracking, boxes_file, collect_boxes, frame_size, training_config
 from person_search.search.boxes import box_finder, coco_detector_config
-from person_search.search.cli import main
+from person_search.search.cli import main, parse_arguments
 from person_search.search.sources import find_sources
 from person_search.search.store import open_store
 from person_search.search.video import Frame
@@ -111,6 +111,49 @@ def test_frames_and_boxes_become_a_data_set(footage, mot, tmp_path):
     assert cv2.imread(str(tmp_path / "frames" / image["file_name"])).shape == (160, 200, 3)
     with pytest.raises(DatasetError, match="only 6 persons"):
         collect_boxes(sources, Fraction(2), find, tmp_path / "frames", 0.5)
+
+
+def test_a_tracker_joins_boxes_between_the_frames_that_train(footage, mot, tmp_path):
+    """At 0.2 s the walker leaves the box of before by 6 pixels of 40; the tracker sees every frame all the same."""
+    sources = find_sources([footage])
+    find = box_finder(str(mot), **NO_DETECTOR)
+    plain, tracked = (
+        collect_boxes(sources, Fraction(1, 5), find, tmp_path / "frames", 0.5, tracking)
+        for tracking in (None, Tracking(None))
+    )
+    # The same frames and boxes, which have tracklets besides; the identities of the file, if it had any, are not read.
+    for before, after in zip(plain["annotations"], tracked["annotations"], strict=True):
+        assert "tracklet_id" not in before and {**before, "tracklet_id": after["tracklet_id"]} == after
+    assert plain["images"] == tracked["images"] and len(plain["images"]) == 30
+    walker = [a["tracklet_id"] for a in tracked["annotations"] if a["bbox"][1] == 40]
+    stays = [a["tracklet_id"] for a in tracked["annotations"] if a["bbox"][1] == 10]
+    assert len(set(stays)) == 1 and not set(stays) & set(walker)
+    assert len(set(walker)) <= 2  # he jumps back once
+    twice = collect_boxes(
+        [*sources, *find_sources([footage])], Fraction(1, 5), find, tmp_path / "frames", 0.5, Tracking(None)
+    )
+    numbers = [annotation["tracklet_id"] for annotation in twice["annotations"]]
+    assert not set(numbers[:60]) & set(numbers[60:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "used"), [([], False), (["--tracklets", "all"], True), (["--tracklets", "0.1s"], True)]
+)
+def test_tracklets_are_evidence_only_where_they_are_asked_for(footage, mot, tmp_path, arguments, used):
+    out = tmp_path / "out"
+    args = parse_arguments([
+        "adapt", str(footage), "--out", str(out), "--boxes", str(mot), "--every", "0.2s", *arguments
+    ])  # fmt: skip
+    boxes = boxes_file(args, find_sources([footage]), out)
+    annotations = json.loads(boxes.read_text())["annotations"]
+    assert all(("tracklet_id" in annotation) == used for annotation in annotations)
+    assert training_config(args, boxes, out).SSL.CLUSTERING.TRACKLETS == used
+
+
+def test_a_tracker_that_would_miss_frames_of_the_training_is_refused(footage, mot, tmp_path, capsys):
+    command = ["adapt", str(footage), "--out", str(tmp_path / "out"), "--boxes", str(mot), "--tracklets", "1s"]
+    assert main(command) == 2
+    assert "--tracklets 1s is longer than --every 0.5s" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_ours_draws_boxes(footage, checkpoint, searcher, textured):

@@ -204,6 +204,9 @@ def _add_clustering_keys(cfg: CfgNode) -> None:
     # Not in the paper: whether a person keeps its cluster only if it agrees with the last epoch's, that is, if the IoU
     # of both clusters is the largest among the members and at least 0.5.
     cfg.SSL.CLUSTERING.CONSENSUS = False
+    # Not in the paper: whether boxes of one tracklet (`tracklet_id` of an annotation, from a tracker that knows no
+    # identities) share a cluster, the one that most of them are in, or else one of their own.
+    cfg.SSL.CLUSTERING.TRACKLETS = False
     # Quantile of the clusters' independence scores, frozen as the threshold at the first clustering.
     cfg.SSL.CLUSTERING.INDEPENDENCE_QUANTILE = 0.9
 

@@ -70,7 +70,8 @@ def register_coco_json(
     """Registers a COCO JSON file as the person search dataset `name`. Reads no file.
 
     In addition to COCO's fields, images may have `camera_id` (int) and annotations `person_id` (int; negative, null or
-    missing means unlabelled; CVAT's `attributes.track_id` is used if it is missing). A top-level list `queries` of
+    missing means unlabelled; CVAT's `attributes.track_id` is used if it is missing) and `tracklet_id` (int, assigned by
+    a tracker without identities, see SSL.CLUSTERING.TRACKLETS). A top-level list `queries` of
     annotation ids defines the queries; without it, `spread_queries` selects them. Crowds (`iscrowd` 1), regions to
     `ignore` and categories other than person are skipped; if the file has a single category, it means person whatever
     its name. Integers may be written as 7, 7.0 or "7"; a width or height of -1 is unknown.
@@ -382,7 +383,8 @@ def _person(annotation: Mapping[str, Any], frame: Frame, where: str, useless_mas
     except EmptyMaskError as error:
         useless_masks.append(str(error))
         mask = None
-    return Person((x, y, x + w, y + h), _identity(annotation, where), mask)
+    tracklet = _field(annotation, "tracklet_id", int, where, UNLABELLED)
+    return Person((x, y, x + w, y + h), _identity(annotation, where), mask, tracklet)
 
 
 def _identity(annotation: Mapping[str, Any], where: str) -> int:

@@ -79,11 +79,13 @@ class Person:
         bbox: (x0, y0, x1, y1) in pixels; may exceed the frame.
         person_id: identity; negative numbers mean unlabelled.
         segmentation: foreground mask over the frame as COCO run lengths {"size": [h, w], "counts"}; None if unknown.
+        tracklet_id: tracklet assigned by a tracker without identities; negative numbers mean none.
     """
 
     bbox: BoxXYXY
     person_id: int = UNLABELLED
     segmentation: dict[str, Any] | None = None
+    tracklet_id: int = UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def build_records(dataset: str, frames: Iterable[Frame], strict: bool = False) -
     Returns:
         One record per frame: file_name, image_id, height, width, camera_id and frame_number (if known) and annotations,
         each with bbox (XYXY_ABS, floats), category_id 0, iscrowd 0, person_id (-1 unlabelled), instance_index (0..N-1
-        in record order) and, if given, segmentation.
+        in record order) and, if given, segmentation and tracklet_id.
 
     Raises:
         DatasetError: there are no frames, two frames have the same name, a frame has no size, boxes do not fit their
@@ -337,6 +339,8 @@ def _annotations(
         }
         if person.segmentation is not None:
             annotation["segmentation"] = person.segmentation
+        if person.tracklet_id >= 0:
+            annotation["tracklet_id"] = int(person.tracklet_id)
         annotations.append(annotation)
     return annotations
 

@@ -43,6 +43,12 @@ class TrainingSet:
         return np.asarray(cameras, np.int64)[self.image_index]
 
     @property
+    def tracklet_index(self) -> np.ndarray:
+        """(N,) int64, tracklet of each row, -1 if none. Tracklets of different datasets are distinct."""
+        tracklets = [a.get("tracklet_id", -1) for record in self.records for a in record["annotations"]]
+        return np.asarray(tracklets, np.int64)
+
+    @property
     def identities(self) -> np.ndarray:
         """Identity of each row, (N,) int64, numbered from 0 without gaps in the order of the ids; -1 if unknown."""
         numbers = np.unique(self.person_ids[self.person_ids >= 0])
@@ -112,9 +118,12 @@ def load_training_set(names: Sequence[str], mask_files: Sequence[str] = (), filt
 
 
 def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any]]) -> None:
-    """Makes image names, cameras and identities of a dataset distinct from those of others, in place."""
+    """Makes image names, cameras, identities and tracklets of a dataset distinct from those of others, in place."""
     camera = 1 + max((r.get("camera_id") or 0 for r in others), default=-1)
-    person = 1 + max((a.get("person_id", -1) for r in others for a in r["annotations"]), default=-1)
+    person, tracklet = (
+        1 + max((a.get(key, -1) for r in others for a in r["annotations"]), default=-1)
+        for key in ("person_id", "tracklet_id")
+    )
     for record in part:
         record["image_id"] = f"{name}/{record['image_id']}"
         if record.get("camera_id") is not None:
@@ -122,6 +131,8 @@ def _set_apart(part: list[dict[str, Any]], name: str, others: list[dict[str, Any
         for annotation in record["annotations"]:
             if annotation.get("person_id", -1) >= 0:
                 annotation["person_id"] += person
+            if annotation.get("tracklet_id", -1) >= 0:
+                annotation["tracklet_id"] += tracklet
 
 
 def number_rows(records: list[dict[str, Any]]) -> TrainingSet:

@@ -84,6 +84,23 @@ def cluster_cameras(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray | Non
     return cameras
 
 
+def cluster_tracklets(cfg: CfgNode, training_set: TrainingSet) -> np.ndarray | None:
+    """Tracklets (N,) int64 of the bank rows, -1 for none; None where SSL.CLUSTERING.TRACKLETS is off.
+
+    Raises:
+        ConfigError: clusters of whole tracklets where no box has one.
+    """
+    if not cfg.SSL.CLUSTERING.TRACKLETS:
+        return None
+    tracklets = training_set.tracklet_index
+    if not (tracklets >= 0).any():
+        raise ConfigError(
+            f"SSL.CLUSTERING.TRACKLETS needs to know tracklets, and no box of {', '.join(cfg.DATASETS.TRAIN)} has a "
+            "tracklet_id: set it to False"
+        )
+    return tracklets
+
+
 def check_objective(cfg: CfgNode) -> None:
     """Checks the keys that depend on the objective: identities, teacher and exemplars.
 

@@ -161,6 +161,7 @@ class ClusterLabels(HookBase):
         iterations: int,
         *,
         cameras: np.ndarray | None = None,
+        tracklets: np.ndarray | None = None,
         extract: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         """
@@ -170,11 +171,12 @@ class ClusterLabels(HookBase):
             training_set: source of frame names in messages, and of identities for the diagnostics.
             iterations: number of iterations between clusterings.
             cameras: (N,) int64, camera of each bank row (-1 if unknown), for camera-aware clustering; None for none.
+            tracklets: (N,) int64, tracklet of each bank row (-1 if none), to keep tracklets whole; None for none.
             extract: returns the features (N, d) to cluster, called on every process; None for the bank rows.
         """
         self.objective, self._clusterer = objective, clusterer
         self._training_set, self._iterations = training_set, iterations
-        self._cameras, self._extract = cameras, extract
+        self._cameras, self._tracklets, self._extract = cameras, tracklets, extract
         self._group: Any = None
 
     def before_train(self) -> None:
@@ -225,7 +227,7 @@ class ClusterLabels(HookBase):
 
     def _fit(self, features: torch.Tensor) -> np.ndarray:
         try:
-            return self._clusterer.fit(features, self.objective.image_index, self._cameras)
+            return self._clusterer.fit(features, self.objective.image_index, self._cameras, self._tracklets)
         except ValueError as error:
             raise TrainingError(f"the clustering before iteration {self.trainer.iter} failed: {error}") from error
 

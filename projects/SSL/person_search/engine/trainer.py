@@ -35,7 +35,15 @@ from ..modeling import BankObjective, MultiLabelObjective, SSLPersonSearch
 from ..weights import PersonSearchCheckpointer
 from ..weights.checkpoint import AVERAGED_MODEL
 from .bank_filling import calibrate_embedding, calibration_frames, extract_features, fill_banks
-from .checks import build_clusterer, check_config, check_workers, cluster_cameras, training_identities, visible_device
+from .checks import (
+    build_clusterer,
+    check_config,
+    check_workers,
+    cluster_cameras,
+    cluster_tracklets,
+    training_identities,
+    visible_device,
+)
 from .hooks import (
     ClusterLabels,
     EvaluateUntrained,
@@ -252,6 +260,7 @@ class PersonSearchTrainer(DefaultTrainer):
             self.training_set,
             self.iterations_per_epoch * cfg.SSL.CLUSTERING.PERIOD,
             cameras=cluster_cameras(cfg, self.training_set),
+            tracklets=cluster_tracklets(cfg, self.training_set),
             extract=self._extract_features if cfg.SSL.CLUSTERING.FEATURES == "extract" else None,
         )
         built: list[hooks.HookBase] = [FillBanks(self._fill_banks)]

@@ -19,6 +19,7 @@ from .jaccard import as_features, codes_of_ranks, distance_of_codes, distances_o
 from .k_reciprocal import SparseRows
 from .multi_label import same_image_pairs
 from .neighbors import nearest_neighbors
+from .tracklets import keep_tracklets_whole
 
 Labels = NDArray[np.int64]
 
@@ -260,6 +261,7 @@ class SelfPacedDBSCAN:
         features: Tensor | NDArray[np.floating],
         image_ids: ArrayLike | Tensor,
         camera_ids: ArrayLike | Tensor | None = None,
+        tracklet_ids: ArrayLike | Tensor | None = None,
     ) -> Labels:
         """Cluster labels of bank rows.
 
@@ -269,6 +271,8 @@ class SelfPacedDBSCAN:
             image_ids: (N,) integers or strings, image of each row.
             camera_ids: (N,) integers, camera of each row, negative if unknown. If given, distances are computed after
                 `centre_cameras`.
+            tracklet_ids: (N,) integers, tracklet of each row, negative if none. If given, rows of a tracklet share a
+                label (see `keep_tracklets_whole`), zero rows included.
 
         Returns:
             (N,) int64 labels 0..C-1 without gaps: clusters of two or more rows in order of their first rows, then a
@@ -290,7 +294,11 @@ class SelfPacedDBSCAN:
             labels[valid] = self._fit_valid(
                 features[torch.from_numpy(valid).to(features.device)], images[valid], cameras
             )
-        return number_labels(self._confirmed(outliers_to_singletons(labels)))
+        labels = self._confirmed(outliers_to_singletons(labels))
+        if tracklet_ids is not None:
+            tracklets = _as_array(tracklet_ids, len(features), "tracklet_ids").astype(np.int64)
+            labels = keep_tracklets_whole(labels, tracklets, images)
+        return number_labels(labels)
 
     def _confirmed(self, labels: Labels) -> Labels:
         if not self.consensus:

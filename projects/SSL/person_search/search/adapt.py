@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -20,9 +21,11 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
 from .boxes import BoxFinder, box_finder
+from .cli import OFF
 from .indexed_source import IndexedSource
 from .sources import Source, find_sources, read_photo, video_frames, video_source
 from .store import SourceState
+from .tracklets import TrackletNumbers
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -35,6 +38,8 @@ DATASET = "footage"
 _JPEG_QUALITY = 95
 _SMALLEST = 8.0  # pixels: what is lower than this shows nobody
 _FEWEST = 50  # boxes; of fewer nothing is learnt
+_UNKNOWN_RATE = 25.0  # frames a second
+_ROUNDING = 1e-6  # of a time that lies on a multiple of another
 # Frames are resized until half of the persons are higher than this many pixels: below it the network sees too little of
 # them, and above it takes long. The bounds are of the frames' shorter side, which is a multiple of the last number.
 _PERSON_HEIGHT, _SHORTEST, _LONGEST, _STEP = 104, 384, 1152, 16
@@ -50,7 +55,7 @@ def adapt_footage(args: argparse.Namespace) -> int:
     sources = find_sources(args.sources, camera=args.camera, start=args.start)
     if any(source.kind == "stream" for source in sources):
         raise ConfigError("a live stream cannot be adapted to: record it, then name the files")
-    boxes = _boxes(args, sources, out)
+    boxes = boxes_file(args, sources, out)
     cfg = training_config(args, boxes, out)
     _train(cfg)
     return _index(args, sources, Path(cfg.OUTPUT_DIR) / "model_final.pth", out)
@@ -59,16 +64,19 @@ def adapt_footage(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------- boxes
 
 
-def _boxes(args: argparse.Namespace, sources: Sequence[Source], out: Path) -> Path:
+def boxes_file(args: argparse.Namespace, sources: Sequence[Source], out: Path) -> Path:
     """The COCO file of the boxes, made anew unless it was made of the same sources in the same way."""
     file = out / "boxes.json"
     names = [f"{source.name} {os.path.getmtime(source.address)}" for source in sources]
-    digest = hashlib.sha256(json.dumps([names, str(args.every), args.boxes, args.min_score]).encode()).hexdigest()
+    made_of = [names, str(args.every), args.boxes, args.min_score]
+    if args.tracklets != OFF:
+        made_of.append(str(args.tracklets))
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["info"]["made_of"] == digest:
         logger.info("%s: boxes of an earlier run are taken over", file)
         return file
     find = box_finder(args.boxes, config_file=None, weights=args.detector_weights, device=args.device)
-    content = collect_boxes(sources, args.every, find, out / "frames", args.min_score)
+    content = collect_boxes(sources, args.every, find, out / "frames", args.min_score, _tracking(args))
     content["info"] = {"description": "footage, boxes without identities", "made_of": digest}
     partial = file.with_suffix(".part")
     partial.write_text(json.dumps(content), encoding="utf-8")
@@ -76,8 +84,38 @@ def _boxes(args: argparse.Namespace, sources: Sequence[Source], out: Path) -> Pa
     return file
 
 
+@dataclass(frozen=True)
+class Tracking:
+    """How boxes are joined to tracklets.
+
+    Attributes:
+        every: Seconds from one frame of a video that the tracker looks at to the next, None takes all.
+    """
+
+    every: Fraction | None
+
+
+def _tracking(args: argparse.Namespace) -> Tracking | None:
+    if args.tracklets == OFF:
+        return None
+    if args.every is not None and args.tracklets is not None and args.tracklets <= args.every:
+        return Tracking(args.tracklets)
+    if args.tracklets is None:
+        return Tracking(None)
+    every = "all" if args.every is None else f"{float(args.every):g}s"
+    raise ConfigError(
+        f"--tracklets {float(args.tracklets):g}s is longer than --every {every}: the tracker has to see every frame of "
+        "the training"
+    )
+
+
 def collect_boxes(
-    sources: Sequence[Source], every: Fraction | None, find: BoxFinder, folder: Path, min_score: float
+    sources: Sequence[Source],
+    every: Fraction | None,
+    find: BoxFinder,
+    folder: Path,
+    min_score: float,
+    tracking: Tracking | None = None,
 ) -> dict[str, Any]:
     """COCO annotations of footage, whose frames are written as JPEG files.
 
@@ -87,6 +125,7 @@ def collect_boxes(
         find: Draws the boxes.
         folder: For the frames; emptied first.
         min_score: Score that a box needs.
+        tracking: How boxes of videos get a `tracklet_id`, None leaves that out. A tracker knows no identities.
 
     Raises:
         DatasetError: There are too few boxes to learn from.
@@ -95,12 +134,15 @@ def collect_boxes(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     cameras = {name: number for number, name in enumerate(sorted({source.camera for source in sources}))}
-    with tqdm(total=_expected(sources, every), unit="frame", desc="boxes") as progress:
-        for source, frame in _frames(sources, every):
+    looked_at = every if tracking is None else tracking.every
+    joined = None if tracking is None else _Tracklets(looked_at)
+    with tqdm(total=_expected(sources, looked_at), unit="frame", desc="boxes") as progress:
+        for source, frame, chosen in _frames(sources, every, looked_at):
             progress.update()
             boxes, scores = find(source, frame)
-            kept = _usable(boxes, scores, frame.image.shape[:2], min_score)
-            if len(kept):
+            kept, scores = _usable(boxes, scores, frame.image.shape[:2], min_score)
+            tracklets = None if joined is None else joined.update(source, frame, kept, scores)
+            if len(kept) and chosen:
                 name = _write(folder, source, frame)
                 height, width = frame.image.shape[:2]
                 images.append({
@@ -111,6 +153,7 @@ def collect_boxes(
                     {
                         "id": len(annotations) + k, "image_id": images[-1]["id"], "category_id": 1, "iscrowd": 0,
                         "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+                        **({} if tracklets is None else {"tracklet_id": int(tracklets[k])}),
                     }
                     for k, (x0, y0, x1, y1) in enumerate(kept.tolist())
                 ]  # fmt: skip
@@ -123,14 +166,44 @@ def collect_boxes(
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
 
 
-def _frames(sources: Sequence[Source], every: Fraction | None) -> Iterator[tuple[Source, Frame]]:
+class _Tracklets:
+    """Numbers of tracklets over all sources; every person of a photo has one of its own."""
+
+    def __init__(self, every: Fraction | None) -> None:
+        self._every = every
+        self._source: Source | None = None
+        self._tracker: TrackletNumbers | None = None
+        self._first = self._next = 0
+
+    def update(self, source: Source, frame: Frame, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Numbers (N,) of the boxes of the next frame."""
+        if source is not self._source:
+            self._source, self._first, self._tracker = source, self._next, None
+            if source.kind == "video":
+                spacing = 1 / (video_source(source)[1] or _UNKNOWN_RATE)
+                self._tracker = TrackletNumbers(spacing if self._every is None else max(float(self._every), spacing))
+        if self._tracker is None:
+            numbers = np.arange(len(boxes))
+        else:
+            numbers = self._tracker.update(frame.offset, boxes.astype(np.float32), scores.astype(np.float32))
+        numbers = numbers + self._first
+        self._next = max(self._next, 1 + int(numbers.max(initial=-1)))
+        return numbers
+
+
+def _frames(
+    sources: Sequence[Source], every: Fraction | None, looked_at: Fraction | None
+) -> Iterator[tuple[Source, Frame, bool]]:
+    """Frames that are looked at, and whether each is one that `every` takes."""
     for source in sources:
+        slot: int | None = None
         try:
             frames: Iterable[Frame] = (
-                [read_photo(source.address)] if source.kind == "photo" else video_frames(source.address, every)
+                [read_photo(source.address)] if source.kind == "photo" else video_frames(source.address, looked_at)
             )
             for frame in frames:
-                yield source, frame
+                previous, slot = slot, frame.number if every is None else int(frame.offset / float(every) + _ROUNDING)
+                yield source, frame, slot != previous
         except DatasetError as error:
             logger.warning("left out: %s", error)
 
@@ -149,11 +222,14 @@ def _expected(sources: Sequence[Source], every: Fraction | None) -> int:
     return count
 
 
-def _usable(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], min_score: float) -> np.ndarray:
-    """Boxes (N, 4) inside the picture, of enough score and size."""
+def _usable(
+    boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) inside the picture, of enough score and size, and their scores (N,)."""
     clipped = np.asarray(boxes, np.float64).reshape(-1, 4).clip(min=0, max=[size[1], size[0]] * 2)
     sides = clipped[:, 2:] - clipped[:, :2]
-    return clipped[(np.asarray(scores) >= min_score) & (sides[:, 0] > 1) & (sides[:, 1] >= _SMALLEST)]
+    kept = (np.asarray(scores) >= min_score) & (sides[:, 0] > 1) & (sides[:, 1] >= _SMALLEST)
+    return clipped[kept], np.asarray(scores)[kept]
 
 
 def _write(folder: Path, source: Source, frame: Frame) -> str:
@@ -208,6 +284,8 @@ def training_config(args: argparse.Namespace, boxes: Path, out: Path) -> CfgNode
         cfg.MODEL.WEIGHTS = args.weights
     if args.epochs:
         cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_ITER = args.epochs, 0
+    if args.tracklets != OFF:
+        cfg.SSL.CLUSTERING.TRACKLETS = True
     cfg.MODEL.DEVICE = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     merge_file_and_options(cfg, "", [word for pair in args.set for word in pair])
     cfg.freeze()

@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 
 _STORE = "folder or s3://bucket/prefix (LanceDB), or http://host:port/collection (Milvus)"
+OFF = "off"
+"""Value that disables an option whose None means "all"."""
 _TIME = "times without a zone are local times of this machine"
 
 
@@ -138,6 +140,11 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--detector-weights", metavar="FILE", help="weights of Detectron2's detector, if offline")
     parser.add_argument("--min-score", type=float, default=0.5, help="minimum score of a box (default: 0.5)")
+    parser.add_argument(
+        "--tracklets", type=seconds_or_off, default=OFF, metavar="0.1s",
+        help="assume that boxes joined by a tracker show one person (default: off); time between the frames of the "
+        "tracker, or 'all', which takes time with a detector and none with a file of boxes",
+    )  # fmt: skip
     parser.add_argument("--config-file", help="config of the training (default: that of --weights, or footage.yaml)")
     parser.add_argument("--weights", help="initial checkpoint of the training")
     parser.add_argument("--epochs", type=positive, help="length of the training (default: the config's)")
@@ -192,6 +199,11 @@ def seconds(text: str) -> Fraction | None:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0, such as 0.5s, 500ms or 2m, or all")
     return value
+
+
+def seconds_or_off(text: str) -> Fraction | str | None:
+    """`seconds` of a text, or "off"."""
+    return OFF if text == OFF else seconds(text)
 
 
 def moment(text: str) -> datetime:
