@@ -163,7 +163,7 @@ def test_tracklets_join_their_boxes_where_the_key_is_set_and_are_refused_where_t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("ALGORITHM", "kmeans"), "ALGORITHM: clusterer is 'kmeans': expected one of dbscan, hdbscan"),
+        (("ALGORITHM", "kmeans"), "ALGORITHM: clusterer is 'kmeans', expected one of dbscan, hdbscan"),
         (("EPS", (0.6, 0.7)), "EPS: eps is"),
         (("MIN_SAMPLES", 0), "MIN_SAMPLES: min_samples is 0"),
         (("INDEPENDENCE_QUANTILE", 1.5), "INDEPENDENCE_QUANTILE: quantile is 1.5"),

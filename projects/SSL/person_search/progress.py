@@ -50,9 +50,10 @@ class Progress:
         """Current state in one line."""
         done, seconds = self._done(), self._seconds()
         left = (self._total - done) * seconds / done if done else 0.0
+        waiting = f" ({self._waited / seconds:.0%} of the time waiting for input)" if self._waited else ""
         return (
             f"{self._name}: {done} of {self._total} {self._unit}, {done / seconds:.3g} {self._unit}/s, "
-            f"{duration(left)} left ({self._waited / seconds:.0%} of the time waiting for input)"
+            f"{duration(left)} left{waiting}"
         )
 
     def summary(self) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.training_set import TrainingSet
 from ..modeling import BankObjective, PooledFeatures, SSLPersonSearch
 from ..modeling.layers import SyncedBatchNorm1d
+from ..modeling.meta_arch import PersonEmbeddings
 from ..progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,18 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]: ...
 
 
+class BankFeatures(NamedTuple):
+    """Features of all N annotated persons, as they fill the banks.
+
+    Attributes:
+        persons: (N, d), f_i.
+        exemplars: (N, d), f^h; None without the exemplar branch.
+    """
+
+    persons: Tensor
+    exemplars: Tensor | None
+
+
 @torch.no_grad()
 def fill_banks(model: SSLPersonSearch, batches: Batches) -> None:
     """Fills both banks, on every process, with f_i and f^h of every annotated person.
@@ -40,9 +53,10 @@ def fill_banks(model: SSLPersonSearch, batches: Batches) -> None:
     """
     objective = _bank_objective(model)
     features = extract_features(model, batches)
-    for bank, rows in zip((objective.instance_bank, objective.multi_scale_bank), features, strict=True):
-        if bank is not None and rows is not None:
-            bank.fill(torch.arange(len(rows), device=rows.device), rows)
+    rows = torch.arange(objective.size, device=features.persons.device)
+    objective.instance_bank.fill(rows, features.persons)
+    if objective.multi_scale_bank is not None and features.exemplars is not None:
+        objective.multi_scale_bank.fill(rows, features.exemplars)
 
 
 def _bank_objective(model: SSLPersonSearch) -> BankObjective:
@@ -109,7 +123,7 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Batches) -> None:
 
 
 @torch.no_grad()
-def extract_features(model: SSLPersonSearch, batches: Batches) -> tuple[Tensor, Tensor | None]:
+def extract_features(model: SSLPersonSearch, batches: Batches) -> BankFeatures:
     """Features f_i and f^h of every annotated person, from the network in evaluation mode. Banks are unchanged.
 
     Args:
@@ -117,29 +131,29 @@ def extract_features(model: SSLPersonSearch, batches: Batches) -> tuple[Tensor, 
         batches: this process's share of the training set, with ground truth.
 
     Returns:
-        Main-branch features (N, d), and exemplar features (N, d) averaged over scales (None without the exemplar
-        branch), equal on all processes, on the model's device. Rows have unit length; persons whose image cannot be
-        read are zero.
+        Features of all persons, equal on all processes, on the model's device. Rows have unit length; persons whose
+        image cannot be read are zero.
     """
     objective = _bank_objective(model)
     training = model.training
     model.eval()
-    parts = list(itertools.chain.from_iterable(comm.all_gather(_extract(model, batches))))
+    parts: list[PersonEmbeddings] = list(itertools.chain.from_iterable(comm.all_gather(_extract(model, batches))))
     model.train(training)
     instances = torch.zeros(objective.size, objective.dim)
     multi_scale = torch.zeros_like(instances) if objective.multi_scale else None
-    for rows, persons, exemplars in parts:
-        instances[rows] = F.normalize(persons, dim=1)
-        if multi_scale is not None and exemplars is not None:
-            multi_scale[rows] = F.normalize(exemplars, dim=1)
-    return instances.to(model.device), None if multi_scale is None else multi_scale.to(model.device)
+    for part in parts:
+        instances[part.instance_index] = F.normalize(part.persons, dim=1)
+        if multi_scale is not None and part.exemplars is not None:
+            multi_scale[part.instance_index] = F.normalize(part.exemplars, dim=1)
+    return BankFeatures(instances.to(model.device), None if multi_scale is None else multi_scale.to(model.device))
 
 
-def _extract(model: SSLPersonSearch, batches: Batches) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def _extract(model: SSLPersonSearch, batches: Batches) -> list[PersonEmbeddings]:
     parts = []
     for batch in with_progress(batches, "Features of all persons"):
-        rows, persons, exemplars = model.embed_persons(batch)
-        parts.append((rows.cpu(), persons.cpu(), None if exemplars is None else exemplars.cpu()))
+        found = model.embed_persons(batch)
+        exemplars = None if found.exemplars is None else found.exemplars.cpu()
+        parts.append(PersonEmbeddings(found.instance_index.cpu(), found.persons.cpu(), exemplars))
     return parts
 
 
@@ -155,15 +169,8 @@ def with_progress(batches: Batches, what: str) -> Iterator[list[dict[str, Any]]]
 @contextmanager
 def averaged_statistics(module: nn.Module) -> Iterator[None]:
     """Context in which batch normalisation resets its statistics and averages them over this process's batches."""
-    layers = [m for m in module.modules() if isinstance(m, SyncedBatchNorm1d)]
-    kept = [(m.momentum, m.training) for m in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum, layer.synced = None, False
-        layer.train()
-    try:
+    with ExitStack() as stack:
+        for layer in module.modules():
+            if isinstance(layer, SyncedBatchNorm1d):
+                stack.enter_context(layer.averaging())
         yield
-    finally:
-        for layer, (momentum, training) in zip(layers, kept, strict=True):
-            layer.momentum, layer.synced = momentum, True
-            layer.train(training)

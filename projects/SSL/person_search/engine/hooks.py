@@ -44,17 +44,14 @@ def seed_generators(*entropy: int) -> None:
 
 
 class SeedIterations(HookBase):
-    """Seeds all random generators from (seed, iteration, rank) before each iteration.
+    """Seeds all random generators from (seed of the trainer, iteration, rank) before each iteration.
 
     Random numbers then depend on the iteration alone: a resumed run draws the same ones as an uninterrupted run, on
     every process, without storing generator states.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
     def before_step(self) -> None:
-        seed_generators(self.seed, self.trainer.iter, comm.get_rank())
+        seed_generators(self.trainer.seed, self.trainer.iter, comm.get_rank())
 
 
 class EvaluateUntrained(HookBase):

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from detectron2.utils.logger import log_every_n_seconds
 from tabulate import tabulate
 from torch import nn
 
@@ -29,6 +28,7 @@ from ..evaluation.features import FeatureStore, extract, frame_keys, from_main, 
 from ..evaluation.problem import SearchProblem
 from ..evaluation.protocols import ImageOutput
 from ..modeling import SSLPersonSearch
+from ..progress import Progress
 from ..weights import PersonSearchCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -182,14 +182,16 @@ def backbone_features(cfg: CfgNode, dataset_name: str, problem: SearchProblem) -
         timeout=cfg.DATALOADER.TIMEOUT,
     )
     detections = queries = np.zeros((0, 0), np.float32)
-    for done, batch in enumerate(loader, 1):
-        log_every_n_seconds(logging.INFO, f"Backbone as it starts: {done} of {len(numbers)} frames", n=10)
+    progress = Progress("Backbone as it starts", len(numbers), "frames")
+    for batch in loader:
+        progress.loaded()
         for inputs, vectors in zip(batch, _pooled(model, batch), strict=True):
             if not queries.size:
                 detections = np.zeros((len(problem.det_frame), vectors.shape[1]), np.float32)
                 queries = np.zeros((len(problem.query_frame), vectors.shape[1]), np.float32)
             found, asked = rows[numbers[inputs["image_id"]]]
             detections[found], queries[asked] = vectors[: len(found)], vectors[len(found) :]
+        progress.finished(len(batch))
     return BoxFeatures(detections, queries)
 
 

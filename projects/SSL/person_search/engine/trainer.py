@@ -235,7 +235,7 @@ class PersonSearchTrainer(DefaultTrainer):
 
         main = comm.is_main_process()
         return [
-            SeedIterations(self.seed),
+            SeedIterations(),
             EvaluateUntrained(evaluate) if cfg.TEST.EVAL_BEFORE_TRAINING else None,
             *self._build_label_hooks(),
             UpdateBanks(objective),
@@ -411,9 +411,6 @@ class PersonSearchTrainer(DefaultTrainer):
         self.seed = state_dict["seed"]
         super().load_state_dict(state_dict)
         self._optimizer_settings.apply(self._trainer.optimizer, self.scheduler)
-        for hook in self._hooks:
-            if isinstance(hook, SeedIterations):
-                hook.seed = self.seed
 
 
 class LastBatch:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from ..errors import DatasetError
+from ..progress import Progress
 from .metrics import SearchOptions, SearchResult, evaluate_galleries
 from .problem import SearchProblem
-
-logger = logging.getLogger(__name__)
 
 RANDOM, HISTOGRAM, BACKBONE = "random", "color_histogram", "backbone"
 TITLES = {
@@ -106,31 +104,40 @@ def color_histograms(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return _unit(vectors)
 
 
+class ControlResults(NamedTuple):
+    """Searches by other features than the network's.
+
+    Attributes:
+        results: control -> gallery -> result.
+        left_out: control -> why it has no result.
+    """
+
+    results: dict[str, dict[str, SearchResult]]
+    left_out: dict[str, str]
+
+
 def evaluate_controls(
     problem: SearchProblem,
     options: SearchOptions,
     features: Mapping[str, Callable[[], BoxFeatures]],
-) -> tuple[dict[str, dict[str, SearchResult]], dict[str, str]]:
+) -> ControlResults:
     """Results of searching the detections of a problem with other features than the network's.
 
     Args:
         problem: search problem.
         options: search options.
         features: functions that return the features, by name of the control.
-
-    Returns:
-        results by control and gallery, and reasons of missing ones by control.
     """
-    results, left_out = {}, {}
+    found = ControlResults({}, {})
     for name, make in features.items():
         try:
             own = make()
         except DatasetError as error:
-            left_out[name] = str(error)
+            found.left_out[name] = str(error)
             continue
         searched = replace(problem, det_feature=own.detections, query_feature=own.queries)
-        results[name] = evaluate_galleries(searched, options)
-    return results, left_out
+        found.results[name] = evaluate_galleries(searched, options)
+    return found
 
 
 def below_histogram(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -144,13 +151,10 @@ def below_histogram(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _over_frames(work: Callable[[int], None], frames: list[int]) -> None:
-    start = shown = time.monotonic()
+    progress = Progress("Color histograms", len(frames), "frames")
     with ThreadPoolExecutor(_READERS) as pool:
-        for done, _ in enumerate(pool.map(work, frames), 1):
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                left = (shown - start) / done * (len(frames) - done)
-                logger.info("Color histograms: %d of %d frames, %.0f s left", done, len(frames), left)
+        for _ in pool.map(work, frames):
+            progress.finished(1)
 
 
 def _dimension() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics.cluster import pair_confusion_matrix
 
 
-def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[float, float]:
+class PrecisionRecall(NamedTuple):
+    """Precision and recall, in [0, 1]."""
+
+    precision: float
+    recall: float
+
+
+def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> PrecisionRecall:
     """Precision and recall of cluster labels over pairs of rows whose identity is known.
 
     A pair is predicted if both rows have the same label, and true if both have the same identity.
@@ -20,7 +27,7 @@ def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[flo
         person_ids: (N,) int, identity of each row, negative if unknown. Rows of unknown identity are ignored.
 
     Returns:
-        (precision, recall) in [0, 1]. Precision is 1 without predicted pairs, recall is 1 without true pairs.
+        Precision and recall. Precision is 1 without predicted pairs, recall is 1 without true pairs.
 
     Raises:
         ValueError: the arrays differ in shape.
@@ -31,14 +38,12 @@ def pair_precision_recall(labels: ArrayLike, person_ids: ArrayLike) -> tuple[flo
     known = person_ids >= 0
     labels, person_ids = labels[known], person_ids[known]
     if not len(labels):
-        return 1.0, 1.0
+        return PrecisionRecall(1.0, 1.0)
     (_, claimed_only), (true_only, correct) = pair_confusion_matrix(person_ids, labels).tolist()
-    return _ratio(correct, correct + claimed_only), _ratio(correct, correct + true_only)
+    return PrecisionRecall(_ratio(correct, correct + claimed_only), _ratio(correct, correct + true_only))
 
 
-def multi_label_precision_recall(
-    multi_labels: ArrayLike, rows: ArrayLike, person_ids: ArrayLike
-) -> tuple[float, float]:
+def multi_label_precision_recall(multi_labels: ArrayLike, rows: ArrayLike, person_ids: ArrayLike) -> PrecisionRecall:
     """Precision and recall of multi-labels over pairs of a row and another bank row with known identities.
 
     Args:
@@ -47,7 +52,7 @@ def multi_label_precision_recall(
         person_ids: (N,) int, identity of each bank row, negative if unknown.
 
     Returns:
-        (precision, recall) in [0, 1]. Precision is 1 without predicted pairs, recall is 1 without true pairs.
+        Precision and recall. Precision is 1 without predicted pairs, recall is 1 without true pairs.
 
     Raises:
         ValueError: shapes do not match.
@@ -65,7 +70,7 @@ def multi_label_precision_recall(
     correct = int((own[query] == person_ids[column]).sum())
     persons, sizes = np.unique(person_ids[person_ids >= 0], return_counts=True)
     true = int((sizes[np.searchsorted(persons, own[own >= 0])] - 1).sum())
-    return _ratio(correct, len(query)), _ratio(correct, true)
+    return PrecisionRecall(_ratio(correct, len(query)), _ratio(correct, true))
 
 
 def _ratio(part: int, whole: int) -> float:

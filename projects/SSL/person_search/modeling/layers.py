@@ -148,6 +148,19 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     running_var: Tensor
     num_batches_tracked: Tensor
 
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Context in which the layer resets its statistics and averages those of this process's batches."""
+        momentum, training = self.momentum, self.training
+        self.reset_running_stats()
+        self.momentum, self.synced = None, False
+        self.train()
+        try:
+            yield
+        finally:
+            self.momentum, self.synced = momentum, True
+            self.train(training)
+
     def forward(self, features: Tensor, counted: int | None = None) -> Tensor:
         """Normalised features (R, C).
 

@@ -24,12 +24,12 @@ class PooledPersons(NamedTuple):
     """Pooled features of the annotated persons of a batch, before the embedding.
 
     Attributes:
-        rows: (P,) int64, bank rows.
+        instance_index: (P,) int64, bank rows.
         persons: features of P RoIs.
         exemplars: features of P * S exemplars, person by person; None without the exemplar branch.
     """
 
-    rows: Tensor
+    instance_index: Tensor
     persons: PooledFeatures
     exemplars: PooledFeatures | None
 
@@ -37,6 +37,20 @@ class PooledPersons(NamedTuple):
     def parts(self) -> list[PooledFeatures]:
         """Features of the RoIs and, if any, of the exemplars."""
         return [self.persons] if self.exemplars is None else [self.persons, self.exemplars]
+
+
+class PersonEmbeddings(NamedTuple):
+    """Embeddings of the annotated persons of a batch.
+
+    Attributes:
+        instance_index: (P,) int64, bank rows.
+        persons: (P, d), main-branch features.
+        exemplars: (P, d), exemplar features averaged over scales (f^h of Eq. 5); None without the exemplar branch.
+    """
+
+    instance_index: Tensor
+    persons: Tensor
+    exemplars: Tensor | None
 
 
 @META_ARCH_REGISTRY.register()
@@ -166,24 +180,20 @@ class SSLPersonSearch(GeneralizedRCNN):
         return outputs
 
     @torch.no_grad()
-    def embed_persons(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def embed_persons(self, batched_inputs: list[dict[str, Any]]) -> PersonEmbeddings:
         """Features of the annotated persons, without detection (to fill the memory banks).
 
         Args:
             batched_inputs: images with "instances".
-
-        Returns:
-            bank rows (P,) int64, main-branch features (P, d), and exemplar features (P, d) averaged over scales (f^h
-            of Eq. 5; None without the exemplar branch).
         """
         pooled = self.pool_persons(batched_inputs)
-        rows = pooled.rows
+        rows = pooled.instance_index
         embeddings, _ = self.roi_heads.reid_head.embedding(PooledFeatures.cat(pooled.parts))
         if self.exemplar_branch is None:
-            return rows, embeddings, None
+            return PersonEmbeddings(rows, embeddings, None)
         of_persons, rest = embeddings[: len(rows)], embeddings[len(rows) :]
         averaged = rest.reshape(len(rows), self.exemplar_branch.per_person, -1).mean(dim=1) if len(rows) else rest
-        return rows, of_persons, averaged
+        return PersonEmbeddings(rows, of_persons, averaged)
 
     @torch.no_grad()
     def pool_persons(self, batched_inputs: list[dict[str, Any]]) -> PooledPersons:
