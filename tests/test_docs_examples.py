@@ -181,7 +181,7 @@ def test_a_detectors_boxes_train_a_model_and_measure_detection(run, folder: Path
     printed = run(*program, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", "output/detected")
     assert "12 frames with 24 persons" in printed and "search " in printed
     for counted in (
-        "yard_train: 12 of the 18 boxes of",
+        "yard_train: 12 of 18 boxes of",
         "gate_train: 12 boxes used; skipped 6 below the score 0.6",
     ):
         assert printed.count(counted) == 1
