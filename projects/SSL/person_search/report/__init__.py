@@ -1,7 +1,7 @@
-"""The report of an evaluation, one HTML file that needs no script and nothing beside it, and the pictures of a run.
+"""Report of an evaluation, as a self-contained HTML file without scripts, and pictures of a run.
 
-May import `data`, `evaluation` and the modules beside the folders. `evaluation` (its evaluator), `engine`,
-`reproduction` and the programs import it.
+May import `data`, `evaluation` and the top-level modules. Imported by `evaluation` (its evaluator), `engine`,
+`reproduction` and the programs.
 """
 
 from .page import MAX_STRIPS, NUM_HARDEST, NUM_SPREAD, write_report

@@ -1,4 +1,4 @@
-"""The page: what results.json, breakdown.json and queries.json of an evaluation say, as report.html beside them."""
+"""Report page of an evaluation, report.html, made from results.json, breakdown.json and queries.json."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .charts import charts, gallery_name, shown_galleries
 from .strips import CELL_HEIGHT, CELL_WIDTH, build_strips
 
 NUM_HARDEST = NUM_SPREAD = 10
-"""Strips of each kind, unless asked otherwise; a strip takes some 70 kB."""
+"""Default number of strips of each kind; a strip takes some 70 kB."""
 MAX_STRIPS = 30
-"""Most strips of each kind: more would make the page too large."""
+"""Maximum number of strips of each kind, which limits the size of the page."""
 _FOLDER = Path(__file__).parent
 _TERMS = {
     "dataset_kind": "kind of data set",
@@ -42,16 +42,16 @@ def write_report(
     hardest: int = NUM_HARDEST,
     spread: int = NUM_SPREAD,
 ) -> Path:
-    """Writes report.html from the JSON files that `PersonSearchEvaluator` has left in a folder.
+    """Writes report.html from the JSON files of `PersonSearchEvaluator` in a folder.
 
     Args:
-        folder: with results.json, breakdown.json and queries.json.
-        records: the evaluated dataset; only the frames of the strips are read, and the page says which cannot be.
-        hardest: strips of the queries of lowest average precision, at most `MAX_STRIPS`.
-        spread: further strips, evenly spaced over the other queries from the best to the worst, at most `MAX_STRIPS`.
+        folder: folder with results.json, breakdown.json and queries.json.
+        records: evaluated dataset; only the frames of the strips are read, and the page lists unreadable ones.
+        hardest: number of strips of the queries with the lowest average precision, at most `MAX_STRIPS`.
+        spread: number of further strips, evenly spaced over the other queries from best to worst, at most `MAX_STRIPS`.
 
     Returns:
-        the path of the report.
+        path of the report.
 
     Raises:
         DatasetError: a file is missing or not the evaluator's, or the report cannot be written.
@@ -93,7 +93,7 @@ def write_report(
 
 
 def environment() -> Environment:
-    """Jinja's environment of the pages, which escapes what it is given and refuses what it is not given."""
+    """Jinja environment of the pages, which escapes values and raises on missing ones."""
     made = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Pictures of search results: for some queries the best detections, as a sheet of crops and as whole scenes."""
+"""Pictures of search results: the best detections of queries, as a sheet of crops and as whole scenes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..io import replacing
 from .palette import CORRECT, QUERY, WRONG
 from .strips import ReadFrame, crop_box
 
-# Beside the colours, so that grey prints can be read.
+# In addition to the colours, for grey prints.
 _SIGNS = {True: "✓", False: "✗"}
 CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
@@ -28,13 +28,13 @@ _DPI = 130
 
 
 def results_sheet(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, ranks: int = 5, title: str = "") -> Figure:
-    """A row for each query: the query, and its best detections, correct and wrong in two colours.
+    """Sheet with a row for each query: the query and its best detections, correct and wrong ones in two colours.
 
     Args:
-        rows: the queries to draw, see `read_queries`.
-        read_frame: gives the frames.
-        ranks: detections of a query.
-        title: above the sheet.
+        rows: queries to draw, see `read_queries`.
+        read_frame: returns a frame.
+        ranks: number of detections per query.
+        title: title of the sheet.
     """
     margin, header, footer, caption = 1.35, 0.72, 0.1, 0.42
     width, height = margin + (ranks + 1) * (CELL[0] + 0.12) + 0.25, header + len(rows) * (CELL[1] + caption) + footer
@@ -57,12 +57,12 @@ def results_sheet(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, rank
 
 
 def results_scenes(row: Mapping[str, Any], read_frame: ReadFrame, ranks: int = 5) -> Figure:
-    """The whole frames of one query and of its best detections, with the boxes drawn.
+    """Whole frames of a query and of its best detections, with boxes.
 
     Args:
-        row: the query, see `read_queries`.
-        read_frame: gives the frames.
-        ranks: detections.
+        row: query, see `read_queries`.
+        read_frame: returns a frame.
+        ranks: number of detections.
     """
     entries = [row, *row["results"][:ranks]]
     frames = [read_frame(entry["frame"]) for entry in entries]
@@ -91,21 +91,21 @@ def draw_search_results(
     scenes: int = 0,
     ranks: int = 5,
 ) -> list[Path]:
-    """Draws search_results.png and search_scenes_1.png ... of some queries from the best to the worst.
+    """Draws search_results.png and search_scenes_1.png ... of queries from the best to the worst.
 
     Args:
         queries_file: queries.json of an evaluation.
-        records: the evaluated dataset, for its frames.
-        folder: where the pictures go; made where it is missing.
-        queries: rows of the sheet.
-        scenes: queries that are drawn as whole scenes as well, one picture each.
-        ranks: detections of a query, at most ten.
+        records: evaluated dataset, for its frames.
+        folder: folder of the pictures, created if missing.
+        queries: number of rows of the sheet.
+        scenes: number of queries to draw as whole scenes as well, one picture each.
+        ranks: number of detections per query, at most ten.
 
     Returns:
         paths of the pictures.
 
     Raises:
-        DatasetError: queries.json or a frame cannot be read, or names a frame that the dataset has not.
+        DatasetError: queries.json or a frame cannot be read, or a frame is not in the dataset.
     """
     rows, folder, read_frame = read_queries(queries_file), Path(folder), frame_reader(records)
     figures = {}
@@ -121,13 +121,13 @@ def draw_search_results(
 
 
 def draw_cell(axes: Axes, row: Mapping[str, Any], column: int, read_frame: ReadFrame) -> None:
-    """Draws one crop of a sheet with its caption, in axes of the proportions of `CELL`.
+    """Draws a crop of a sheet with its caption, in axes with the proportions of `CELL`.
 
     Args:
-        axes: to draw into.
-        row: the query, see `read_queries`.
-        column: 0 draws the query, k its k-th result.
-        read_frame: gives the frames.
+        axes: axes to draw into.
+        row: query, see `read_queries`.
+        column: 0 for the query, k for its k-th result.
+        read_frame: returns a frame.
     """
     if column > len(row["results"]):
         return _show_none(axes)
@@ -146,7 +146,7 @@ def _show_none(axes: Axes) -> None:
 
 def _show(axes: Axes, image: np.ndarray, box: np.ndarray, color: str) -> None:
     """Shows an image, framed in the colour, with the box (x0, y0, x1, y1) in its pixels."""
-    # Pixel edges at whole numbers, as boxes have them.
+    # Pixel edges are at integers, as in boxes.
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="antialiased")
     outline = [patheffects.Stroke(linewidth=3.6, foreground="white"), patheffects.Normal()]
     x0, y0, x1, y1 = box
@@ -184,6 +184,6 @@ def _summary(rows: Sequence[Mapping[str, Any]], drawn: int) -> str:
 
 
 def legend_handles() -> list[Patch]:
-    """Legend handles of the colours of the crops."""
+    """Legend handles for the colours of the crops."""
     names = {"query": QUERY, "correct ✓": CORRECT, "wrong ✗": WRONG}
     return [Patch(facecolor="none", edgecolor=color, linewidth=2, label=name) for name, color in names.items()]

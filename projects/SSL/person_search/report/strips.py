@@ -1,4 +1,4 @@
-"""Strips of crops: a query and its best detections, each as a small JPEG inside the page."""
+"""Strips of crops: a query and its best detections, each as a small JPEG embedded in the page."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tqdm import tqdm
 from ..errors import DatasetError
 
 ReadFrame = Callable[[str], np.ndarray]
-"""Gives a frame, uint8 (H, W, 3) RGB, by its name."""
+"""Function that returns a frame, uint8 (H, W, 3) RGB, by name."""
 
-_PADDING = 235  # grey level beyond a frame's edge
-_CONTEXT = 1.3  # a crop shows this many times the box's height, or width where that is what limits it
+_PADDING = 235  # grey level outside the frame
+_CONTEXT = 1.3  # height of a crop, or width if that is the limit, as a multiple of the box's
 
 
 def crop_box(frame: np.ndarray, box: Sequence[float], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts out a box with some context, in the proportions of a cell, and scales it to the cell's size.
+    """Crop of a box with some context, in the proportions of a cell and scaled to its size.
 
-    The cut is moved into the frame as far as possible; what still lies beyond its edge is light grey.
+    The crop is moved into the frame as far as possible; the rest is light grey.
 
     Args:
         frame: (H, W, 3) uint8.
         box: (x0, y0, x1, y1) in pixels of the frame.
-        height, width: of the cell, in pixels.
+        height, width: size of the cell in pixels.
 
     Returns:
         The cell (height, width, 3) uint8, and the box (4,) in its pixels.
@@ -39,14 +39,14 @@ def crop_box(frame: np.ndarray, box: Sequence[float], height: int, width: int) -
     cut_width, cut_height = width / scale, height / scale
     left = _moved_inside((x0 + x1 - cut_width) / 2, cut_width, frame.shape[1])
     top = _moved_inside((y0 + y1 - cut_height) / 2, cut_height, frame.shape[0])
-    # Only what is cut, and the pixels around that smoothing looks at: frames are large and crops are many.
+    # Only the crop and the pixels needed for smoothing, since frames are large and crops are many.
     margin = int(2 / scale) + 2
     x, y = max(int(left) - margin, 0), max(int(top) - margin, 0)
     part = frame[y : int(top + cut_height) + margin, x : int(left + cut_width) + margin]
-    # Between pixel centres, where warpAffine counts, and pixel edges, where boxes do, lies half a pixel.
+    # warpAffine refers to pixel centres, boxes to pixel edges: half a pixel apart.
     half = 0.5 * scale - 0.5
     matrix = np.array([[scale, 0, half - (left - x) * scale], [0, scale, half - (top - y) * scale]])
-    # Repeated and then painted over, so that the frame's last pixels do not blend with the grey beyond.
+    # Repeated, then painted over, so that the last pixels of the frame do not blend with the grey.
     cell = cv2.warpAffine(_smoothed(part, scale), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
     column, row = left + (np.arange(width) + 0.5) / scale, top + (np.arange(height) + 0.5) / scale
     cell[:, (column < 0) | (column > frame.shape[1])] = _PADDING
@@ -59,27 +59,27 @@ def _moved_inside(start: float, length: float, size: int) -> float:
 
 
 def _smoothed(frame: np.ndarray, scale: float) -> np.ndarray:
-    # Bilinear sampling alone would skip pixels of persons that are larger than the cell.
+    # Bilinear sampling alone would skip pixels of persons larger than the cell.
     return cv2.GaussianBlur(frame, (0, 0), 0.4 / scale) if scale < 0.7 else frame
 
 
 CELL_HEIGHT, CELL_WIDTH = 224, 112
-"""Pixels of a crop: twice as high as wide, which suits most persons."""
+"""Size of a crop in pixels: twice as high as wide, which suits most persons."""
 _JPEG_QUALITY = 76
-_THREADS = 4  # decoding an image takes most of the time, and leaves Python to others
+_THREADS = 4  # decoding dominates, and releases Python's lock
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A crop with the box that it is about.
+    """Crop with the box of a query or a result.
 
     Attributes:
-        kind: "query", "correct" or "wrong"; of a search without ground truth "likely", "uncertain" or "unlikely".
-        entry: the query, or one of its results, as queries.json has it.
-        rank: of a result, from 1; 0 for the query.
-        image: data URI of the crop; "": its frame cannot be read.
-        box: x, y, width, height of the box in pixels of the crop, the part that can be seen.
-        alt: what the crop shows, in words.
+        kind: "query", "correct" or "wrong"; for a search without ground truth "likely", "uncertain" or "unlikely".
+        entry: the query, or one of its results, as in queries.json.
+        rank: rank of a result, from 1; 0 for the query.
+        image: data URI of the crop; "" if its frame cannot be read.
+        box: x, y, width and height of the visible part of the box in pixels of the crop.
+        alt: description of the crop.
     """
 
     kind: str
@@ -92,12 +92,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Strips:
-    """The strips of some queries.
+    """Strips of queries.
 
     Attributes:
         cells: for each query its own cell, then those of its results.
-        num_frames: frames that were asked for.
-        unreadable: frame name -> why it cannot be read.
+        num_frames: number of requested frames.
+        unreadable: reasons by name of the unreadable frames.
     """
 
     cells: list[list[Cell]]
@@ -106,11 +106,11 @@ class Strips:
 
 
 def build_strips(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame) -> Strips:
-    """Cuts the crops of some queries and of their results; each frame is read once, however often it is shown.
+    """Strips of queries and their results; each frame is read once.
 
     Args:
-        rows: queries, see `read_queries`; results without ground truth have "verdict" in place of "correct".
-        read_frame: gives the frames. Where it raises DatasetError, the cells say so in place of a crop.
+        rows: queries, see `read_queries`; results without ground truth have "verdict" instead of "correct".
+        read_frame: returns a frame; if it raises a DatasetError, the cells say so instead of showing a crop.
     """
     entries = [[row, *row["results"]] for row in rows]
     wanted: dict[str, list[tuple[int, int]]] = {}
@@ -119,14 +119,14 @@ def build_strips(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame) -> St
             wanted.setdefault(entry["frame"], []).append((number, rank))
 
     def cut(name: str) -> tuple[list[Cell], str]:
-        """The cells of one frame, and why it cannot be read."""
+        """Cells of a frame, and the reason if it cannot be read."""
         try:
             frame, reason = read_frame(name), ""
         except DatasetError as error:
             frame, reason = None, str(error)
         return [_cell(entries[number][rank], rank, frame) for number, rank in wanted[name]], reason
 
-    names = sorted(wanted)  # the frames of a video in their order
+    names = sorted(wanted)  # frames of a video in order
     cells: list[dict[int, Cell]] = [{} for _ in entries]
     unreadable = {}
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -145,7 +145,7 @@ def _cell(entry: Mapping[str, Any], rank: int, frame: np.ndarray | None) -> Cell
     if frame is None:
         return Cell(kind, entry, rank, "", (0, 0, 0, 0), alt)
     crop, box = crop_box(frame, entry["box"], CELL_HEIGHT, CELL_WIDTH)
-    # The line of a box that fills the crop would lie half outside.
+    # The outline of a box that fills the crop would lie half outside.
     x0, y0 = np.clip(box[:2], 2, [CELL_WIDTH - 2, CELL_HEIGHT - 2])
     x1, y1 = np.clip(box[2:], 2, [CELL_WIDTH - 2, CELL_HEIGHT - 2])
     x, y, width, height = (round(float(value), 1) for value in (x0, y0, x1 - x0, y1 - y0))

@@ -1,4 +1,4 @@
-"""Curves of a training, drawn from its metrics.json: losses, and how good the pseudo labels are."""
+"""Curves of a training from its metrics.json: losses, and quality of the pseudo labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..io import replacing
 from .palette import BLUE, GREY, VERMILION
 
 Series = tuple[np.ndarray, np.ndarray]
-"""Iterations (n,) int64, rising, and the values (n,) float64 logged at them."""
+"""Iterations (n,) int64, ascending, and values (n,) float64 logged at them."""
 
 _LOSS_TITLES = {
     "loss_rpn_cls": "RPN objectness",
@@ -36,7 +36,7 @@ _LOSS_TITLES = {
 }
 _DETECTION_LOSSES = tuple(_LOSS_TITLES)[:6]
 _COLUMNS = 4
-# From this ratio of the largest to the smallest value on, a linear axis would hide the end of the curve.
+# Ratio of the largest to the smallest value above which a linear axis would hide the end of the curve.
 _LOG_RATIO = 30.0
 _DPI = 130
 
@@ -67,19 +67,19 @@ _PANELS = (
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
-    """Reads the metrics.json of a finished, resumed or running training.
+    """Metrics in the metrics.json of a finished, resumed or running training.
 
-    Where iterations start over (a run that was started again in the same folder) the later lines count. A last line
-    that is only half written is left out.
+    If iterations start over (a run started again in the same folder), later lines count. An incomplete last line is
+    ignored.
 
     Args:
-        path: a file with one JSON object a line, each with "iteration", as Detectron2's `JSONWriter` writes it.
+        path: file with a JSON object per line, each with "iteration", as written by Detectron2's `JSONWriter`.
 
     Returns:
-        metric name -> its series; values that are no numbers are left out.
+        series by name of the metric; values that are not numbers are ignored.
 
     Raises:
-        DatasetError: the file is missing, empty, or a line other than the last is no such object.
+        DatasetError: the file is missing or empty, or a line other than the last is malformed.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -92,7 +92,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
             iteration = int(entry.pop("iteration"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
-                break  # being written just now
+                break  # being written
             raise DatasetError(
                 f"{path}, line {number}: expected a JSON object with an iteration ({error!r}); remove the line"
             ) from error
@@ -116,25 +116,25 @@ def _add(points: dict[str, dict[int, float]], iteration: int, entry: dict[str, o
 
 
 def iterations_per_epoch(metrics: dict[str, Series], clustering_period: int = 1) -> float | None:
-    """Length of an epoch, from the iterations at which the persons were clustered: all are multiples of it.
+    """Length of an epoch, from the iterations of the clusterings, which are all multiples of it.
 
     Args:
         metrics: see `read_metrics`.
-        clustering_period: epochs from one clustering to the next (SSL.CLUSTERING.PERIOD).
+        clustering_period: epochs between clusterings (SSL.CLUSTERING.PERIOD).
 
     Returns:
         iterations; None before the second clustering.
     """
     iterations = metrics.get("pseudo_labels/clusters", (np.zeros(0, np.int64),))[0]
-    # Not the smallest distance: where an epoch is shorter than SOLVER.LOG_PERIOD, some clusterings are not logged.
+    # Not the smallest difference: if an epoch is shorter than SOLVER.LOG_PERIOD, some clusterings are not logged.
     return int(np.gcd.reduce(iterations)) / clustering_period if len(iterations) > 1 else None
 
 
 def learning_rate_steps(metrics: dict[str, Series]) -> list[int]:
-    """Iterations at which the learning rate fell to half or less: each time the first after the last with the old rate.
+    """Iterations at which the learning rate dropped to half or less: one past the last logged with the old rate.
 
-    Rates are known only at the iterations that were logged, so a step may have come a few iterations later. A rate that
-    was falling already, as at the end of a cosine schedule, makes no step.
+    Rates are only known at logged iterations, so a drop may have come a few iterations later. A rate that was falling
+    before, as at the end of a cosine schedule, is no step.
     """
     iterations, rates = metrics.get("lr", (np.zeros(0, np.int64), np.zeros(0)))
     was_falling = np.concatenate([[False], rates[1:-1] < 0.9 * rates[:-2]])[: max(len(rates) - 1, 0)]
@@ -142,13 +142,13 @@ def learning_rate_steps(metrics: dict[str, Series]) -> list[int]:
 
 
 def loss_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figure:
-    """A panel for the total loss, one for the learning rate and one for each loss, learning-rate steps marked.
+    """Panels for the total loss, the learning rate and each loss, with learning-rate steps marked.
 
-    An axis is logarithmic where its values span a factor of 30 or more.
+    Axes are logarithmic if values span a factor of 30 or more.
 
     Args:
         metrics: see `read_metrics`.
-        epoch: iterations of an epoch; None draws over iterations.
+        epoch: iterations per epoch; None to draw over iterations.
 
     Raises:
         DatasetError: there is no loss among the metrics.
@@ -180,14 +180,14 @@ def loss_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figur
 
 
 def pseudo_label_figure(metrics: dict[str, Series], epoch: float | None = None) -> Figure | None:
-    """Precision and recall of cluster labels and of multi-labels, the number of clusters, and the threshold t(e).
+    """Panels for precision and recall of cluster labels and multi-labels, number of clusters, and threshold t(e).
 
     Args:
-        metrics: see `read_metrics`. Without known identities the panels of precision and recall are left out.
-        epoch: iterations of an epoch; None draws over iterations.
+        metrics: see `read_metrics`. Without known identities, precision and recall are omitted.
+        epoch: iterations per epoch; None to draw over iterations.
 
     Returns:
-        The figure; None where no pseudo labels were logged.
+        The figure; None if no pseudo labels were logged.
     """
     panels = [panel for panel in _PANELS if any(f"pseudo_labels/{name}" in metrics for name in panel.names)]
     if not panels:
@@ -204,12 +204,12 @@ def pseudo_label_figure(metrics: dict[str, Series], epoch: float | None = None) 
 def draw_curves(
     metrics_file: str | os.PathLike[str], folder: str | os.PathLike[str], clustering_period: int = 1
 ) -> list[Path]:
-    """Draws loss_curves.png and, where pseudo labels were logged, pseudo_labels.png.
+    """Draws loss_curves.png and, if pseudo labels were logged, pseudo_labels.png.
 
     Args:
         metrics_file: metrics.json of a training.
-        folder: where the pictures go; made where it is missing.
-        clustering_period: epochs from one clustering to the next (SSL.CLUSTERING.PERIOD).
+        folder: folder of the pictures, created if missing.
+        clustering_period: epochs between clusterings (SSL.CLUSTERING.PERIOD).
 
     Returns:
         paths of the pictures.
@@ -236,7 +236,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: Any) -> None:
     iterations, values = series
-    # Single points would be invisible without a marker, many points a blur with one; stairs speak for themselves.
+    # Single points need a marker, many points would blur with markers; steps need none.
     marker = "o" if len(values) == 1 or (len(values) <= 40 and style.get("drawstyle") != "steps-pre") else ""
     axes.plot(iterations / (epoch or 1), values, color=color, linewidth=1.5, marker=marker, markersize=3, **style)
     axes.grid(True, color="#e5e5e5", linewidth=0.8)
@@ -277,7 +277,7 @@ def _share_x(figure: Figure, epoch: float | None) -> None:
 def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: float | None) -> None:
     for name, color, dashes in zip(panel.names, (BLUE, VERMILION), ("-", "--"), strict=False):
         iterations, values = metrics.get(f"pseudo_labels/{name}", (np.zeros(0), np.zeros(0)))
-        # The threshold holds for a whole epoch.
+        # The threshold is constant within an epoch.
         style = {"linestyle": dashes, "drawstyle": "steps-pre" if name == "threshold" else "default"}
         factor = 100 if panel.percent else 1
         _plot(axes, (iterations, factor * values), color, epoch, label=name.rpartition("_")[2], **style)
@@ -286,7 +286,7 @@ def _draw_panel(axes: Axes, panel: _Panel, metrics: dict[str, Series], epoch: fl
         axes.set_ylim(-3, 103)
         axes.set_ylabel("%")
     elif len(panel.names) > 1:
-        # A little below 0, so that the axis does not cover the line of few clusters.
+        # Slightly below 0, so that the axis does not cover a curve of few clusters.
         axes.set_ylim(bottom=-0.03 * axes.dataLim.y1)
     if len(panel.names) > 1:
         axes.legend(fontsize=9, frameon=False, loc="best")
