@@ -30,7 +30,7 @@ from person_search.errors import ConfigError, PersonSearchError
 from person_search.labels import pair_precision_recall
 from torch import Tensor
 
-# Row -> what it changes; the first is the paper's clustering, with the radii and neighbours of the run.
+# Row -> what it changes; the first is the paper's clustering, with the radii and neighbors of the run.
 ROWS: dict[str, tuple[object, ...]] = {
     "paper": (),
     "extract": ("FEATURES", "extract"),

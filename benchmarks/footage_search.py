@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Search in an indexed video whose persons are annotated: mAP and top-1, beside a colour histogram. One JSON line.
+"""Search in an indexed video whose persons are annotated: mAP and top-1, beside a color histogram. One JSON line.
 
 python benchmarks/footage_search.py --store store --video vtest.avi --gt gt.txt [--first 398] [--apart 40]
 
 Detections of the store are matched with the annotation (IoU of 0.5, one to one) and get its identities; the others stay
-as distractors. Every fifth matched detection is a query, searched in all other frames by cosine. The colour histogram
+as distractors. Every fifth matched detection is a query, searched in all other frames by cosine. The color histogram
 sees the same boxes: 48 x 96 pixels, HSV, six stripes of 12 x 4 x 4 bins, square roots of the shares. `random` is a
 vector of noise for each box.
 
@@ -59,7 +59,7 @@ def main() -> None:
     queries = np.flatnonzero(person != NOBODY)[:: args.every_query]
     features = {
         "model": embeddings,
-        "colour_histogram": np.stack([histogram(crop) for crop in crops(store, rows)]),
+        "color_histogram": np.stack([histogram(crop) for crop in crops(store, rows)]),
         "random": unit(np.random.default_rng(0).normal(size=embeddings.shape)),
     }
     print(
@@ -132,7 +132,7 @@ def crops(store: Store, rows: Sequence[dict]) -> list[np.ndarray]:
 
 
 def histogram(crop: np.ndarray) -> np.ndarray:
-    """Colours of six horizontal stripes as a vector of unit length."""
+    """Colors of six horizontal stripes as a vector of unit length."""
     hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV)
     bins, ranges = [12, 4, 4], [0, 180, 0, 256, 0, 256]
     stripes = [cv2.calcHist([part], [0, 1, 2], None, bins, ranges).ravel() for part in np.split(hsv, 6)]

@@ -5,7 +5,7 @@
 
 Each N runs in a process of its own, whose JSON line is appended to FIGURES.jsonl; what stands there already is not run
 again. OPTIONs go to pseudo_labels.py (for example --device cuda). One JSON line tells the exponents of the growth
-between neighbouring N: 1 where twice the boxes take twice the time.
+between neighboring N: 1 where twice the boxes take twice the time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def measure(path: Path, boxes: list[int], options: list[str]) -> None:
 
 
 def exponents(rows: list[Figures], name: str) -> list[float]:
-    """log(growth of a figure) / log(growth of N) between neighbouring N."""
+    """log(growth of a figure) / log(growth of N) between neighboring N."""
     return [
         round(math.log(after[name] / before[name]) / math.log(after["n"] / before["n"]), 2)
         for before, after in itertools.pairwise(rows)

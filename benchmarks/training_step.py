@@ -177,7 +177,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _calibrated(model: SSLPersonSearch) -> Iterator[None]:
-    """Within, frozen batch normalisation takes its statistics from what it sees first, which are scenes, not crops.
+    """Within, frozen batch normalization takes its statistics from what it sees first, which are scenes, not crops.
 
     Without pre-trained weights its placeholders let activations grow from block to block, and proposals fall outside.
     """

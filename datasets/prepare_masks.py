@@ -204,9 +204,9 @@ def person_boxes(record: Record) -> np.ndarray:
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-GRABCUT_MARGIN = 0.3  # fraction of the box's sides: background for the colour model
+GRABCUT_MARGIN = 0.3  # fraction of the box's sides: background for the color model
 GRABCUT_SIDE = 192  # pixels of the crop's longer side; more costs time without a gain at re-id scale
-GRABCUT_ROUNDS = 2  # more lose limbs in the colour of the street
+GRABCUT_ROUNDS = 2  # more lose limbs in the color of the street
 
 
 def grabcut_provider(record: Record, boxes: np.ndarray) -> list[Mask]:
@@ -216,7 +216,7 @@ def grabcut_provider(record: Record, boxes: np.ndarray) -> list[Mask]:
 
 
 def grabcut(image: np.ndarray, box: np.ndarray) -> Mask:
-    """Mask of the person in a box by colour (GrabCut, Rother et al. 2004).
+    """Mask of the person in a box by color (GrabCut, Rother et al. 2004).
 
     Args:
         image: uint8 (H, W, 3).
@@ -234,7 +234,7 @@ def grabcut(image: np.ndarray, box: np.ndarray) -> Mask:
     prior = grabcut_prior((box - offset) * scale, size[1], size[0])
     if len(np.unique(prior & 1)) < 2:  # the lowest bit means foreground; GrabCut needs both values
         return None
-    cv2.setRNGSeed(0)  # colour clusters are initialised at random, and the same person must get the same mask
+    cv2.setRNGSeed(0)  # color clusters are initialized at random, and the same person must get the same mask
     small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
     cv2.grabCut(small, prior, None, np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
     mask = np.zeros((height, width), dtype=bool)
@@ -247,7 +247,7 @@ def grabcut_prior(box: np.ndarray, height: int, width: int) -> np.ndarray:
     """Initial labels of a crop's pixels for GrabCut: uint8 (height, width) of OpenCV's GC_* values.
 
     Outside the box is background; an upright ellipse in it is probably the person, and its core certainly. Without the
-    core, persons in the colours of their surroundings vanish.
+    core, persons in the colors of their surroundings vanish.
     """
     prior = np.full((height, width), cv2.GC_BGD, dtype=np.uint8)
     prior[box_window(box, height, width)] = cv2.GC_PR_BGD

@@ -84,9 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images, annotations = [], []
         for number in range(6):
             picture = Image.effect_noise((160, 120), 20 + seed).convert("RGB")
-            for person, colour in enumerate(("red", "blue", "green")):
+            for person, color in enumerate(("red", "blue", "green")):
                 x, y = 8 + 50 * person + 2 * number, 20 + 5 * person
-                picture.paste(colour, (x, y, x + 20, y + 60))
+                picture.paste(color, (x, y, x + 20, y + 60))
                 annotations.append({
                     "id": len(annotations), "image_id": number, "category_id": 1, "bbox": [x, y, 20, 60],
                     "person_id": person,
@@ -146,7 +146,7 @@ def test_what_is_printed_is_for_a_reader(folder: Path, trained: str) -> None:
     assert "PersonSearchROIHeads(" in log and "PersonSearchROIHeads(" not in trained  # the network
     assert "Serialized dataset" in log and "Serialized" not in trained
     assert "copypaste: " in log and "copypaste" not in trained
-    assert "Calibration of the embedding's batch normalisation: 1 of" in trained
+    assert "Calibration of the embedding's batch normalization: 1 of" in trained
     warnings = [line for line in printed if "WARNING" in line]
     # A single line each: there are no masks; the figures are below those of a histogram.
     assert len(printed) < 60 and not [w for w in warnings if "histogram" not in w and "no foreground masks" not in w]

@@ -2,7 +2,7 @@
 """Demo behind `make demo`: generates the built-in dataset, trains SSL on it and shows the results.
 
 All output goes to output/demo; a second run starts over. Results are those of small synthetic scenes: they show that
-the method learns to recognise persons there, and say nothing about any real dataset.
+the method learns to recognize persons there, and say nothing about any real dataset.
 """
 
 from __future__ import annotations

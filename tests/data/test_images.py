@@ -56,7 +56,7 @@ def test_sixteen_bits_are_read_as_the_same_picture_in_eight(tmp_path, pixels, en
     np.testing.assert_array_equal(read_image(str(file)), np.repeat(grey[:, :, None], 3, axis=2))
 
 
-def test_sixteen_bits_of_colour_are_read_as_the_same_picture_in_eight(tmp_path, pixels):
+def test_sixteen_bits_of_color_are_read_as_the_same_picture_in_eight(tmp_path, pixels):
     file = str(tmp_path / "a.png")
     cv2.imwrite(file, pixels[:, :, ::-1].astype(np.uint16) * 257)
     np.testing.assert_array_equal(read_image(file), pixels)

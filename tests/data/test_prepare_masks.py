@@ -40,14 +40,14 @@ def person(box):
 
 @pytest.fixture
 def records(tmp_path, monkeypatch):
-    """Four frames with two coloured persons each, registered as "toy_train"."""
+    """Four frames with two colored persons each, registered as "toy_train"."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     rng = np.random.default_rng(0)
     found = []
     for i in range(4):
         pixels = rng.integers(100, 130, (HEIGHT, WIDTH, 3))
-        for box, colour in zip(BOXES, ([190, 30, 40], [20, 30, 200]), strict=True):
-            pixels[person(box)] = colour + rng.integers(0, 20, (int(person(box).sum()), 3))
+        for box, color in zip(BOXES, ([190, 30, 40], [20, 30, 200]), strict=True):
+            pixels[person(box)] = color + rng.integers(0, 20, (int(person(box).sum()), 3))
         file = tmp_path / f"f{i}.png"
         Image.fromarray(pixels.astype(np.uint8)).save(file)
         annotations = [

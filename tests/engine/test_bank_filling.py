@@ -59,6 +59,6 @@ def test_the_banks_start_with_the_statistics_of_all_rows_together(cfg: CfgNode, 
     assert f"with {len(rows)} boxes and exemplars of 5 frames, seen by {len(cameras)} cameras" in caplog.text
 
 
-def test_an_embedding_without_batch_normalisation_needs_no_frames():
+def test_an_embedding_without_batch_normalization_needs_no_frames():
     model = SimpleNamespace(roi_heads=SimpleNamespace(reid_head=SimpleNamespace(embedding=LinearEmbedding(4, 2))))
     calibrate_embedding(model, iter(()))

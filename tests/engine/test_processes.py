@@ -160,7 +160,7 @@ def train_from(config: str, output: str, resume: bool) -> None:
     torch.save(trainer.person_search_model.state_dict(), f"{output}.{comm.get_rank()}")
 
 
-def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalisation(shallow_cfg, config_file, tmp_path):
+def test_two_processes_resume_to_the_unbroken_run_with_plain_batch_normalization(shallow_cfg, config_file, tmp_path):
     shallow_cfg.merge_from_list([
         *("MODEL.RESNETS.NORM", "BN", "SSL.MEMORY.CALIBRATION_FRAMES", 2, "SOLVER.BASE_LR", 0.02),
         *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.CHECKPOINT_EPOCHS", 0),

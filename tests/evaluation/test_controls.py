@@ -1,4 +1,4 @@
-"""Controls: what random vectors and colour histograms find, and galleries without a query's neighbours."""
+"""Controls: what random vectors and color histograms find, and galleries without a query's neighbors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def problem_of(records, every: int = 5, gaps=()) -> SearchProblem:
     return with_galleries(problem, galleries | {str(g): frame_gap_galleries(problem, numbers, g) for g in gaps})
 
 
-def test_pets09_is_searched_by_colour_as_well_as_was_measured(shared):
+def test_pets09_is_searched_by_color_as_well_as_was_measured(shared):
     """Figures that were computed apart from this project, with plain cosine and identities in place of boxes."""
     folder = shared / "data/pets09_s2l1"
     records = load_mot("pets", folder / "vtest.avi", folder / "gt_merged.txt", (398, 795, 3), 0)
@@ -72,7 +72,7 @@ def stripes(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> np.ndarr
     return image
 
 
-def test_a_histogram_knows_colours_and_where_they_are():
+def test_a_histogram_knows_colors_and_where_they_are():
     red, blue = (200, 20, 20), (20, 20, 200)
     whole = np.array([[0, 0, 60, 120]])
     a, b, turned = (color_histograms(image, whole)[0] for image in (stripes(red, blue),) * 2 + (stripes(blue, red),))

@@ -27,12 +27,12 @@ def slow_distance(feature: np.ndarray, k1: int, k2: int, weight: float) -> np.nd
 
     encoding = np.zeros((n, n))
     for i in range(n):
-        neighbours = set(reciprocal(i, k1))
+        neighbors = set(reciprocal(i, k1))
         for j in reciprocal(i, k1):
             theirs = reciprocal(j, int(np.around(k1 / 2)))
             if len(theirs & reciprocal(i, k1)) > 2 / 3 * len(theirs):
-                neighbours |= theirs
-        for j in neighbours:
+                neighbors |= theirs
+        for j in neighbors:
             encoding[i, j] = np.exp(-original[i, j])
         encoding[i] /= encoding[i].sum()
     expanded = np.array([np.mean([encoding[j] for j in rank[i][:k2]], axis=0) for i in range(n)])

@@ -114,7 +114,7 @@ def test_identical_rows_are_stored_as_zeros() -> None:
     same = np.kron(np.eye(2), np.ones((6, 6)))
     stored = sparse.csr_matrix((np.ones(distance.nnz), distance.indices, distance.indptr)).toarray()
     assert np.array_equal(stored, same)
-    # Which of the identical rows are neighbours is arbitrary, so not all are at distance 0, but the diagonal is.
+    # Which of the identical rows are neighbors is arbitrary, so not all are at distance 0, but the diagonal is.
     assert (distance.diagonal() == 0).all() and distance.data.max() < 0.9
 
 
@@ -137,7 +137,7 @@ def test_follows_a_permutation_of_the_rows(count: int, seed: int, k1: int, k2: i
     # Multiples of 2^-9: inner products are exact in single precision, whatever the order of summation.
     features = (random.integers(-512, 513, (count, 6)) / 512).astype(np.float32)
     squared = ((features[:, None] - features[None]) ** 2).sum(-1)
-    # Ties between neighbours are broken by the order of the rows.
+    # Ties between neighbors are broken by the order of the rows.
     assume(all(len(np.unique(row)) == count for row in squared))
     order = random.permutation(count)
     distance, permuted = (dense(jaccard_distance(rows, k1, k2)) for rows in (features, features[order]))

@@ -1,4 +1,4 @@
-"""Neighbour search against sorting all distances."""
+"""Neighbor search against sorting all distances."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_bounds_stay_right_where_near_rows_come_last(device: str, monkeypatch: p
     assert_nearest(nearest_neighbors(features, 4), features, 4)
 
 
-def test_tf32_of_training_does_not_reach_the_neighbours(gpu: str, matmul: Any) -> None:
+def test_tf32_of_training_does_not_reach_the_neighbors(gpu: str, matmul: Any) -> None:
     matmul.allow_tf32 = True
     features = unit_rows(1500, 64)
     assert torch.equal(nearest_neighbors(features.to(gpu), 10).cpu(), nearest_neighbors(features, 10))
@@ -80,6 +80,6 @@ def test_no_rows() -> None:
     assert nearest_neighbors(torch.zeros(0, 8), 5).shape == (0, 0)
 
 
-def test_rejects_no_neighbours() -> None:
+def test_rejects_no_neighbors() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         nearest_neighbors(unit_rows(5, 8), 0)

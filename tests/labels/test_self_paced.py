@@ -208,4 +208,4 @@ def test_shows_progress_only_when_asked(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == ""
     SelfPacedDBSCAN(progress=True).fit(features, np.arange(40))
     shown = capsys.readouterr().err
-    assert "nearest neighbours" in shown and "Jaccard distance" in shown
+    assert "nearest neighbors" in shown and "Jaccard distance" in shown

@@ -46,14 +46,14 @@ def test_masked_crops_are_resized_as_in_equation_1(size):
         np.testing.assert_allclose(got[i].numpy(), bilinear(full[i][:, rows, columns].numpy(), size), atol=1e-5)
 
 
-def test_filtered_background_takes_its_colour():
+def test_filtered_background_takes_its_color():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 30, 40, generator=generator)
-    mask, colour = torch.rand(1, 30, 40, generator=generator) < 0.6, torch.tensor([-2.0, 0.5, 3.0])
+    mask, color = torch.rand(1, 30, 40, generator=generator) < 0.6, torch.tensor([-2.0, 0.5, 3.0])
     boxes = [torch.tensor([[3.0, 4.0, 16.0, 28.0]]), torch.tensor([[0.0, 2.0, 10.0, 12.0]])]
     # Of an image without masks all stays.
-    crops = PersonCrops(images, boxes, [(30, 40), (28, 33)], [mask, None], colour)
-    filtered = torch.where(mask, images[0], colour[:, None, None])[:, 4:28, 3:16]
+    crops = PersonCrops(images, boxes, [(30, 40), (28, 33)], [mask, None], color)
+    filtered = torch.where(mask, images[0], color[:, None, None])[:, 4:28, 3:16]
     windows = [filtered, images[1][:, 2:12, 0:10]]
     for got, window in zip(crops.resized((31, 17)), windows, strict=True):
         np.testing.assert_allclose(got.numpy(), bilinear(window.numpy(), (31, 17)), atol=1e-5)
@@ -62,7 +62,7 @@ def test_filtered_background_takes_its_colour():
 
 
 @pytest.mark.parametrize("background", ["black", "mean"])
-def test_the_background_of_the_config_is_black_before_normalisation(narrow_cfg: CfgNode, background):
+def test_the_background_of_the_config_is_black_before_normalization(narrow_cfg: CfgNode, background):
     narrow_cfg.SSL.EXEMPLAR.BACKGROUND = background
     model = build_model(narrow_cfg)
     black = model.preprocess_image([{"image": torch.zeros(3, 32, 32, dtype=torch.uint8)}]).tensor

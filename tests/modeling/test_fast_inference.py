@@ -111,7 +111,7 @@ def test_channels_last_changes_the_place_in_memory_and_nothing_else(build, narro
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_folded_batch_normalisation_is_the_same_function(build, narrow_cfg, image, norm):
+def test_folded_batch_normalization_is_the_same_function(build, narrow_cfg, image, norm):
     thresholds = ("MODEL.BOX_HEAD.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     narrow_cfg.merge_from_list(["MODEL.RESNETS.NORM", norm, *thresholds])
     model = build(narrow_cfg)

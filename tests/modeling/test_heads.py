@@ -44,7 +44,7 @@ def test_linear_embedding_is_a_projection_and_a_classifier_of_res5():
     torch.testing.assert_close(F.binary_cross_entropy_with_logits(logits, labels), expected)
 
 
-def test_fused_linear_embedding_projects_both_levels_without_normalisation():
+def test_fused_linear_embedding_projects_both_levels_without_normalization():
     torch.manual_seed(0)
     embedding = FusedLinearEmbedding(6, 8, 5)
     rois, others = (PooledFeatures(torch.randn(n, 6), torch.randn(n, 8)) for n in (4, 3))
@@ -121,8 +121,8 @@ def test_bn_neck_starts_from_the_pooled_features():
     pooled = PooledFeatures(torch.randn(6, 3) + 5, 4 * torch.randn(6, 8))
     vectors, logits = embedding(pooled)
     joined = torch.cat([pooled.res4, pooled.res5], dim=1)
-    normalised = (joined - joined.mean(dim=0)) / (joined.var(dim=0, correction=0) + 1e-5).sqrt()
-    torch.testing.assert_close(vectors, F.normalize(normalised, dim=1))
+    normalized = (joined - joined.mean(dim=0)) / (joined.var(dim=0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(vectors, F.normalize(normalized, dim=1))
     torch.testing.assert_close(logits, embedding.classifier(pooled.res5)[:, 0])
     none = embedding(PooledFeatures(torch.zeros(0, 3), torch.zeros(0, 8)))
     assert none[0].shape == (0, 11) and none[1].shape == (0,)

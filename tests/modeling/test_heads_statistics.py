@@ -82,7 +82,7 @@ def test_detection_losses_and_statistics_are_those_of_the_rois_alone(narrow_cfg,
         assert [k for k, v in learnt.items() if not torch.equal(v, expected[k])] == []
 
 
-def test_persons_and_exemplars_are_normalised_with_the_statistics_of_the_rois(narrow_cfg):
+def test_persons_and_exemplars_are_normalized_with_the_statistics_of_the_rois(narrow_cfg):
     _, calls = step(narrow_cfg, "exemplars", "FrozenBN")
     embedding, vectors = calls["model"].roi_heads.reid_head.embedding, []
     counted, others = calls["counted"], calls["others"]

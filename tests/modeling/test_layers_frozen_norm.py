@@ -1,4 +1,4 @@
-"""The fused batch normalisation against Detectron2's."""
+"""The fused batch normalization against Detectron2's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over processes against BatchNorm1d over their joint batch."""
+"""Batch normalization over processes against BatchNorm1d over their joint batch."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_rows_that_are_not_counted_in_two_processes(tmp_path: Path):
         torch.testing.assert_close(parts[0][key], expected[key], rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_alone_is_normalised_with_the_running_statistics():
+def test_a_row_alone_is_normalized_with_the_running_statistics():
     layer = SyncedBatchNorm1d(5)
     layer.running_mean += 2
     features = joint_batch()[0][:3]

@@ -102,7 +102,7 @@ def test_features_of_query_boxes(narrow):
     assert_equal(found, narrow.expected)
 
 
-def test_the_input_is_seqnets_normalised_and_padded_image(narrow):
+def test_the_input_is_seqnets_normalized_and_padded_image(narrow):
     model = ours(seqnet_cfg(NARROW, PROPOSALS), converted(narrow))
     theirs = GeneralizedRCNNTransform(FRAME[0], 1500, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
     expected = theirs([narrow.image / 255])[0]
@@ -120,7 +120,7 @@ def test_boxes_are_in_pixels_of_the_original_frame(narrow):
     with torch.no_grad():
         found = model([{"image": resized, "height": 210, "width": 369}])[0]["instances"]
     assert len(found) == len(expected.boxes) >= 30 and float(expected.boxes[:, 2].max()) > FRAME[1]
-    # SeqNet normalises before it resizes; a different rounding moves the boxes by a few units of the last place.
+    # SeqNet normalizes before it resizes; a different rounding moves the boxes by a few units of the last place.
     torch.testing.assert_close(found.pred_boxes.tensor, expected.boxes, rtol=0, atol=2e-3)
     torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=0, atol=TOLERANCE)
 

@@ -34,7 +34,7 @@ def build(cfg: CfgNode) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def give_statistics(module: torch.nn.Module) -> None:
-    """Batch normalisation with statistics and scales of its own, as a trained network has."""
+    """Batch normalization with statistics and scales of its own, as a trained network has."""
     torch.manual_seed(1)
     for layer in module.modules():
         if hasattr(layer, "running_var"):
@@ -129,7 +129,7 @@ def test_freezing_counts_strides(narrow_cfg, freeze_at, frozen):
     assert isinstance(trunk.bn1, torch.nn.BatchNorm2d) == (freeze_at == 0)
 
 
-def test_frozen_normalisation_is_that_of_evaluation_and_lets_gradients_pass(narrow_cfg):
+def test_frozen_normalization_is_that_of_evaluation_and_lets_gradients_pass(narrow_cfg):
     learning, _ = build(timm_cfg(narrow_cfg, FROZEN_NORM=False))
     give_statistics(learning)
     frozen, _ = build(timm_cfg(narrow_cfg))
@@ -147,7 +147,7 @@ def test_frozen_normalisation_is_that_of_evaluation_and_lets_gradients_pass(narr
 @pytest.mark.parametrize("frozen_norm", [True, False])
 @pytest.mark.parametrize("name", [LITE, "resnet18"])
 @torch.no_grad()
-def test_folded_normalisation_is_the_same_function(narrow_cfg, name, frozen_norm):
+def test_folded_normalization_is_the_same_function(narrow_cfg, name, frozen_norm):
     trunk, last = build(timm_cfg(narrow_cfg, name, FROZEN_NORM=frozen_norm))
     model = torch.nn.ModuleList([trunk, last])
     give_statistics(model)

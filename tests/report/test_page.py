@@ -202,9 +202,9 @@ def test_strips_show_the_query_and_its_ten_best(tmp_path, records):
     image = page.all("img")[0]
     with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as crop:
         assert crop.size == (CELL_WIDTH, CELL_HEIGHT)
-        colour = np.asarray(crop)[100:130, 40:70].mean(axis=(0, 1))
+        color = np.asarray(crop)[100:130, 40:70].mean(axis=(0, 1))
     frame = int(rows[shown[0]]["frame"][1:3])
-    np.testing.assert_allclose(colour, (8 * frame, 90, 200 - 6 * frame), atol=6)
+    np.testing.assert_allclose(color, (8 * frame, 90, 200 - 6 * frame), atol=6)
 
 
 def test_the_number_of_strips_is_capped(tmp_path, records):
@@ -383,11 +383,11 @@ def test_a_chart_is_the_same_in_every_run_and_shares_no_name_with_another():
     assert set(re.findall(r'href="#([^"]+)"', one)) == names[0]
 
 
-def test_colours_and_font_are_the_pages():
+def test_colors_and_font_are_the_pages():
     curves = [Curve("a", [0, 1], [0, 1], filled=True), Curve("b", [0, 1], [1, 0], markers=True, labels=True)]
     svg = line_chart(curves, Axis("x"), Axis("y"), "d")
-    colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
-    assert colours <= {"none", *(f"var(--{name})" for name in ("ink", "soft", "paper", "rule", "blue", "orange"))}
+    colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+    assert colors <= {"none", *(f"var(--{name})" for name in ("ink", "soft", "paper", "rule", "blue", "orange"))}
     assert "font" not in svg and "<style" not in svg and "url(" not in svg
 
 

@@ -1,4 +1,4 @@
-"""Pictures of search results: which queries are drawn, from which pixels, in which colours."""
+"""Pictures of search results: which queries are drawn, from which pixels, in which colors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAME = (120, 200)  # height, width
 
 
 def color_of(frame: int) -> tuple[int, int, int]:
-    """The RGB colour of the person in a frame: a different one in each."""
+    """The RGB color of the person in a frame: a different one in each."""
     return (40 + 20 * frame, 250 - 20 * frame, 60 + 35 * (frame % 5))
 
 
@@ -30,7 +30,7 @@ def box_of(frame: int) -> list[float]:
 
 
 def paint(frame: int) -> np.ndarray:
-    """A grey frame whose box is filled with its colour."""
+    """A grey frame whose box is filled with its color."""
     image = np.full((*FRAME, 3), 128, np.uint8)
     x0, y0, x1, y1 = (round(v) for v in box_of(frame))
     image[y0:y1, x0:x1] = color_of(frame)
@@ -74,7 +74,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
 
 
-def test_a_row_has_the_query_and_its_results_in_their_colours():
+def test_a_row_has_the_query_and_its_results_in_their_colors():
     rows = [query(0, 0.75, "ynynnn"), query(5, 0.0, "nnnnnn")]
     figure = results_sheet(rows, read_frame, ranks=5, title="two queries")
     assert len(figure.axes) == 12

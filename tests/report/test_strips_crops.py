@@ -29,7 +29,7 @@ def test_the_box_in_the_crop_holds_the_pixels_of_the_box(x0, y0, width, height, 
     scale = (moved[2] - moved[0]) / (box[2] - box[0])
     assert (moved[3] - moved[1]) / (box[3] - box[1]) == pytest.approx(scale)
     assert max((moved[2] - moved[0]) / cell[1], (moved[3] - moved[1]) / cell[0]) == pytest.approx(1 / 1.3)
-    # Where the frame's box lies in the crop, its colour is, and nowhere else; the edges blur over two pixels.
+    # Where the frame's box lies in the crop, its color is, and nowhere else; the edges blur over two pixels.
     offset = moved[:2] - scale * box[:2]
     x, y = (np.arange(cell[1]) + 0.5 - offset[0]) / scale, (np.arange(cell[0]) + 0.5 - offset[1]) / scale
     blur = 1 + 2 / scale

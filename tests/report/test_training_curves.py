@@ -252,7 +252,7 @@ def test_no_text_covers_another(tmp_path, epochs):
 # ---------------------------------------------------------------------- the files
 
 
-def test_pictures_show_both_colours(tmp_path):
+def test_pictures_show_both_colors(tmp_path):
     file = write(tmp_path / "metrics.json", training())
     drawn = draw_curves(file, tmp_path / "new" / "pictures")
     assert [path.name for path in drawn] == ["loss_curves.png", "pseudo_labels.png"]

@@ -176,7 +176,7 @@ def test_figure_7():
     figure = tsne_figure(
         {"baseline": LabelledFeatures(feature, person, area), "SSL": LabelledFeatures(feature, person, area)}
     )
-    assert {"identity (and colour)", "small, below 3,600 pixels"} <= set(readable_texts(figure, ticks=False))
+    assert {"identity (and color)", "small, below 3,600 pixels"} <= set(readable_texts(figure, ticks=False))
     readable_texts(tsne_figure({"SSL": LabelledFeatures(feature, person, area)}), ticks=False)
     markers = [
         len(collection.get_offsets()) for collection in figure.axes[0].collections if len(collection.get_paths()) == 1

@@ -74,7 +74,7 @@ def _textured(seed: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def textured() -> Callable[[int, int, int], np.ndarray]:
-    """Makes a picture of coloured squares from a seed, a height and a width."""
+    """Makes a picture of colored squares from a seed, a height and a width."""
     return _textured
 
 
@@ -144,7 +144,7 @@ def write_video() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def walk() -> Callable[[int, int], list[np.ndarray]]:
-    """Makes pictures (160, 200) in which a coloured patch moves over a still background, from a seed and a number."""
+    """Makes pictures (160, 200) in which a colored patch moves over a still background, from a seed and a number."""
 
     def make(seed: int, count: int) -> list[np.ndarray]:
         ground, patch = _textured(seed, 160, 200), _textured(seed + 100, 90, 40)

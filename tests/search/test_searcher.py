@@ -55,7 +55,7 @@ def test_a_file_an_array_and_a_pil_image_are_the_same_picture(searcher, pictures
         np.testing.assert_array_equal(found[0].embeddings, other.embeddings)
 
 
-def test_the_order_of_the_colours_is_red_green_blue(searcher, pictures):
+def test_the_order_of_the_colors_is_red_green_blue(searcher, pictures):
     array = np.array(Image.open(pictures[0]))
     box = np.array([[10.0, 10, 60, 120]])
     right, swapped = searcher.embed(array, box), searcher.embed(array[:, :, ::-1], box)

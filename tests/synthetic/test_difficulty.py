@@ -1,4 +1,4 @@
-"""The demo preset is neither trivial nor hopeless: what colour alone can do, scales, cameras and occlusion."""
+"""The demo preset is neither trivial nor hopeless: what color alone can do, scales, cameras and occlusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEMO = PRESETS["demo"]
 
 
 class Crop(NamedTuple):
-    """One person of the demo's test split; `inside` and `whole` are colour histograms of unit length."""
+    """One person of the demo's test split; `inside` and `whole` are color histograms of unit length."""
 
     person_id: int
     frame: int
@@ -28,7 +28,7 @@ class Crop(NamedTuple):
 
 
 def _histogram(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Square roots of the shares of 6 x 6 x 6 colours, (216,): two give their Bhattacharyya coefficient as product."""
+    """Square roots of the shares of 6 x 6 x 6 colors, (216,): two give their Bhattacharyya coefficient as product."""
     counts = cv2.calcHist([image], [0, 1, 2], mask, [6] * 3, [0, 256] * 3).ravel()
     return np.sqrt(counts / counts.sum())
 
@@ -60,7 +60,7 @@ def _mean_average_precision(crops: list[Crop], features: np.ndarray) -> float:
     return float(np.mean(precisions))
 
 
-def test_colour_histograms_help_but_do_not_suffice(crops: list[Crop]) -> None:
+def test_color_histograms_help_but_do_not_suffice(crops: list[Crop]) -> None:
     chance = _mean_average_precision(crops, np.random.default_rng(0).standard_normal((len(crops), 32)))
     whole = _mean_average_precision(crops, np.array([crop.whole for crop in crops]))
     inside = _mean_average_precision(crops, np.array([crop.inside for crop in crops]))

@@ -71,20 +71,20 @@ def test_a_drawn_person_is_as_tall_as_its_stature(pose: Pose, person_id: int, sc
     assert rows[-1] + 1 == pytest.approx(sprite.anchor[1], abs=0.04 * scale + 1.5)
     assert not sprite.solid[:, [0, -1]].any(), "the drawing surface cuts the person"
     assert sprite.alpha.min() == 0 and sprite.alpha.max() <= 1
-    assert (sprite.rgb <= 255 * sprite.alpha[..., None] + 1).all(), "colours are multiplied by alpha"
+    assert (sprite.rgb <= 255 * sprite.alpha[..., None] + 1).all(), "colors are multiplied by alpha"
 
 
 def test_a_person_looks_the_same_from_near_and_from_far() -> None:
     pose = Pose(0.4, 0.3, 1.0, 0.4, 0.0)
     near, far = (draw_person(PLAIN, pose, scale, 0.0) for scale in (120.0, 24.0))
-    colours = [sprite.rgb.sum((0, 1)) / sprite.alpha.sum() for sprite in (near, far)]
-    assert colours[0] == pytest.approx(colours[1], abs=3)
+    colors = [sprite.rgb.sum((0, 1)) / sprite.alpha.sum() for sprite in (near, far)]
+    assert colors[0] == pytest.approx(colors[1], abs=3)
     assert near.alpha.sum() / far.alpha.sum() == pytest.approx(25, rel=0.05)
 
 
 @pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "plain"])
 def test_every_pattern_shows_and_vanishes_in_the_distance(pattern: str) -> None:
-    look = replace(PLAIN, pattern=pattern, top_colour=(40, 60, 140), accent=(220, 180, 60))
+    look = replace(PLAIN, pattern=pattern, top_color=(40, 60, 140), accent=(220, 180, 60))
     texture = trunk(look).astype(int)
     accent = (abs(texture - [220, 180, 60]).sum(-1) < 120).mean()
     assert 0.02 < accent < 0.7
@@ -92,7 +92,7 @@ def test_every_pattern_shows_and_vanishes_in_the_distance(pattern: str) -> None:
 
 def test_the_logo_is_in_front_and_the_print_behind() -> None:
     for pattern, visible, hidden in (("logo", 0.0, np.pi), ("back_print", np.pi, np.pi / 2)):
-        texture = trunk(replace(PLAIN, pattern=pattern, top_colour=(40, 60, 140), accent=(220, 180, 60)))
+        texture = trunk(replace(PLAIN, pattern=pattern, top_color=(40, 60, 140), accent=(220, 180, 60)))
         shown, other = (int((visible_half(texture, yaw, 0.0)[20:60, 6:-6, 0] > 120).sum()) for yaw in (visible, hidden))
         assert shown > 300
         assert other < 0.25 * shown
@@ -112,12 +112,12 @@ def test_turning_the_body_moves_its_surface_across_the_view() -> None:
     assert visible_half(texture, np.pi / 2, 0.0).max() == 0
 
 
-def test_families_share_colours_and_differ_in_details() -> None:
+def test_families_share_colors_and_differ_in_details() -> None:
     size = DEMO.family_size
     looks = [identity_look(DEMO, person) for person in range(DEMO.train_identities + DEMO.test_identities)]
     for start in range(0, len(looks) - size + 1, size):
         family = looks[start : start + size]
-        assert len({(look.top_colour, look.bottom_colour) for look in family}) == 1
+        assert len({(look.top_color, look.bottom_color) for look in family}) == 1
         for detail in ("pattern", "hair_style", "bag"):
             assert len({getattr(look, detail) for look in family}) == size
     assert len(set(looks)) == len(looks), "two identities look exactly alike"
@@ -125,10 +125,10 @@ def test_families_share_colours_and_differ_in_details() -> None:
 
 
 def test_the_palette_is_limited() -> None:
-    few = replace(DEMO, colours=3)
-    assert len({identity_look(few, person).top_colour for person in range(50)}) == 3
+    few = replace(DEMO, colors=3)
+    assert len({identity_look(few, person).top_color for person in range(50)}) == 3
     rng = np.random.default_rng(0)
-    assert len({passer_by_look(few, rng).bottom_colour for _ in range(50)}) == 3
+    assert len({passer_by_look(few, rng).bottom_color for _ in range(50)}) == 3
 
 
 def test_poses_face_everywhere_and_most_walk() -> None:

@@ -81,8 +81,8 @@ def test_nobody_is_hidden_more_than_configured_and_some_are_hidden() -> None:
     assert np.mean(alone) > np.mean(seen)
 
 
-def _square(colour: float, side: int, anchor: tuple[int, int]) -> Sprite:
-    return Sprite(np.full((side, side, 3), colour, np.float32), np.ones((side, side), np.float32), anchor)
+def _square(color: float, side: int, anchor: tuple[int, int]) -> Sprite:
+    return Sprite(np.full((side, side, 3), color, np.float32), np.ones((side, side), np.float32), anchor)
 
 
 def test_visibility_counts_what_others_and_the_frame_hide() -> None:
@@ -133,7 +133,7 @@ def test_cameras_hold_persons_of_every_size(preset: str) -> None:
             assert row - 1.9 * view.scale(row) >= 0 and row < config.image_height
 
 
-def test_cameras_differ_in_place_colour_and_background() -> None:
+def test_cameras_differ_in_place_color_and_background() -> None:
     config = PRESETS["demo"]
     views = [camera(config, number) for number in (1, 2, 3)]
     assert len({view.scene for view in views}) == 3 and len({view.mix for view in views}) == 3

@@ -57,7 +57,7 @@ def test_the_contact_sheet_shows_frames_boxes_and_identities(folder: Path) -> No
     drawn = sheet[:height, :width]
     assert (drawn == read_image(first["file_name"])).mean() > 0.8
     x0, y0, x1, y1 = (round(v) for v in first["annotations"][0]["bbox"])
-    assert np.ptp(drawn[y1 - 1, x0 + 1 : x1 - 1].astype(int), axis=0).max() == 0, "the box's lower edge is one colour"
+    assert np.ptp(drawn[y1 - 1, x0 + 1 : x1 - 1].astype(int), axis=0).max() == 0, "the box's lower edge is one color"
     second = load_synthetic(folder, "train")[3]  # of the other camera
     assert second["camera_id"] != first["camera_id"]
     assert (sheet[:height, width : 2 * width] == read_image(second["file_name"])).mean() > 0.8

@@ -239,7 +239,7 @@ def to_mmcv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_the_merging_of_patches_is_that_of_mmcv():
-    """Against what mmcv does: unfold, normalise, reduce."""
+    """Against what mmcv does: unfold, normalize, reduce."""
     ours = {n: v for n, v in network_of(SWIN).items()}
     theirs = to_mmcv(ours)
     merging = timm.create_model(SWIN, pretrained=False).layers[1].downsample

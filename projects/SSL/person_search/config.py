@@ -92,7 +92,7 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # Stride of the trunk: 16, or 8 for small persons, with the last stage dilated instead of strided. 8 takes more than
     # twice the time.
     cfg.MODEL.TIMM.STRIDE = 16
-    # Frozen batch normalisation, with the statistics and scales of the weights, as MODEL.RESNETS.NORM "FrozenBN".
+    # Frozen batch normalization, with the statistics and scales of the weights, as MODEL.RESNETS.NORM "FrozenBN".
     cfg.MODEL.TIMM.FROZEN_NORM = True
 
     # Minimum objectness, in [0, 1], of proposals at test time; 0 keeps all (SeqNet).
@@ -114,7 +114,7 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     # head's.
     cfg.MODEL.REID_HEAD.BOX_HEAD_SCORE = True
     # "norm_aware" (NAE): from res4 and res5, with the norm as person score. With a separate classifier: "linear" (OIM),
-    # from res5; "fused_linear" (CGPS), from res4 and res5; "bn_neck", both normalised without a projection, which suits
+    # from res5; "fused_linear" (CGPS), from res4 and res5; "bn_neck", both normalized without a projection, which suits
     # pretrained backbones and short trainings (EMBEDDING_DIM must then equal the number of channels).
     cfg.MODEL.REID_HEAD.EMBEDDING = "norm_aware"
     # Dimension of the embedding; a norm-aware embedding takes one half from res4 and one from res5.
@@ -123,7 +123,7 @@ def _add_detector_keys(cfg: CfgNode) -> None:
     cfg.MODEL.REID_HEAD.GLOBAL_POOLING = "max"
     # Number of horizontal stripes to pool separately, which keeps the vertical order; 1 for global pooling (paper).
     cfg.MODEL.REID_HEAD.STRIPES = 1
-    # Batch normalisation after the box regressor (SeqNet's BN neck).
+    # Batch normalization after the box regressor (SeqNet's BN neck).
     cfg.MODEL.REID_HEAD.BN_NECK = True
 
     # RoI pooling: "align" or "deformable" (ICCV 2023 text of the paper).
@@ -145,12 +145,12 @@ def _add_exemplar_keys(cfg: CfgNode) -> None:
     cfg.SSL.EXEMPLAR.ORIGINAL = True
     # Whether to multiply crops by the person's foreground mask (Eq. 1). Without masks, crops keep their background.
     cfg.SSL.EXEMPLAR.MASK_BACKGROUND = True
-    # Colour of masked background: "black", since Eq. 1 multiplies pixels, or the "mean" colour (0 after normalisation).
+    # Color of masked background: "black", since Eq. 1 multiplies pixels, or the "mean" color (0 after normalization).
     cfg.SSL.EXEMPLAR.BACKGROUND = "black"
     # Whether the exemplar backbone is the main branch's (the paper does not say). Sharing halves memory and lets the
     # scale-invariant loss act on the features used at test time. False: a separate copy.
     cfg.SSL.EXEMPLAR.SHARED_BACKBONE = True
-    # Not in the paper: probability of erasing a random rectangle of an exemplar with the mean colour, in training.
+    # Not in the paper: probability of erasing a random rectangle of an exemplar with the mean color, in training.
     cfg.SSL.EXEMPLAR.RANDOM_ERASING = 0.0
 
 
@@ -159,12 +159,12 @@ def _add_memory_keys(cfg: CfgNode) -> None:
     cfg.SSL.MEMORY = CfgNode()
     # Weight of the NEW feature in the update of a row (Eq. 5).
     cfg.SSL.MEMORY.LAMBDA = 0.8
-    # Whether to renormalise rows after an update (the paper does not say); all similarities assume unit length.
+    # Whether to renormalize rows after an update (the paper does not say); all similarities assume unit length.
     cfg.SSL.MEMORY.RENORMALIZE = True
     # Features to predict pseudo labels from: "mean" of both banks (Eq. 6) or "instance", the main branch's bank.
     cfg.SSL.MEMORY.LABEL_SOURCE = "mean"
     # Number of frames, evenly spaced over the training set, to calibrate the statistics of the embedding's batch
-    # normalisation with before the banks are filled. An untrained embedding has placeholder statistics, with which all
+    # normalization with before the banks are filled. An untrained embedding has placeholder statistics, with which all
     # persons look alike. 0: no calibration.
     cfg.SSL.MEMORY.CALIBRATION_FRAMES = 50
 
@@ -177,11 +177,11 @@ def _add_clustering_keys(cfg: CfgNode) -> None:
     # Features to cluster: the "bank" rows, combined as in LABEL_SOURCE (paper, Eq. 6), or "extract", features of all
     # boxes from the current network (as in SpCL's successors). Banks are written by Eq. 5 in both cases.
     cfg.SSL.CLUSTERING.FEATURES = "bank"
-    # Selected an approximate neighbour search, which was slower than the exact one below 100,000 boxes.
+    # Selected an approximate neighbor search, which was slower than the exact one below 100,000 boxes.
     cfg.register_deprecated_key("SSL.CLUSTERING.SEARCH")
     # Whether to shift every camera's mean feature to the overall mean before clustering. The paper uses no cameras.
     cfg.SSL.CLUSTERING.CAMERA_AWARE = False
-    # Number of neighbours of the k-reciprocal encoding (K1) and of its local query expansion (K2).
+    # Number of neighbors of the k-reciprocal encoding (K1) and of its local query expansion (K2).
     cfg.SSL.CLUSTERING.K1 = 30
     cfg.SSL.CLUSTERING.K2 = 6
     # Clustering of the distances: "dbscan" (paper), or "hdbscan", which may also split clusters within a radius. Both
@@ -323,7 +323,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # precision (float16 on a GPU, bfloat16 on a CPU), and in the channels-last memory format.
     cfg.TEST.HALF_PRECISION = False
     cfg.TEST.CHANNELS_LAST = False
-    # Whether `--eval-only` folds the backbone's batch normalisation into its convolutions; metrics change by rounding.
+    # Whether `--eval-only` folds the backbone's batch normalization into its convolutions; metrics change by rounding.
     cfg.TEST.FOLD_BATCH_NORM = False
     cfg.TEST.PERSON_SEARCH = CfgNode()
     # Feature of a query: of its "ground_truth" box (SeqNet, NAE) or of the "detection" with the highest IoU with it
@@ -336,7 +336,7 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Custom datasets from video (MOT): whether to search also without the query camera's frames that are fewer than
     # this many frames away, which are near-copies of the query's own; 0 for no.
     cfg.TEST.PERSON_SEARCH.MIN_FRAME_GAP = 0
-    # Whether to search the same boxes with random vectors and with a colour histogram as controls.
+    # Whether to search the same boxes with random vectors and with a color histogram as controls.
     cfg.TEST.PERSON_SEARCH.CONTROLS = True
     # Weights (any that MODEL.WEIGHTS takes) of a further control, the backbone without re-id training; "" for none.
     cfg.TEST.PERSON_SEARCH.CONTROL_WEIGHTS = ""

@@ -1,4 +1,4 @@
-"""Full precision of matrix products that decide about neighbours and ranks."""
+"""Full precision of matrix products that decide about neighbors and ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Context in which GPUs multiply without TF32, whatever the program has set for training: its ten bits of precision
-    would change neighbours and ranks."""
+    would change neighbors and ranks."""
     matmul = torch.backends.cuda.matmul
     name: str
     chosen: bool | str

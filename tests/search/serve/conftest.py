@@ -1,4 +1,4 @@
-"""A small store of coloured people, videos and photos to serve, and a searcher that knows people by their colour."""
+"""A small store of colored people, videos and photos to serve, and a searcher that knows people by their color."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ from person_search.search.store import (  # noqa: E402
 )
 
 DIMENSION = 32
-INFO = StoreInfo("colours", "0" * 64, DIMENSION)
+INFO = StoreInfo("colors", "0" * 64, DIMENSION)
 HUES = {"red": 0, "yellow": 2 / 13, "green": 5 / 13, "blue": 8 / 13}  # strangers have the hues between
 START = datetime(2024, 5, 1, 12, 0, tzinfo=timezone.utc)
 WIDTH, HEIGHT, PERSON = 320, 240, (24, 60)
 GREY = 96
 
 
-def colour(hue: float) -> tuple[int, int, int]:
-    """A strong colour as 8-bit RGB."""
+def color(hue: float) -> tuple[int, int, int]:
+    """A strong color as 8-bit RGB."""
     red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.9, 0.9))
     return red, green, blue
 
 
-def embed_colour(pixels: np.ndarray) -> np.ndarray:
+def embed_color(pixels: np.ndarray) -> np.ndarray:
     """Unit vector of a person's hue: alike for like hues alone."""
     hue = colorsys.rgb_to_hsv(*(np.median(pixels.reshape(-1, 3), axis=0) / 255))[0]
     turns = 2 * np.pi * hue * np.arange(1, DIMENSION // 2 + 1)
@@ -65,7 +65,7 @@ def draw(people: Sequence[tuple[float, float, float]]) -> np.ndarray:
     """Picture of people, each given by hue and by the left and upper edge of the box."""
     image = np.full((HEIGHT, WIDTH, 3), GREY, np.uint8)
     for hue, left, top in people:
-        image[int(top) : int(top) + PERSON[1], int(left) : int(left) + PERSON[0]] = colour(hue)
+        image[int(top) : int(top) + PERSON[1], int(left) : int(left) + PERSON[0]] = color(hue)
     return image
 
 
@@ -76,8 +76,8 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-class ColourSearcher:
-    """Searcher that takes every coloured region for a person."""
+class ColorSearcher:
+    """Searcher that takes every colored region for a person."""
 
     info = INFO
 
@@ -100,7 +100,7 @@ class ColourSearcher:
         return self._embed(image, boxes)
 
     def _embed(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        rows = [embed_colour(image[int(y0) : int(y1), int(x0) : int(x1)]) for x0, y0, x1, y1 in boxes]
+        rows = [embed_color(image[int(y0) : int(y1), int(x0) : int(x1)]) for x0, y0, x1, y1 in boxes]
         return np.stack(rows) if rows else np.empty((0, DIMENSION), np.float32)
 
 
@@ -154,7 +154,7 @@ class StoreMaker:
                 **{"frame": row["frame"], "x0": x, "y0": y, "x1": x + PERSON[0], "y1": y + PERSON[1]},
                 **{"width": WIDTH, "height": HEIGHT, "score": 0.95},
                 **{"tracklet": tracklet_id(source, camera, row["tracklet"])},
-                **{"embedding": embed_colour(np.array([colour(row["hue"])], float)).tolist()},
+                **{"embedding": embed_color(np.array([color(row["hue"])], float)).tolist()},
             }
             for name, value in values.items():
                 columns[name].append(value)
@@ -209,12 +209,12 @@ def store(footage_folder: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def searcher() -> ColourSearcher:
-    return ColourSearcher()
+def searcher() -> ColorSearcher:
+    return ColorSearcher()
 
 
 @pytest.fixture
-def app(store: Store, searcher: ColourSearcher) -> FastAPI:
+def app(store: Store, searcher: ColorSearcher) -> FastAPI:
     """The application as it runs on one's own machine."""
     return create_app(store, searcher, ServeSettings(max_upload_bytes=2_000_000, max_upload_pixels=4_000_000))
 
@@ -279,7 +279,7 @@ def address(footage_folder: Path, tmp_path: Path) -> Iterator[str]:
     """Address of a server whose store may be changed."""
     shutil.copytree(footage_folder / "yard.store", tmp_path / "yard.store")
     store = open_store(str(tmp_path / "yard.store"))
-    with Served(create_app(store, ColourSearcher())) as served:
+    with Served(create_app(store, ColorSearcher())) as served:
         yield served
     store.close()
 

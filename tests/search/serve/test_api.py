@@ -24,7 +24,7 @@ from person_search.search.serve.app import create_app
 from person_search.search.store import open_store
 from PIL import Image
 
-from .conftest import HUES, PERSON, START, ColourSearcher, draw, png
+from .conftest import HUES, PERSON, START, ColorSearcher, draw, png
 
 
 def search(client: TestClient, *queries: dict, **options: object) -> dict:
@@ -75,9 +75,7 @@ def test_several_persons_need_a_choice(client: TestClient, upload) -> None:
     assert answer.json()["error"] == "person: query.png has 2 detected persons, counted from 0"
 
 
-def test_drawn_box_is_cut_to_the_picture_and_embedded_once(
-    client: TestClient, upload, searcher: ColourSearcher
-) -> None:
+def test_drawn_box_is_cut_to_the_picture_and_embedded_once(client: TestClient, upload, searcher: ColorSearcher) -> None:
     picture = upload(draw([(HUES["red"], 0, 60), (HUES["green"], 150, 60)]))
     query = {"picture": picture["id"], "box": [-30, 60, 24, 120]}
     for _ in range(2):
@@ -232,7 +230,7 @@ def test_a_sheet_shows_who_was_picked_from_the_footage(client: TestClient) -> No
 def test_forgetting_counts_first_and_leaves_no_copies(footage_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(footage_folder / "yard.store", tmp_path / "copy.store")
     store = open_store(str(tmp_path / "copy.store"))
-    with TestClient(create_app(store, ColourSearcher()), base_url="http://localhost") as client:
+    with TestClient(create_app(store, ColorSearcher()), base_url="http://localhost") as client:
         (source,) = client.get("/api/sources", params={"camera": "gate"}).json()["sources"]
         person = client.get(f"/api/sources/{source['id']}/frames").json()["persons"][0]
         crop = f"/api/detections/{person['id']}/crop"
@@ -314,7 +312,7 @@ def test_long_search_keeps_nobody_waiting(store, monkeypatch: pytest.MonkeyPatch
     """Searches run on threads: the page answers others meanwhile."""
     began, end = threading.Event(), threading.Event()
 
-    class Slow(ColourSearcher):
+    class Slow(ColorSearcher):
         def detect(self, image: np.ndarray):
             began.set()
             assert end.wait(60)

@@ -10,7 +10,7 @@ from typing import Any
 from person_search.search.serve.app import create_app
 from person_search.search.serve.settings import ServeSettings
 
-from .conftest import ColourSearcher, Served, draw, png
+from .conftest import ColorSearcher, Served, draw, png
 from .page import cards, expect, ready, upload
 
 CONTRAST = """() => {
@@ -113,7 +113,7 @@ def test_everything_that_is_pressed_has_a_name(open_page: Callable[..., Any], tw
 
 def test_sign_in(browser: Any, store: Any) -> None:
     settings = ServeSettings(token="correct-horse-battery-staple")
-    with Served(create_app(store, ColourSearcher(), settings)) as address:
+    with Served(create_app(store, ColorSearcher(), settings)) as address:
         for way in ("form", "link"):
             context = browser.new_context()
             page = context.new_page()

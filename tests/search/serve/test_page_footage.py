@@ -91,7 +91,7 @@ def test_store_forgets_after_a_second_word(open_page: Callable[..., Any], two_pe
     page.click("#search")
     cards(page).filter(has_text="gate").locator(".right").click()
     page.click("#store-open")
-    expect(page.locator("#store-facts")).to_contain_text("colours, 32 numbers a person")
+    expect(page.locator("#store-facts")).to_contain_text("colors, 32 numbers a person")
     expect(page.locator("#forget-person-line")).to_have_text("The 1 appearance marked right")
     page.check("#forget-person")
     page.click("#forget button[type=submit]")

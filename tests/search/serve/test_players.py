@@ -18,7 +18,7 @@ from person_search.search.serve.uploads import RequestError
 from person_search.search.sources import read_frame
 from person_search.search.store import Store
 
-from .conftest import GREY, HUES, Walk, colour, write_video
+from .conftest import GREY, HUES, Walk, color, write_video
 
 
 def source_of(client: TestClient, camera: str) -> str:
@@ -32,8 +32,8 @@ def pictures(data: bytes | Path) -> list[tuple[float, np.ndarray]]:
 
 
 def left_edge(image: np.ndarray, hue: float) -> int:
-    """Left edge of the region of a colour."""
-    near = np.abs(image.astype(int) - colour(hue)).max(axis=2) < 60
+    """Left edge of the region of a color."""
+    near = np.abs(image.astype(int) - color(hue)).max(axis=2) < 60
     return int(np.flatnonzero(near.any(axis=0))[0])
 
 
@@ -97,7 +97,7 @@ def test_long_clips_are_cut_off(store: Store) -> None:
 def test_turned_video_is_shown_upright(tmp_path: Path) -> None:
     """A phone's video, whose metadata say how to turn it."""
     upright = np.full((320, 240, 3), GREY, np.uint8)
-    upright[20:80, 30:60] = colour(HUES["red"])
+    upright[20:80, 30:60] = color(HUES["red"])
     with av.open(str(tmp_path / "plain.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"

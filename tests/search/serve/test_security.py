@@ -18,7 +18,7 @@ from person_search.search.serve.uploads import RequestError, decode_picture, sho
 from person_search.search.store import SourceState, Store
 from PIL import Image
 
-from .conftest import HUES, ColourSearcher, draw, png
+from .conftest import HUES, ColorSearcher, draw, png
 
 TOKEN = "correct-horse-battery-staple"
 HOME = "http://127.0.0.1:8765"
@@ -28,7 +28,7 @@ HOME = "http://127.0.0.1:8765"
 def guarded(store: Store) -> Iterator[TestClient]:
     """A client of a server that others can reach, not signed in."""
     settings = ServeSettings(token=TOKEN, hosts=allowed_hosts("192.0.2.7", ["search.example"]), any_address=True)
-    with TestClient(create_app(store, ColourSearcher(), settings), base_url="http://192.0.2.7:8765") as client:
+    with TestClient(create_app(store, ColorSearcher(), settings), base_url="http://192.0.2.7:8765") as client:
         yield client
 
 

@@ -221,7 +221,7 @@ def transform_masks(
         size: (height, width) of the transformed image.
 
     Returns:
-        bool (P, *size), sampled by nearest neighbour; zero outside the pixels touched by the person's box. Without a
+        bool (P, *size), sampled by nearest neighbor; zero outside the pixels touched by the person's box. Without a
         mask, or with one that is empty within the box, all those pixels are set.
 
     Raises:
@@ -247,7 +247,7 @@ def transform_masks(
 
 
 def source_pixels(transforms: T.TransformList, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Original row and column that nearest-neighbour sampling takes for each row and column of the result.
+    """Original row and column that nearest-neighbor sampling takes for each row and column of the result.
 
     Args:
         transforms: transforms applied to the image.

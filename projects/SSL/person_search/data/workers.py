@@ -35,7 +35,7 @@ def worker_arguments(num_workers: int, timeout: float) -> dict[str, Any]:
 
 
 def _start(_number: int) -> None:
-    """Initialisation of a worker.
+    """Initialization of a worker.
 
     Ctrl-C is left to the main process, which finishes its iteration and needs its workers for that. A batch that cannot
     be sent ends the worker: Python's queues would print a traceback and drop it, and the main process would wait.

@@ -82,10 +82,10 @@ def calibration_frames(training_set: TrainingSet, count: int) -> list[dict[str, 
 
 @torch.no_grad()
 def calibrate_embedding(model: SSLPersonSearch, batches: Batches) -> None:
-    """Sets the running statistics of the embedding's batch normalisation to those of annotated persons and exemplars.
+    """Sets the running statistics of the embedding's batch normalization to those of annotated persons and exemplars.
 
     Moments are computed over all rows of all processes, so they depend neither on the number of persons per frame nor
-    on how frames are split over processes. An embedding without batch normalisation is unchanged.
+    on how frames are split over processes. An embedding without batch normalization is unchanged.
 
     Args:
         model: unwrapped model.
@@ -99,7 +99,7 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Batches) -> None:
     parts: list[PooledFeatures] = []
     cameras: list[int | None] = []
     try:
-        for batch in with_progress(batches, "Calibration of the embedding's batch normalisation"):
+        for batch in with_progress(batches, "Calibration of the embedding's batch normalization"):
             pooled = PooledFeatures.cat(model.pool_persons(batch).parts)
             parts.append(PooledFeatures(pooled.res4.cpu(), pooled.res5.cpu()))
             cameras += [x.get("camera_id") for x in batch]
@@ -109,15 +109,15 @@ def calibrate_embedding(model: SSLPersonSearch, batches: Batches) -> None:
     parts, cameras = ([x for own in side for x in own] for side in zip(*gathered, strict=True))
     rows = sum(len(part.res4) for part in parts)
     if rows < 2:
-        logger.warning("Fewer than two persons to calibrate the embedding's batch normalisation: left unchanged")
+        logger.warning("Fewer than two persons to calibrate the embedding's batch normalization: left unchanged")
         return
     pooled = PooledFeatures.cat(parts)
     with averaged_statistics(embedding):
-        # One call on all rows, since the norm-aware logit is computed from vectors normalised with final statistics.
+        # One call on all rows, since the norm-aware logit is computed from vectors normalized with final statistics.
         embedding(PooledFeatures(pooled.res4.to(model.device), pooled.res5.to(model.device)))
     known = {c for c in cameras if c is not None}
     logger.info(
-        "Calibrated the embedding's batch normalisation with %d boxes and exemplars of %d frames%s",
+        "Calibrated the embedding's batch normalization with %d boxes and exemplars of %d frames%s",
         rows, len(cameras), f", seen by {len(known)} cameras" if known else "",
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def with_progress(batches: Batches, what: str) -> Iterator[list[dict[str, Any]]]
 
 @contextmanager
 def averaged_statistics(module: nn.Module) -> Iterator[None]:
-    """Context in which batch normalisation resets its statistics and averages them over this process's batches."""
+    """Context in which batch normalization resets its statistics and averages them over this process's batches."""
     with ExitStack() as stack:
         for layer in module.modules():
             if isinstance(layer, SyncedBatchNorm1d):

@@ -267,9 +267,9 @@ class UpdateBanks(HookBase):
 
 
 class ShareStatistics(HookBase):
-    """Averages the running statistics of plain batch normalisation over processes after each iteration.
+    """Averages the running statistics of plain batch normalization over processes after each iteration.
 
-    Exemplars are normalised with running statistics in training too, and a checkpoint holds the statistics of one
+    Exemplars are normalized with running statistics in training too, and a checkpoint holds the statistics of one
     process: without averaging, a resumed distributed run would differ from an uninterrupted one.
     """
 

@@ -53,7 +53,7 @@ def log_start(output_dir: str, device: str) -> None:
     )  # fmt: skip
 
 
-# Loggers of default_setup, dataset serialisation, weight loading (which fvcore logs too) and machine-readable metrics.
+# Loggers of default_setup, dataset serialization, weight loading (which fvcore logs too) and machine-readable metrics.
 _FOR_THE_FILE = {
     "detectron2",
     "detectron2.data.common",

@@ -50,7 +50,7 @@ def random_features(problem: SearchProblem, seed: int = 0) -> BoxFeatures:
 
 
 def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.ndarray]) -> BoxFeatures:
-    """Colour histograms of the boxes; see `color_histograms`.
+    """Color histograms of the boxes; see `color_histograms`.
 
     Args:
         problem: search problem.
@@ -80,7 +80,7 @@ def histogram_features(problem: SearchProblem, read_frame: Callable[[str], np.nd
 
 
 def color_histograms(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """HSV histograms of horizontal stripes of each box, which describe a person's colours from top to bottom.
+    """HSV histograms of horizontal stripes of each box, which describe a person's colors from top to bottom.
 
     A crop of whole pixels is resized to 48 x 96 and split into six stripes with histograms of 12 x 4 x 4 bins; the
     square roots of their frequencies are concatenated and scaled to unit length.
@@ -141,7 +141,7 @@ def evaluate_controls(
 
 
 def below_histogram(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Searches of results.json whose mAP is below that of the colour histogram, as "<name> <mAP> < <mAP>"."""
+    """Searches of results.json whose mAP is below that of the color histogram, as "<name> <mAP> < <mAP>"."""
     below = []
     for name, own in figures.items():
         control = figures.get(name.replace("search", f"control_{HISTOGRAM}", 1)) if name.startswith("search") else None

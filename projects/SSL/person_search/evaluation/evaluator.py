@@ -100,7 +100,7 @@ class PersonSearchEvaluator(DatasetEvaluator):
         """For the options see `build_problem` and `SearchOptions`.
 
         `save` also writes the problem (problem.npz), `report` the page (report.html). `controls` also searches with
-        random vectors, colour histograms and, if given, `backbone_features`, for the metrics "control_<name>".
+        random vectors, color histograms and, if given, `backbone_features`, for the metrics "control_<name>".
 
         Raises:
             DatasetError: the protocol has no queries and gives no reason, or a query in a frame that is not among the

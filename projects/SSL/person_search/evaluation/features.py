@@ -30,7 +30,7 @@ from .protocols import ImageOutput
 # Increase with every change of the code that changes the outputs of the same weights.
 EXTRACTION_VERSION = 1
 
-# Not used at test time: banks and losses, the exemplar branch, a counter of batch normalisation.
+# Not used at test time: banks and losses, the exemplar branch, a counter of batch normalization.
 _TRAINING_ONLY = ("objective.", "exemplar_branch.")
 _COUNTER = "num_batches_tracked"
 _INPUT_KEYS = ("FORMAT", "RESIZE", "SIZE_DIVISIBILITY", "MIN_SIZE_TEST", "MAX_SIZE_TEST")

@@ -288,7 +288,7 @@ def own_frame_galleries(problem: SearchProblem, cross_camera: bool) -> Galleries
 
 
 def frame_gap_galleries(problem: SearchProblem, frame_number: np.ndarray, least: int) -> Galleries:
-    """Galleries without a query's neighbours in its video, which are near-copies of its frame.
+    """Galleries without a query's neighbors in its video, which are near-copies of its frame.
 
     Args:
         problem: search problem, whose own galleries are ignored.

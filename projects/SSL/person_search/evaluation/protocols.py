@@ -112,7 +112,7 @@ def build_problem(
             highest IoU with it (CGPS, PSTR). A query that no detection overlaps then has no feature: zeros.
         gallery: "detections", or "ground_truth" boxes with score 1.
         cross_camera: whether to search other cameras alone as well; None for PRW only.
-        min_frame_gap: minimum gap in frames of an additional gallery without the query's neighbours; 0 for none.
+        min_frame_gap: minimum gap in frames of an additional gallery without the query's neighbors; 0 for none.
         score_threshold: minimum score of a detection that gives a query feature.
 
     Raises:

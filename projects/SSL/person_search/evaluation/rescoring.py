@@ -93,11 +93,11 @@ class Reranking:
     """Settings of re-ranking.
 
     Attributes:
-        k1: number of neighbours of the k-reciprocal encoding.
-        k2: number of neighbours of the local query expansion; 1 for none.
+        k1: number of neighbors of the k-reciprocal encoding.
+        k2: number of neighbors of the local query expansion; 1 for none.
         original_weight: weight of the original distance in the final one (lambda of the paper), 0 to 1.
         shortlist: number of best detections of a query to re-rank; the others follow in their original order. Every
-            query has its own neighbour graph, over its own gallery, whose size this limits.
+            query has its own neighbor graph, over its own gallery, whose size this limits.
 
     Raises:
         ConfigError: a number is out of range.
@@ -125,10 +125,10 @@ def k_reciprocal_distance(feature: np.ndarray, settings: Reranking) -> np.ndarra
     Returns:
         (n - 1,) in 0..1.
     """
-    distance, rank = _neighbours(feature, max(settings.k1 + 1, settings.k2))
+    distance, rank = _neighbors(feature, max(settings.k1 + 1, settings.k2))
     reciprocal = _reciprocal(rank, settings.k1)
     near = _reciprocal(rank, int(np.around(settings.k1 / 2)))
-    # A neighbour adds its own closer neighbours if more than two thirds of them are included already.
+    # A neighbor adds its own closer neighbors if more than two thirds of them are included already.
     as_float = near.astype(feature.dtype)
     trusted = reciprocal & (3 * (reciprocal.astype(feature.dtype) @ as_float.T) > 2 * near.sum(axis=1))
     expanded = reciprocal | (trusted.astype(feature.dtype) @ as_float > 0)
@@ -146,7 +146,7 @@ class KReciprocalRescorer:
     """Rescoring that ranks the re-ranked shortlist before all other detections of a query's gallery.
 
     The similarity of a re-ranked detection is 1 - distance, times its score if the search is score weighted; the
-    neighbour graph uses unweighted features. All others keep their order, at similarities of -1 and below.
+    neighbor graph uses unweighted features. All others keep their order, at similarities of -1 and below.
 
     Args:
         problem: search problem with the features.
@@ -176,10 +176,10 @@ class KReciprocalRescorer:
         return rescored
 
 
-def _neighbours(feature: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors(feature: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Squared Euclidean distances (n, n), each row divided by its maximum, and the nearest (n, <= count) of each row.
 
-    Every row is its own nearest neighbour.
+    Every row is its own nearest neighbor.
     """
     count = min(count, len(feature))
     square = (feature * feature).sum(axis=1)

@@ -16,8 +16,8 @@ _PRIOR_ROWS = 16
 def centre_cameras(features: Tensor, cameras: NDArray[np.int64]) -> Tensor:
     """Features with the mean of every camera shifted to the overall mean.
 
-    Light, colour and viewpoint of a camera shift all of its features alike. Rows of one camera are therefore closer to
-    each other than rows of one person in two cameras, and neighbour lists fill up with rows of the same camera.
+    Light, color and viewpoint of a camera shift all of its features alike. Rows of one camera are therefore closer to
+    each other than rows of one person in two cameras, and neighbor lists fill up with rows of the same camera.
     Subtracting the camera's offset removes this common part; rows are then scaled back to unit length.
 
     Args:
@@ -49,8 +49,8 @@ def dbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArray
 
     Args:
         distance: (N, N) symmetric CSR matrix, float32, with stored diagonal, for example from `jaccard_distance`.
-        eps: maximum distance between neighbours.
-        min_samples: minimum number of neighbours, including the row itself, of a core row.
+        eps: maximum distance between neighbors.
+        min_samples: minimum number of neighbors, including the row itself, of a core row.
 
     Returns:
         (N,) int64 labels 0, 1, ..; -1 for rows in no cluster.
@@ -95,7 +95,7 @@ def hdbscan(distance: sparse.csr_matrix, eps: float, min_samples: int) -> NDArra
     Args:
         distance: (N, N) symmetric CSR matrix of distances below 1, with stored diagonal.
         eps: maximum distance between connected rows, below 1.
-        min_samples: minimum number of neighbours, including the row itself, of a core row, and minimum cluster size.
+        min_samples: minimum number of neighbors, including the row itself, of a core row, and minimum cluster size.
 
     Returns:
         (N,) int64 labels 0, 1, ..; -1 for rows in no cluster.

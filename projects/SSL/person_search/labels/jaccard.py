@@ -47,8 +47,8 @@ def jaccard_distance(
 
     Args:
         features: (N, d) float, tensor on any device or array, usually of unit length.
-        k1: number of neighbours of the k-reciprocal encoding, including the row itself.
-        k2: number of neighbours of the local query expansion, including the row itself; 1 for none.
+        k1: number of neighbors of the k-reciprocal encoding, including the row itself.
+        k2: number of neighbors of the local query expansion, including the row itself; 1 for none.
         max_distance: maximum distance to compute. Leaving out larger ones saves most of the work.
         progress: whether to show progress bars on stderr.
 
@@ -85,7 +85,7 @@ def as_features(features: Tensor | NDArray[np.floating]) -> Tensor:
 
 @torch.no_grad()
 def codes_of_ranks(features: Tensor, ranks: Tensor, k1: int, k2: int) -> SparseRows:
-    """K-reciprocal codes (see `encode`) of rows with known neighbours: ranks (N, min(k1, N)), the row itself first."""
+    """K-reciprocal codes (see `encode`) of rows with known neighbors: ranks (N, min(k1, N)), the row itself first."""
     if k2 < 1:
         raise ValueError(f"k2 is {k2}, expected 1 or more: local query expansion includes the row itself")
     with Workers(features.device) as workers:

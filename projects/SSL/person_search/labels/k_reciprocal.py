@@ -1,4 +1,4 @@
-"""K-reciprocal encoding of rows as sparse distributions over the rows that they share neighbours with.
+"""K-reciprocal encoding of rows as sparse distributions over the rows that they share neighbors with.
 
 Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding" (CVPR 2017), in the variant of SpCL (Ge
 et al., NeurIPS 2020): k1 includes the row itself, and weights use the squared Euclidean distance.
@@ -47,7 +47,7 @@ def encode(features: Tensor, ranks: Tensor, k1: int, k2: int, workers: Workers) 
     Args:
         features: (N, d) float32.
         ranks: (N, min(k1, N)) int64, nearest rows of each row, itself first (see `nearest_neighbors`).
-        k1: number of neighbours, including the row itself.
+        k1: number of neighbors, including the row itself.
         k2: number of nearest rows, including the row itself, that codes are averaged over (local query expansion); 1
             for none.
         workers: executor of blocks of rows.
@@ -96,7 +96,7 @@ def _expanded_sets(ranks: Tensor, k1: int, workers: Workers) -> Tensor:
 
 
 def _is_reciprocal(ranks: Tensor, size: int, workers: Workers) -> Tensor:
-    """Mask (N, size) bool of a row's first `size` neighbours that have it among their own first `size`."""
+    """Mask (N, size) bool of a row's first `size` neighbors that have it among their own first `size`."""
     nearest = ranks[:, :size].int()
     own = torch.arange(len(ranks), dtype=torch.int32, device=ranks.device)
 
@@ -122,7 +122,7 @@ def _gaussian_weights(features: Tensor, row: Tensor, column: Tensor, workers: Wo
 
 
 def _mean_of_neighbors(codes: SparseRows, neighbors: Tensor, workers: Workers) -> SparseRows:
-    """Mean code of each row's neighbours (N, k): sums entries with the same (row, column)."""
+    """Mean code of each row's neighbors (N, k): sums entries with the same (row, column)."""
     count, k = neighbors.shape
     pointer = codes.pointer
     lengths = pointer.diff()

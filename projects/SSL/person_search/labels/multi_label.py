@@ -116,7 +116,7 @@ def predict_multi_labels(similarity: Tensor, image_index: Tensor, instance_index
     device = similarity.device
     image_index, instance_index = image_index.to(device), instance_index.to(device)
     query, column = (similarity >= threshold).nonzero(as_tuple=True)
-    # Indices instead of masks: on a GPU, every use of a mask synchronises to count its elements.
+    # Indices instead of masks: on a GPU, every use of a mask synchronizes to count its elements.
     image = image_index[column]
     elsewhere = (image != image_index[instance_index][query]).nonzero()[:, 0]
     query, column, image = query[elsewhere], column[elsewhere], image[elsewhere]

@@ -1,4 +1,4 @@
-"""Nearest neighbours of all rows of a feature matrix, computed tile by tile without an (N, N) array."""
+"""Nearest neighbors of all rows of a feature matrix, computed tile by tile without an (N, N) array."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def nearest_neighbors(features: Tensor, k: int, progress: bool = False) -> Tenso
 
     Args:
         features: (N, d) float32, finite, on any device, not necessarily of unit length.
-        k: number of neighbours, including the row itself.
+        k: number of neighbors, including the row itself.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -114,7 +114,7 @@ def nearest_neighbors(features: Tensor, k: int, progress: bool = False) -> Tenso
         ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}, expected 1 or more: neighbours include the row itself")
+        raise ValueError(f"k is {k}, expected 1 or more: neighbors include the row itself")
     k = min(k, len(features))
     if len(features) == 0:
         return torch.zeros((0, 0), dtype=torch.int64, device=features.device)
@@ -254,7 +254,7 @@ def _search_exact(features: Tensor, k: int, progress: bool) -> Tensor:
         best.merge(*(part[order] for part in pairs))
 
     with full_precision(), Workers(device) as workers:
-        for start in tqdm(range(0, count, tile_rows), desc="nearest neighbours", disable=not progress):
+        for start in tqdm(range(0, count, tile_rows), desc="nearest neighbors", disable=not progress):
             # Narrow enough to be shared evenly among workers.
             width = math.ceil((count - start) / (4 * workers.count) / tile_rows) * tile_rows
             tiles = [(start, left, right) for left, right in _columns(start, count, min(width, tile_columns))]

@@ -215,7 +215,7 @@ class SelfPacedDBSCAN:
         """
         Args:
             eps: ascending distances in (0, 1): tight, normal and loose. A single one disables the criterion.
-            min_samples: minimum number of neighbours, including the row itself, of a core row.
+            min_samples: minimum number of neighbors, including the row itself, of a core row.
             k1, k2: see `jaccard_distance`.
             quantile: quantile of the sorted R_indep of the first clusters that becomes the threshold, in [0, 1].
             same_image_rule: whether a cluster keeps only one member of each image.

@@ -35,7 +35,7 @@ class GlobalPooling(nn.Module):
     """Global pooling of feature maps: (R, C, h, w) -> (R, C), or (R, C * S) over S horizontal stripes.
 
     Stripes keep the vertical order, so head, trunk and legs of an upright person are pooled separately. If a map has
-    fewer rows than stripes, neighbouring stripes share rows.
+    fewer rows than stripes, neighboring stripes share rows.
     """
 
     _KINDS: ClassVar[dict[str, Callable[..., Tensor]]] = {
@@ -80,7 +80,7 @@ class Embedding(nn.Module):
 
         Args:
             pooled: features of R RoIs.
-            others: features of O more RoIs or crops, normalised with the statistics of `pooled`.
+            others: features of O more RoIs or crops, normalized with the statistics of `pooled`.
 
         Returns:
             embeddings (R + O, d) of unit length, those of `others` last, and person logits (R,) of `pooled`; both
@@ -152,7 +152,7 @@ class LinearEmbedding(Embedding):
 class FusedLinearEmbedding(Embedding):
     """Linear embedding of res4 and res5 features, concatenated, with a separate person classifier on res5 (CGPS).
 
-    `NormAwareEmbedding` without batch normalisation. For the single person logit see `LinearEmbedding`.
+    `NormAwareEmbedding` without batch normalization. For the single person logit see `LinearEmbedding`.
     """
 
     def __init__(self, res4_channels: int, res5_channels: int, dim: int) -> None:
@@ -181,7 +181,7 @@ class FusedLinearEmbedding(Embedding):
 
 
 class BNNeckEmbedding(Embedding):
-    """Pooled res4 and res5 features with batch normalisation ("BN neck") and no projection.
+    """Pooled res4 and res5 features with batch normalization ("BN neck") and no projection.
 
     Training starts from the features of a pretrained backbone, where a projection would start at random. Persons are
     told from background by a separate classifier.

@@ -23,9 +23,9 @@ class PersonCrops:
     """Crops of the persons in a batch of images. A crop covers every pixel that its box touches, at least one.
 
     Crops of all sizes are read from the images in one operation, on their device. Background pixels take a single
-    colour, by default 0, the mean colour of a normalised image.
+    color, by default 0, the mean color of a normalized image.
 
-    Sizes are computed on the CPU and sent to the GPU, so nothing here synchronises with a GPU.
+    Sizes are computed on the CPU and sent to the GPU, so nothing here synchronizes with a GPU.
 
     Attributes:
         sizes: (height, width) of the P crops in pixels, image by image.
@@ -41,12 +41,12 @@ class PersonCrops:
     ) -> None:
         """
         Args:
-            images: (B, C, H, W) normalised and padded.
+            images: (B, C, H, W) normalized and padded.
             boxes: (P_b, 4) xyxy in pixels for each image, preferably on the CPU (boxes on a GPU cause a
-                synchronisation).
+                synchronization).
             image_sizes: (height, width) of each image without padding.
             masks: (P_b, height, width) bool foreground for each image, or None to keep the background.
-            background: (C,) normalised background colour, on the images' device; None for 0.
+            background: (C,) normalized background color, on the images' device; None for 0.
         """
         counts = [len(b) for b in boxes]
         self._height, self._width = images.shape[-2:]
@@ -262,7 +262,7 @@ def kept_apart(modules: Sequence[nn.Module], mosaic: Mosaic) -> Iterator[None]:
     """Context in which convolutions larger than 1 x 1 see zeros between the images of a mosaic, as at image borders.
 
     Outputs are zeroed as well where pooling may follow, as in the stem; residual blocks contain no pooling.
-    Normalisation must not depend on other pixels, as with batch normalisation on running statistics.
+    Normalization must not depend on other pixels, as with batch normalization on running statistics.
     """
     handles = []
     for module in modules:
@@ -286,7 +286,7 @@ def fits_a_mosaic(backbone: nn.Module, res5: nn.Module) -> bool:
 
 
 def looks_at_other_pixels(modules: Sequence[nn.Module]) -> bool:
-    """Whether any layer normalises over the pixels of an image, where neighbours in a mosaic would interfere."""
+    """Whether any layer normalizes over the pixels of an image, where neighbors in a mosaic would interfere."""
     kinds = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
     return any(isinstance(m, kinds) for module in modules for m in module.modules())
 
@@ -315,18 +315,18 @@ class ExemplarBranch(nn.Module):
             scales: (height, width) of the fixed scales in pixels.
             original: whether to include the crop at its original size.
             mask_background: whether to apply `gt_masks` to the crops, if the instances have them.
-            background: background colour, one value per channel of the normalised images; None for 0, the mean colour.
+            background: background color, one value per channel of the normalized images; None for 0, the mean color.
             pooling: pooling of crops into vectors, that of the re-id head.
             separate: separate exemplar network with modules "backbone" and "res5"; None to share the main branch's.
-            random_erasing: probability, in training, of erasing a random rectangle of an exemplar with the mean colour
+            random_erasing: probability, in training, of erasing a random rectangle of an exemplar with the mean color
                 (Zhong et al., 2020; not in the paper).
         """
         super().__init__()
         self.scales = [(int(h), int(w)) for h, w in scales]
         self.original = original
         self.mask_background = mask_background
-        colour = None if background is None else torch.tensor(background, dtype=torch.float32)
-        self.register_buffer("background", colour, persistent=False)
+        color = None if background is None else torch.tensor(background, dtype=torch.float32)
+        self.register_buffer("background", color, persistent=False)
         self.pooling = pooling
         self.separate = separate
         self.random_erasing = random_erasing
@@ -347,7 +347,7 @@ class ExemplarBranch(nn.Module):
         """Features of the exemplars.
 
         Args:
-            images: (B, C, H, W) normalised and padded.
+            images: (B, C, H, W) normalized and padded.
             targets: ground truth of the B images, optionally with `gt_masks`, on the images' device.
             boxes: boxes (P_b, 4) of the B images, preferably on the CPU (see `PersonCrops`).
             backbone: stem to res4 of the main branch, returning {"res4": features}.

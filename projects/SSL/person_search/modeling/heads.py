@@ -167,7 +167,7 @@ class BoxHead(nn.Module):
     def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, 2) and box deltas (R, 4) of RoI features (R, C4, h, w)."""
         pooled = self.res5(res4).amax(dim=(2, 3))
-        # Half precision would quantise scores coarsely, and boxes to whole pixels.
+        # Half precision would quantize scores coarsely, and boxes to whole pixels.
         with torch.autocast(pooled.device.type, enabled=False):
             return self.predictor(pooled.float())
 

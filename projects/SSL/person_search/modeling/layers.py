@@ -1,4 +1,4 @@
-"""Layers: normalisation in one operation or over all processes, box regression, RoI pooling, whole-pixel anchors."""
+"""Layers: normalization in one operation or over all processes, box regression, RoI pooling, whole-pixel anchors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
 
 @runtime_checkable
 class FoldsBatchNorms(Protocol):
-    """A module that folds its own batch normalisation."""
+    """A module that folds its own batch normalization."""
 
     def fold_batch_norms(self) -> int:
         """Folds in place; returns the number of layers folded."""
@@ -42,7 +42,7 @@ class FoldsBatchNorms(Protocol):
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module) -> int:
-    """Folds batch normalisation into the preceding convolutions, in place. For inference only.
+    """Folds batch normalization into the preceding convolutions, in place. For inference only.
 
     Applies to Detectron2's convolutions whose `norm` has fixed statistics (`FrozenBatchNorm2d`, or `BatchNorm2d` in
     evaluation mode) and to modules with a `fold_batch_norms` method. Outputs are unchanged up to rounding. Names in the
@@ -65,14 +65,14 @@ def fold_batch_norms(model: nn.Module) -> int:
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
-    """Folds a batch normalisation into the convolution before it, in place.
+    """Folds a batch normalization into the convolution before it, in place.
 
     Raises:
-        ValueError: the normalisation keeps no running statistics.
+        ValueError: the normalization keeps no running statistics.
     """
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
-        raise ValueError("batch normalisation without running statistics cannot be folded")
+        raise ValueError("batch normalization without running statistics cannot be folded")
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
     )
@@ -100,7 +100,7 @@ class FusedFrozenBatchNorm2d(FrozenBatchNorm2d):
         return fused
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
+        """Normalized features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
         if not x.requires_grad:
             return super().forward(x)
         scale, shift = self._scale_and_shift(x.dtype)
@@ -135,7 +135,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     With one or two images per process, per-process statistics would make a person's features depend on how the batch
     is split. R may differ between processes. Runs on CPUs too; with one process it equals `BatchNorm1d`.
 
-    In training, rows can be normalised without contributing to the statistics; all other rows then get the same values
+    In training, rows can be normalized without contributing to the statistics; all other rows then get the same values
     as if these rows were absent.
 
     Attributes:
@@ -162,7 +162,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
             self.train(training)
 
     def forward(self, features: Tensor, counted: int | None = None) -> Tensor:
-        """Normalised features (R, C).
+        """Normalized features (R, C).
 
         Args:
             features: (R, C).
@@ -179,16 +179,16 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
             if len(rest) == 0:
                 return super().forward(own)
             variance, mean = torch.var_mean(own, dim=0, correction=0)
-            return torch.cat([super().forward(own), self._normalised(rest, mean, variance)])
+            return torch.cat([super().forward(own), self._normalized(rest, mean, variance)])
         count = own.new_full((1,), float(len(own)))
         sums = torch.cat([count, own.sum(dim=0), own.square().sum(dim=0)])
         total, first, second = differentiable_all_reduce(sums).split([1, self.num_features, self.num_features])
         mean = first / total.clamp(min=1)
         variance = (second / total.clamp(min=1) - mean.square()).clamp(min=0)
         self._track(mean.detach(), variance.detach(), total.detach())
-        return self._normalised(features, mean, variance)
+        return self._normalized(features, mean, variance)
 
-    def _normalised(self, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def _normalized(self, features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return (features - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
     @torch.no_grad()
@@ -202,7 +202,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
 
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Context in which batch normalisation uses its running statistics without updating them.
+    """Context in which batch normalization uses its running statistics without updating them.
 
     Crops have other statistics than scenes: mixed into the running statistics of a shared backbone, they would suit
     neither at test time.
@@ -218,13 +218,13 @@ def running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class BoxRegressor(nn.Module):
-    """Class-agnostic box regression, optionally followed by batch normalisation (SeqNet's BN neck)."""
+    """Class-agnostic box regression, optionally followed by batch normalization (SeqNet's BN neck)."""
 
     def __init__(self, channels: int, bn_neck: bool) -> None:
         """
         Args:
             channels: C of the features.
-            bn_neck: whether batch normalisation follows.
+            bn_neck: whether batch normalization follows.
         """
         super().__init__()
         self.linear = nn.Linear(channels, 4)
@@ -243,7 +243,7 @@ class BoxRegressor(nn.Module):
 
 
 def unsynced_norms(module: nn.Module) -> list[_BatchNorm]:
-    """Batch normalisation layers of a module whose running statistics are collected per process."""
+    """Batch normalization layers of a module whose running statistics are collected per process."""
     synced = (SyncedBatchNorm1d, NaiveSyncBatchNorm, nn.SyncBatchNorm)
     return [
         m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not isinstance(m, synced)

@@ -130,7 +130,7 @@ class SSLPersonSearch(GeneralizedRCNN):
         return {**losses, **detector_losses, **self.objective(embeddings)}
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalised images, zero-padded (with the mean colour) to a common size."""
+        """Normalized images, zero-padded (with the mean color) to a common size."""
         images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         return ImageList.from_tensors(
             [(x - self.pixel_mean) / self.pixel_std for x in images],
@@ -251,8 +251,8 @@ def _build_exemplar_branch(cfg: CfgNode, backbone: nn.Module, roi_heads: PersonS
         separate = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "res5": copy.deepcopy(roi_heads.reid_head.res5)})
     background = None
     if exemplar.BACKGROUND == "black":
-        colours = zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, strict=True)
-        background = [-mean / deviation for mean, deviation in colours]
+        colors = zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, strict=True)
+        background = [-mean / deviation for mean, deviation in colors]
     return ExemplarBranch(
         scales=exemplar.SCALES,
         original=exemplar.ORIGINAL,

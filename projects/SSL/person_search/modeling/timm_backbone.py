@@ -25,7 +25,7 @@ OUTPUT = "res4"
 _TRUNK_REDUCTION, _LAST_REDUCTION = 16, 32
 # Side in pixels of the images used to compare a split network with the original.
 _PROBE = 64
-# Final normalisation that is part of a network's features (Swin, ConvNeXt).
+# Final normalization that is part of a network's features (Swin, ConvNeXt).
 _FINAL_NORMS = ("norm", "norm_pre")
 
 
@@ -56,7 +56,7 @@ class _StagedNetwork(Protocol):
 
 
 class FrozenBatchNormAct2d(FusedFrozenBatchNorm2d):
-    """timm's `BatchNormAct2d` with frozen statistics and affine parameters: normalisation, then activation."""
+    """timm's `BatchNormAct2d` with frozen statistics and affine parameters: normalization, then activation."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         """
@@ -70,7 +70,7 @@ class FrozenBatchNormAct2d(FusedFrozenBatchNorm2d):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, activated features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
+        """Normalized, activated features: (B, C, H, W) -> (B, C, H, W), dtype kept."""
         return self.act(self.drop(super().forward(x)))
 
 
@@ -100,9 +100,9 @@ class _Steps(nn.Module):
 
     @torch.no_grad()
     def fold_batch_norms(self) -> int:
-        """Folds frozen batch normalisation into the preceding convolutions; returns the number of layers folded.
+        """Folds frozen batch normalization into the preceding convolutions; returns the number of layers folded.
 
-        A forward pass finds the convolution that each normalisation follows.
+        A forward pass finds the convolution that each normalization follows.
 
         Raises:
             ConfigError: folding changes the network's output.
@@ -331,7 +331,7 @@ def freeze_norms(module: nn.Module) -> Any:
 
 
 def _norms_behind_convolutions(module: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Pairs of a convolution and the frozen normalisation applied to its output."""
+    """Pairs of a convolution and the frozen normalization applied to its output."""
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # tensors are kept alive, so ids stay unique
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 400, 260
-# Colour in Matplotlib's file -> the page's variable, which is another colour on a dark page.
+# Color in Matplotlib's file -> the page's variable, which is another color on a dark page.
 _VARIABLES = {"#010101": "ink", "#020202": "soft", "#030303": "paper", "#040404": "rule", "#050505": "blue",
               "#060606": "orange"}  # fmt: skip
 _INK, _SOFT, _PAPER, _RULE, _BLUE, _ORANGE = _VARIABLES
@@ -83,7 +83,7 @@ def stairs(edges: Sequence[float], heights: Sequence[float]) -> tuple[list[float
 
 
 def line_chart(curves: Sequence[Curve], x: Axis, y: Axis, description: str) -> Markup:
-    """A chart as an SVG element whose colours and font are the page's.
+    """A chart as an SVG element whose colors and font are the page's.
 
     Args:
         curves: one or two.
@@ -134,7 +134,7 @@ def _scale(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[flo
 
 
 def _inline(figure: Figure, description: str) -> Markup:
-    """A figure as an element of a page: without fonts, colours, styles and names of its own."""
+    """A figure as an element of a page: without fonts, colors, styles and names of its own."""
     for artist in figure.findobj():
         artist.set_clip_on(False)
     file = io.StringIO()

@@ -19,7 +19,7 @@ from ..io import replacing
 from .palette import CORRECT, QUERY, WRONG
 from .strips import ReadFrame, crop_box
 
-# In addition to the colours, for grey prints.
+# In addition to the colors, for grey prints.
 _SIGNS = {True: "✓", False: "✗"}
 CELL = (1.15, 2.3)  # inches of a crop
 _CELL_HEIGHT = 400  # pixels of a crop
@@ -28,7 +28,7 @@ _DPI = 130
 
 
 def results_sheet(rows: Sequence[Mapping[str, Any]], read_frame: ReadFrame, ranks: int = 5, title: str = "") -> Figure:
-    """Sheet with a row for each query: the query and its best detections, correct and wrong ones in two colours.
+    """Sheet with a row for each query: the query and its best detections, correct and wrong ones in two colors.
 
     Args:
         rows: queries to draw, see `read_queries`.
@@ -145,7 +145,7 @@ def _show_none(axes: Axes) -> None:
 
 
 def _show(axes: Axes, image: np.ndarray, box: np.ndarray, color: str) -> None:
-    """Shows an image, framed in the colour, with the box (x0, y0, x1, y1) in its pixels."""
+    """Shows an image, framed in the color, with the box (x0, y0, x1, y1) in its pixels."""
     # Pixel edges are at integers, as in boxes.
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="antialiased")
     outline = [patheffects.Stroke(linewidth=3.6, foreground="white"), patheffects.Normal()]
@@ -184,6 +184,6 @@ def _summary(rows: Sequence[Mapping[str, Any]], drawn: int) -> str:
 
 
 def legend_handles() -> list[Patch]:
-    """Legend handles for the colours of the crops."""
+    """Legend handles for the colors of the crops."""
     names = {"query": QUERY, "correct ✓": CORRECT, "wrong ✗": WRONG}
     return [Patch(facecolor="none", edgecolor=color, linewidth=2, label=name) for name, color in names.items()]

@@ -19,7 +19,7 @@ from .rows import SSL, TABLES
 from .runs import RESULT
 
 Style = tuple[str, "str | tuple[int, tuple[int, ...]]", str]
-"""Colour, dashes and marker of a run."""
+"""Color, dashes and marker of a run."""
 # Distinguishable in grey prints too.
 STYLES: tuple[Style, ...] = (
     (BLUE, "-", "o"),

@@ -89,7 +89,7 @@ def embed(feature: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def tsne_figure(runs: Mapping[str, LabelledFeatures], count: int = IDENTITIES) -> Figure:
-    """A panel for each training; colour and number show the identity, the marker shows the size. All show the same
+    """A panel for each training; color and number show the identity, the marker shows the size. All show the same
     persons.
 
     The number is at the median of an identity's boxes, with a line to each of them.
@@ -117,7 +117,7 @@ def tsne_figure(runs: Mapping[str, LabelledFeatures], count: int = IDENTITIES) -
                fillstyle="none", label=words)
         for words, marker in _SIZES.items()
     ]  # fmt: skip
-    digit = Line2D([], [], linestyle="none", marker="$1$", color="#333333", markersize=8, label="identity (and colour)")
+    digit = Line2D([], [], linestyle="none", marker="$1$", color="#333333", markersize=8, label="identity (and color)")
     handles.insert(0, digit)
     columns = 4 if len(runs) > 1 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)

@@ -68,7 +68,7 @@ class TableRow:
 
     @property
     def below_histogram(self) -> bool:
-        """Whether a colour histogram, on the detections of this row, finds people better than this row."""
+        """Whether a color histogram, on the detections of this row, finds people better than this row."""
         return self.spread(_MAIN).mean < self.spread(_HISTOGRAM).mean  # False where either is missing (NaN)
 
     def gain(self, other: TableRow) -> Spread:

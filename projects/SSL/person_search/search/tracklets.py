@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# Least generalised IoU of a box and the place where the tracker expects it. At two frames a second a walking person
+# Least generalized IoU of a box and the place where the tracker expects it. At two frames a second a walking person
 # leaves the previous box, so that plain IoU, which is 0 wherever boxes are apart, breaks tracklets with every step; the
-# generalised one goes on below 0 with the distance. Over longer steps the nearest box is ever less likely the same
+# generalized one goes on below 0 with the distance. Over longer steps the nearest box is ever less likely the same
 # person, and a broken tracklet does less harm than a mixed one.
 _LEAST_OVERLAP, _STRICTEST, _LONG, _TOO_LONG = -0.2, 0.2, 0.5, 1.0  # two overlaps, two steps in seconds
 

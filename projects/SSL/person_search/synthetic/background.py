@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from .camera import Camera
-from .looks import Colour
+from .looks import Color
 
 _FINE = 2  # oversampling, which smooths joints and edges
 
@@ -67,12 +67,12 @@ def _ground(camera: Camera, rows: np.ndarray, width: int, rng: np.random.Generat
     scale = np.maximum((rows - camera.horizon) / camera.height, 1e-3)[:, None]
     columns = (np.arange(width * _FINE, dtype=np.float32) / _FINE - width / 2)[None, :]
     aside, ahead = columns / scale, np.broadcast_to(0.9 * width / scale, (len(rows), columns.shape[1]))
-    colour, detail = _GROUNDS[camera.scene](aside, ahead)
+    color, detail = _GROUNDS[camera.scene](aside, ahead)
     # Fine detail fades with the distance.
     fade = np.clip(scale / (0.5 * camera.near), 0.25, 1)
     speckle = rng.standard_normal(aside.shape, dtype=np.float32) * 5
     brightness = 1 + 0.07 * value_noise(rng, aside.shape, 60 * _FINE)
-    return (colour + (fade * (detail + speckle))[..., None]) * brightness[..., None]
+    return (color + (fade * (detail + speckle))[..., None]) * brightness[..., None]
 
 
 def _tiles(aside: np.ndarray, ahead: np.ndarray, size: float, joint: float) -> np.ndarray:
@@ -86,19 +86,19 @@ def _paving(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _road(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    colour = np.full((*aside.shape, 3), (96, 97, 102), np.float32)
-    colour[(np.abs(aside + 2.4) < 1.6) & ((ahead / 0.9) % 1 < 0.5)] = (196, 196, 192)  # zebra crossing
+    color = np.full((*aside.shape, 3), (96, 97, 102), np.float32)
+    color[(np.abs(aside + 2.4) < 1.6) & ((ahead / 0.9) % 1 < 0.5)] = (196, 196, 192)  # zebra crossing
     far_edge = float(ahead.max())
-    colour[ahead > far_edge - 0.35 * (far_edge - float(ahead.min()))] = (142, 138, 132)  # pavement before the fronts
-    return colour, np.zeros_like(aside)
+    color[ahead > far_edge - 0.35 * (far_edge - float(ahead.min()))] = (142, 138, 132)  # pavement before the fronts
+    return color, np.zeros_like(aside)
 
 
 def _lawn(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    colour = np.full((*aside.shape, 3), (98, 124, 70), np.float32)
+    color = np.full((*aside.shape, 3), (98, 124, 70), np.float32)
     path = np.abs(aside - 0.9 * np.sin(ahead / 4)) < 1.7 + 0.05 * ahead
-    colour[path] = (186, 168, 138)
+    color[path] = (186, 168, 138)
     mown = 7 * np.sign(np.sin(aside * 2.2 + ahead * 0.6))  # the mower's stripes
-    return colour, np.where(path, 0.0, mown)
+    return color, np.where(path, 0.0, mown)
 
 
 def _slabs(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,10 +108,10 @@ def _slabs(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _platform(aside: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    colour = np.full((*aside.shape, 3), (146, 136, 128), np.float32)
+    color = np.full((*aside.shape, 3), (146, 136, 128), np.float32)
     middle = float(np.median(ahead))
-    colour[np.abs(ahead - middle) < 0.12 * middle] = (206, 188, 96)  # tactile strip
-    return colour, np.where(_tiles(aside, ahead, 0.5, 0.06), -30.0, 0.0)
+    color[np.abs(ahead - middle) < 0.12 * middle] = (206, 188, 96)  # tactile strip
+    return color, np.where(_tiles(aside, ahead, 0.5, 0.06), -30.0, 0.0)
 
 
 _GROUNDS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
@@ -123,17 +123,17 @@ _GROUNDS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndar
 }
 
 
-def _box(image: np.ndarray, corner: tuple[float, float], size: tuple[float, float], colour: Sequence[float]) -> None:
+def _box(image: np.ndarray, corner: tuple[float, float], size: tuple[float, float], color: Sequence[float]) -> None:
     """Draws a rectangle from its upper left corner, in pixels of `image`."""
     (x, y), (w, h) = corner, size
-    cv2.rectangle(image, (round(x), round(y)), (round(x + w), round(y + h)), colour, -1)
+    cv2.rectangle(image, (round(x), round(y)), (round(x + w), round(y + h)), color, -1)
 
 
 def _shops(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
     """Draws shop windows with awnings, posters and doors; `metre` is the number of pixels per metre at the wall."""
     height, width = image.shape[:2]
     image[:] = (176, 150, 122)
-    awnings: tuple[Colour, ...] = ((150, 52, 48), (58, 104, 84), (62, 82, 130), (190, 150, 70))
+    awnings: tuple[Color, ...] = ((150, 52, 48), (58, 104, 84), (62, 82, 130), (190, 150, 70))
     x = -rng.uniform(0, 2) * metre
     while x < width:
         broad = rng.uniform(3, 5) * metre
@@ -142,9 +142,9 @@ def _shops(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
             place = (x + rng.uniform(0.05, 0.75) * broad, height - rng.uniform(1.2, 2.4) * metre)
             _box(image, place, (rng.uniform(0.3, 0.9) * metre, 0.8 * metre), tuple(map(int, rng.integers(60, 210, 3))))
         _box(image, (x + 0.7 * broad, height - 2.3 * metre), (0.9 * metre, 2.3 * metre), (92, 64, 46))
-        colour = awnings[int(rng.integers(len(awnings)))]
+        color = awnings[int(rng.integers(len(awnings)))]
         for k in range(8):
-            shade = colour if k % 2 else (222, 214, 200)
+            shade = color if k % 2 else (222, 214, 200)
             _box(image, (x + k * 0.94 * broad / 8, height - 3.3 * metre), (0.94 * broad / 8, 0.55 * metre), shade)
         x += broad
 
@@ -202,10 +202,10 @@ def _station(image: np.ndarray, metre: float, rng: np.random.Generator) -> None:
         cv2.line(image, (0, round(y)), (width, round(y)), (172, 174, 166), 1)
     x = rng.uniform(0, 1) * metre
     while x < width:
-        colours = [tuple(int(v) for v in c) for c in rng.integers(50, 220, (3, 3))]
-        _box(image, (x, height - 2.6 * metre), (1.7 * metre, 2.1 * metre), colours[0])
-        _box(image, (x + 0.2 * metre, height - 2.3 * metre), (1.3 * metre, 0.6 * metre), colours[1])
-        cv2.circle(image, (round(x + 0.85 * metre), round(height - 1.1 * metre)), round(0.4 * metre), colours[2], -1)
+        colors = [tuple(int(v) for v in c) for c in rng.integers(50, 220, (3, 3))]
+        _box(image, (x, height - 2.6 * metre), (1.7 * metre, 2.1 * metre), colors[0])
+        _box(image, (x + 0.2 * metre, height - 2.3 * metre), (1.3 * metre, 0.6 * metre), colors[1])
+        cv2.circle(image, (round(x + 0.85 * metre), round(height - 1.1 * metre)), round(0.4 * metre), colors[2], -1)
         _box(image, (x + 2.2 * metre, 0), (0.5 * metre, height), (120, 126, 130))
         x += rng.uniform(3.2, 4.6) * metre
 

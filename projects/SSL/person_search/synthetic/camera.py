@@ -24,7 +24,7 @@ class Camera:
         horizon: row of the horizon in pixels; may lie above the image.
         near, far: pixels per metre at the near and the far end of the ground that persons walk on.
         light: direction of the light, -1 (left) .. 1 (right).
-        mix: (3, 3) colour matrix of the sensor, row by row.
+        mix: (3, 3) color matrix of the sensor, row by row.
         gamma: exponent of the sensor's response.
         blur: standard deviation of the lens blur in pixels, 0 for none.
         noise: standard deviation of the sensor noise in grey levels.

@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from .looks import Colour
+from .looks import Color
 
 _SHIFT = 3  # outlines have a precision of an eighth of a canvas pixel
 _HALF_CIRCLE = np.stack([np.cos(np.linspace(0, np.pi, 9)), np.sin(np.linspace(0, np.pi, 9))], 1)
@@ -58,10 +58,10 @@ class Canvas:
         anchor = np.array(self.anchor) * self._fine
         return np.asarray(points, dtype=np.float64) * [self._per_metre, -self._per_metre] + anchor
 
-    def fill(self, outline: np.ndarray, colour: Colour) -> None:
-        """Fills a polygon, (n, 2) metres, with one colour."""
+    def fill(self, outline: np.ndarray, color: Color) -> None:
+        """Fills a polygon, (n, 2) metres, with one color."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillPoly(self.rgb, [fixed], [int(c) for c in colour], cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(self.rgb, [fixed], [int(c) for c in color], cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.alpha, [fixed], 255, cv2.LINE_8, _SHIFT)
 
     def paint(self, texture: np.ndarray, corners: np.ndarray, outline: np.ndarray) -> None:
@@ -88,7 +88,7 @@ class Canvas:
         self.alpha[window] |= inside
 
     def limb(self, start: np.ndarray, end: np.ndarray, radii: tuple[float, float], rows: np.ndarray) -> None:
-        """Draws a round limb from `start` to `end` (metres) with a radius at each end; `rows` (n, 3) are colours."""
+        """Draws a round limb from `start` to `end` (metres) with a radius at each end; `rows` (n, 3) are colors."""
         axis = np.asarray(end, dtype=np.float64) - start
         length = float(np.hypot(*axis))
         # Seen end on, a limb has no direction: use any.
@@ -110,13 +110,13 @@ class Canvas:
         return Sprite(rgb, alpha, self.anchor)
 
 
-def plain(colour: Colour, rows: int) -> np.ndarray:
-    """Rows of one colour, (rows, 3) float32."""
-    return np.tile(np.asarray(colour, np.float32), (rows, 1))
+def plain(color: Color, rows: int) -> np.ndarray:
+    """Rows of one color, (rows, 3) float32."""
+    return np.tile(np.asarray(color, np.float32), (rows, 1))
 
 
 def shaded(rows: np.ndarray, light: float, columns: int = 16) -> np.ndarray:
-    """Texture of a round surface: (n, 3) colours -> (n, columns, 3) uint8, brightest in the middle and towards the
+    """Texture of a round surface: (n, 3) colors -> (n, columns, 3) uint8, brightest in the middle and towards the
     light."""
     return np.clip(rows[:, None, :] * shading(columns, light)[None, :, None], 0, 255).astype(np.uint8)
 

@@ -44,9 +44,9 @@ class SyntheticConfig:
         crowding: fraction of the persons placed beside or behind another person or an object.
         min_visible: minimum visible fraction of a person's pixels, for all persons in a frame.
         queries_per_identity: test queries per identity, from different cameras as far as possible.
-        colours: number of garment colours, 2..10; fewer make identities more similar.
-        family_size: number of identities that share the colours of shirt and trousers, and differ in details.
-        camera_shift: strength of the cameras' colour casts and exposures, 0 (none) to 2.
+        colors: number of garment colors, 2..10; fewer make identities more similar.
+        family_size: number of identities that share the colors of shirt and trousers, and differ in details.
+        camera_shift: strength of the cameras' color casts and exposures, 0 (none) to 2.
         noise: standard deviation of the sensor noise in grey levels.
 
     Raises:
@@ -71,7 +71,7 @@ class SyntheticConfig:
     crowding: float = 0.15
     min_visible: float = 0.5
     queries_per_identity: int = 3
-    colours: int = 8
+    colors: int = 8
     family_size: int = 3
     camera_shift: float = 1.0
     noise: float = 4.0
@@ -134,7 +134,7 @@ def _rules(c: SyntheticConfig) -> Sequence[tuple[str, bool, str]]:
         ("crowding", 0 <= c.crowding <= 1, "0 to 1"),
         ("min_visible", 0.1 <= c.min_visible <= 1, "0.1 to 1"),
         ("queries_per_identity", c.queries_per_identity >= 1, "at least 1"),
-        ("colours", 2 <= c.colours <= PALETTE_SIZE, f"2 to {PALETTE_SIZE}"),
+        ("colors", 2 <= c.colors <= PALETTE_SIZE, f"2 to {PALETTE_SIZE}"),
         ("family_size", c.family_size >= 1, "at least 1"),
         ("camera_shift", 0 <= c.camera_shift <= 2, "0 to 2"),
         ("noise", 0 <= c.noise <= 40, "0 to 40 grey levels"),
@@ -157,8 +157,8 @@ def random_stream(config: SyntheticConfig, stream: int, *numbers: int) -> np.ran
 
 PRESETS = MappingProxyType(
     {
-        # Learnable in minutes by a pretrained network, but not by colours alone: each camera has its own light, so
-        # clothes change their colours between cameras. Persons are large enough for a stride of 16, with heights over a
+        # Learnable in minutes by a pretrained network, but not by colors alone: each camera has its own light, so
+        # clothes change their colors between cameras. Persons are large enough for a stride of 16, with heights over a
         # factor of 2.5.
         "demo": SyntheticConfig(
             name="demo",
@@ -170,7 +170,7 @@ PRESETS = MappingProxyType(
             max_person_height=230.0,
             crowding=0.0,
             min_visible=0.8,
-            colours=10,
+            colors=10,
             family_size=1,
             camera_shift=1.2,
             noise=2.0,
@@ -204,7 +204,7 @@ PRESETS = MappingProxyType(
             unlabelled_fraction=0.2,
             crowding=0.3,
             min_visible=0.4,
-            colours=9,
+            colors=9,
             family_size=2,
             camera_shift=0.8,
         ),
@@ -225,7 +225,7 @@ PRESETS = MappingProxyType(
             unlabelled_fraction=0.25,
             crowding=0.5,
             min_visible=0.3,
-            colours=6,
+            colors=6,
             family_size=5,
             camera_shift=1.3,
             noise=6.0,

@@ -8,7 +8,7 @@ import numpy as np
 from . import pose as anatomy
 from . import textures
 from .canvas import Canvas, Sprite, plain, shaded
-from .looks import Colour, Look
+from .looks import Color, Look
 from .pose import Pose, joints, view
 
 _FINE_HEIGHT = 260  # minimum height of a drawn person in canvas pixels, before reduction
@@ -93,8 +93,8 @@ class _Figure:
         shoulder, elbow, wrist = (p[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist"))
         hand = wrist + 0.3 * (wrist - elbow)
         if side == "left" and self.look.bag == "hand":
-            self.box(hand + [0, -0.2], (0.13, 0.14), self.look.bag_colour)
-            canvas.limb(hand, hand + [0, -0.1], (0.012, 0.012), plain(self.look.bag_colour, 2))
+            self.box(hand + [0, -0.2], (0.13, 0.14), self.look.bag_color)
+            canvas.limb(hand, hand + [0, -0.1], (0.012, 0.012), plain(self.look.bag_color, 2))
         canvas.limb(wrist, hand, (0.018 * size, 0.02 * size), plain(self.look.skin, 3) * shade)
         canvas.limb(elbow, wrist, (0.027 * size, 0.02 * size), lower * shade)
         canvas.limb(shoulder + [0, -0.012], elbow, (0.032 * size, 0.026 * size), upper * shade)
@@ -117,8 +117,8 @@ class _Figure:
         if self.look.bottom not in profiles:
             return
         length, above, below = profiles[self.look.bottom]
-        colour = self.look.bottom_colour if self.look.bottom == "skirt" else self.look.top_colour
-        rows = plain(colour, 12)
+        color = self.look.bottom_color if self.look.bottom == "skirt" else self.look.top_color
+        rows = plain(color, 12)
         rows[-1] *= 0.8
         top = self.points["pelvis"] + [0, 0.03]
         knees = (self.points["left_knee"][0] + self.points["right_knee"][0]) / 2
@@ -154,7 +154,7 @@ class _Figure:
     def falling_hair(self) -> None:
         """Hair below the head: long hair, a ponytail, or a bun behind the crown."""
         behind = self.points["head"] + np.array([-0.05 * np.sin(self.pose.head_yaw), 0.0]) * self.size
-        rows = plain(self.look.hair_colour, 8)
+        rows = plain(self.look.hair_color, 8)
         size = self.size
         if self.look.hair_style == "long":
             self.canvas.limb(behind + [0, 0.01], behind + [0, -0.11 * size], (0.05 * size, 0.058 * size), rows)
@@ -170,22 +170,22 @@ class _Figure:
         look, yaw = self.look, self.pose.yaw
         if look.bag == "backpack" and (self.facing > 0.25) == behind:
             width = float(np.hypot(0.155 * self.facing, 0.085 * np.sin(yaw)))
-            self.box(self.points["back"] + [0, 0.0], (width, 0.21), look.bag_colour, pocket=self.facing < 0.25)
+            self.box(self.points["back"] + [0, 0.0], (width, 0.21), look.bag_color, pocket=self.facing < 0.25)
         elif look.bag == "shoulder" and (np.sin(yaw) > 0.1) == behind:
             place, _ = view(np.array([0.19, 0.5, -0.02]) * look.stature * [1, 1, 1], yaw)
             width = float(np.hypot(0.07 * self.facing, 0.15 * np.sin(yaw)))
-            self.box(place, (width, 0.11), look.bag_colour)
+            self.box(place, (width, 0.11), look.bag_color)
 
-    def box(self, centre: np.ndarray, half: tuple[float, float], colour: Colour, pocket: bool = False) -> None:
+    def box(self, centre: np.ndarray, half: tuple[float, float], color: Color, pocket: bool = False) -> None:
         """A soft box with rounded corners, (half width, half height) metres."""
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         round_ = np.stack([np.cos(angles), np.sin(angles)], 1)
         outline = np.sign(round_) * np.abs(round_) ** 0.5 * half
-        rows = np.linspace(1.12, 0.85, 12)[:, None] * np.asarray(colour, np.float32)
+        rows = np.linspace(1.12, 0.85, 12)[:, None] * np.asarray(color, np.float32)
         corners = centre + np.array([[-1, 1], [1, 1], [1, -1], [-1, -1]]) * half
         self.canvas.paint(shaded(rows.astype(np.float32), self.canvas.light), corners, centre + outline)
         if pocket:
-            self.canvas.fill(centre + [0, -0.4 * half[1]] + 0.55 * outline, textures.darker(colour, 0.72))
+            self.canvas.fill(centre + [0, -0.4 * half[1]] + 0.55 * outline, textures.darker(color, 0.72))
 
     def hull(self, texture: np.ndarray, top: np.ndarray, bottom: np.ndarray, profile: np.ndarray, half: float) -> None:
         """A textured body between two points of its axis, its half width times `profile` (n, 2: place, width)."""

@@ -76,10 +76,10 @@ def _annotated(record: Record) -> np.ndarray:
     image = read_image(record["file_name"])
     for person in record["annotations"]:
         x0, y0, x1, y1 = (round(v) for v in person["bbox"])
-        colour = _UNLABELLED if person["person_id"] < 0 else _LABELLED
-        cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+        color = _UNLABELLED if person["person_id"] < 0 else _LABELLED
+        cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, 1)
         label = "?" if person["person_id"] < 0 else str(person["person_id"])
-        cv2.putText(image, label, (x0 + 1, max(10, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        cv2.putText(image, label, (x0 + 1, max(10, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, 1, cv2.LINE_AA)
     return image
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .canvas import plain, shading
-from .looks import Colour, Look
+from .looks import Color, Look
 
 # A surface has 192 columns for 360 degrees: column 96 is the front, 96 + 48 the body's left side, 0 the back.
 TURN = 192
@@ -17,9 +17,9 @@ FRONT = TURN // 2
 TRUNK_ROWS, HEAD_ROWS, LIMB_ROWS = 96, 64, 24
 
 
-def darker(colour: Colour, factor: float) -> Colour:
-    """The colour times a factor, rounded down."""
-    red, green, blue = (int(min(255, c * factor)) for c in colour)
+def darker(color: Color, factor: float) -> Color:
+    """The color times a factor, rounded down."""
+    red, green, blue = (int(min(255, c * factor)) for c in color)
     return red, green, blue
 
 
@@ -38,10 +38,10 @@ def visible_half(texture: np.ndarray, yaw: float, light: float, columns: int = 7
 @lru_cache(maxsize=1024)
 def trunk(look: Look) -> np.ndarray:
     """(TRUNK_ROWS, TURN, 3) uint8: shirt from the shoulders to its hem, with the straps of a bag."""
-    texture = np.full((TRUNK_ROWS, TURN, 3), look.top_colour, np.uint8)
+    texture = np.full((TRUNK_ROWS, TURN, 3), look.top_color, np.uint8)
     if look.pattern != "plain":
         _PAINTERS[look.pattern](texture, look)
-    # Neckline, and the hem that sets shirt and trousers of like colours apart.
+    # Neckline, and the hem that sets shirt and trousers of like colors apart.
     cv2.ellipse(texture, (FRONT, 0), (15, 10), 0, 0, 360, look.skin, -1)
     texture[-3:] = (texture[-3:] * 0.75).astype(np.uint8)
     _straps(texture, look)
@@ -60,7 +60,7 @@ def _pinstripes(texture: np.ndarray, look: Look) -> None:
 def _checks(texture: np.ndarray, look: Look) -> None:
     rows = (np.arange(TRUNK_ROWS) // 12 % 2).astype(bool)[:, None]
     columns = (np.arange(TURN) // 12 % 2).astype(bool)[None, :]
-    half = tuple((np.array(look.accent) + look.top_colour) // 2)
+    half = tuple((np.array(look.accent) + look.top_color) // 2)
     texture[rows ^ columns] = half
     texture[rows & columns] = look.accent
 
@@ -88,20 +88,20 @@ def _sash(texture: np.ndarray, look: Look) -> None:
 
 def _logo(texture: np.ndarray, look: Look) -> None:
     cv2.circle(texture, (FRONT, 38), 19, look.accent, -1)
-    cv2.circle(texture, (FRONT, 38), 9, look.top_colour, -1)
+    cv2.circle(texture, (FRONT, 38), 9, look.top_color, -1)
 
 
 def _back_print(texture: np.ndarray, look: Look) -> None:
     for centre in (0, TURN):
         cv2.rectangle(texture, (centre - 24, 20), (centre + 24, 62), look.accent, -1)
-        cv2.rectangle(texture, (centre - 14, 32), (centre + 14, 44), look.top_colour, -1)
+        cv2.rectangle(texture, (centre - 14, 32), (centre + 14, 44), look.top_color, -1)
     cv2.rectangle(texture, (FRONT + 10, 24), (FRONT + 24, 36), look.accent, -1)
 
 
 def _open_jacket(texture: np.ndarray, look: Look) -> None:
     texture[:, FRONT - 15 : FRONT + 15] = look.accent
     for column in (FRONT - 16, FRONT + 14):
-        texture[:, column : column + 3] = darker(look.top_colour, 0.6)
+        texture[:, column : column + 3] = darker(look.top_color, 0.6)
 
 
 _PAINTERS: dict[str, Callable[[np.ndarray, Look], None]] = {
@@ -121,12 +121,12 @@ _PAINTERS: dict[str, Callable[[np.ndarray, Look], None]] = {
 def _straps(texture: np.ndarray, look: Look) -> None:
     if look.bag == "backpack":
         for column in (FRONT - 32, FRONT + 24):
-            texture[:58, column : column + 8] = look.bag_colour
+            texture[:58, column : column + 8] = look.bag_color
     elif look.bag == "shoulder":
         # From the right shoulder over chest and back to the left hip.
-        cv2.line(texture, (FRONT - 40, 0), (FRONT + 46, TRUNK_ROWS), look.bag_colour, 6)
-        cv2.line(texture, (TURN, 24), (FRONT + 50, TRUNK_ROWS), look.bag_colour, 6)
-        cv2.line(texture, (0, 24), (FRONT - 62, 0), look.bag_colour, 6)
+        cv2.line(texture, (FRONT - 40, 0), (FRONT + 46, TRUNK_ROWS), look.bag_color, 6)
+        cv2.line(texture, (TURN, 24), (FRONT + 50, TRUNK_ROWS), look.bag_color, 6)
+        cv2.line(texture, (0, 24), (FRONT - 62, 0), look.bag_color, 6)
 
 
 @lru_cache(maxsize=1024)
@@ -142,10 +142,10 @@ def head(look: Look) -> np.ndarray:
     if look.hair_style == "long":
         ends = np.interp(angle, [0, 35, 55, 180], [17, 20, 60, HEAD_ROWS])
     hair = np.arange(HEAD_ROWS)[:, None] < ends[None, :]
-    texture[hair] = look.hair_colour
-    # Strands, so that hair is not one flat colour.
+    texture[hair] = look.hair_color
+    # Strands, so that hair is not one flat color.
     strands = hair & (np.arange(TURN) % 9 < 3)[None, :]
-    texture[strands] = darker(look.hair_colour, 0.8)
+    texture[strands] = darker(look.hair_color, 0.8)
     if look.hair_style in ("cap", "beanie"):
         rows = 24 if look.hair_style == "cap" else 29
         texture[:rows] = look.headwear
@@ -157,15 +157,15 @@ def _face(texture: np.ndarray, look: Look) -> None:
     dark, lips = darker(look.skin, 0.35), darker(look.skin, 0.72)
     for side in (-1, 1):
         cv2.ellipse(texture, (FRONT + side * 14, 31), (5, 2), 0, 0, 360, dark, -1)
-        cv2.line(texture, (FRONT + side * 8, 26), (FRONT + side * 20, 26), darker(look.hair_colour, 0.9), 2)
+        cv2.line(texture, (FRONT + side * 8, 26), (FRONT + side * 20, 26), darker(look.hair_color, 0.9), 2)
         cv2.ellipse(texture, (FRONT + side * 48, 34), (4, 6), 0, 0, 360, lips, -1)
     cv2.line(texture, (FRONT, 33), (FRONT, 41), darker(look.skin, 0.85), 4)
     cv2.line(texture, (FRONT - 9, 49), (FRONT + 9, 49), (min(255, lips[0] + 20), lips[1] - 10, lips[2] - 10), 3)
 
 
 def sleeves(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """(LIMB_ROWS, 3) float32 colours along the upper arm and along the forearm."""
-    upper = plain(look.top_colour, LIMB_ROWS)
+    """(LIMB_ROWS, 3) float32 colors along the upper arm and along the forearm."""
+    upper = plain(look.top_color, LIMB_ROWS)
     if look.pattern == "stripes":
         upper[np.arange(LIMB_ROWS) % 8 < 4] = look.accent
     lower = upper.copy()
@@ -176,8 +176,8 @@ def sleeves(look: Look) -> tuple[np.ndarray, np.ndarray]:
 
 
 def legs(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """(LIMB_ROWS, 3) float32 colours along the thigh and along the shin."""
-    thigh = plain(look.bottom_colour, LIMB_ROWS)
+    """(LIMB_ROWS, 3) float32 colors along the thigh and along the shin."""
+    thigh = plain(look.bottom_color, LIMB_ROWS)
     shin = thigh.copy()
     if look.bottom == "shorts":
         thigh[int(0.8 * LIMB_ROWS) :] = look.skin

@@ -78,7 +78,7 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
     for name in state:
         if ".IN.weight" in name or ".IN.bias" in name:
             raise CheckpointError(
-                f"they are of an IBN network, which normalises half of its channels by instance ({name}), as no "
+                f"they are of an IBN network, which normalizes half of its channels by instance ({name}), as no "
                 "backbone here does; use the variant without IBN"
             )
         if "attnpool." in name or name.startswith("visual.") or "text_projection" in name:

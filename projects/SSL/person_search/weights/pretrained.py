@@ -120,7 +120,7 @@ def refuse_random_parts(state: Mapping[str, Tensor], path: str, model: nn.Module
 
 
 def refuse_frozen_scratch(model: nn.Module) -> None:
-    """Checks, for training from scratch, that neither part of the trunk nor its normalisation is frozen at random.
+    """Checks, for training from scratch, that neither part of the trunk nor its normalization is frozen at random.
 
     Args:
         model: model without weights.
@@ -131,7 +131,7 @@ def refuse_frozen_scratch(model: nn.Module) -> None:
     trunk = next(module for module in model.modules() if isinstance(module, Backbone))
     counts = {
         "frozen weights": sum(not p.requires_grad for p in trunk.parameters()),
-        "layers of frozen batch normalisation": sum(isinstance(m, FrozenBatchNorm2d) for m in trunk.modules()),
+        "layers of frozen batch normalization": sum(isinstance(m, FrozenBatchNorm2d) for m in trunk.modules()),
     }
     frozen = [f"{count} {what}" for what, count in counts.items() if count]
     if frozen:

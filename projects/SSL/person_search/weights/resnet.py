@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 RESNET50_BLOCKS = (3, 4, 6, 3)
 NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
 _SEPARATE = "exemplar_branch.separate"
-# Each head has a res5; all are initialised with the same weights, as is a separate exemplar backbone.
+# Each head has a res5; all are initialized with the same weights, as is a separate exemplar backbone.
 _RES5_COPIES = ("roi_heads.box_head.res5", "roi_heads.reid_head.res5", f"{_SEPARATE}.res5")
 _BACKBONE_COPIES = ("backbone", f"{_SEPARATE}.backbone")
 
@@ -46,7 +46,7 @@ def convert_torchvision_resnet50(state: Mapping[str, Tensor]) -> tuple[dict[str,
 
     Returns:
         weights of backbone and both heads, and the sorted names that were not used (those of the classifier; counters
-        of batch normalisation are not listed, since they have no effect).
+        of batch normalization are not listed, since they have no effect).
 
     Raises:
         CheckpointError: a weight is missing, or there are more layers than in a ResNet-50.
@@ -84,7 +84,7 @@ def complete_exemplar_backbone(state: Mapping[str, Tensor], targets: Collection[
 
 
 def resnet50_names() -> list[str]:
-    """Names of torchvision's ResNet-50 without classifier and counters of batch normalisation."""
+    """Names of torchvision's ResNet-50 without classifier and counters of batch normalization."""
     layers = [("conv1", "bn1")]
     for stage, blocks in enumerate(RESNET50_BLOCKS, start=1):
         for block in range(blocks):

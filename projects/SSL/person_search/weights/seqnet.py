@@ -63,7 +63,7 @@ def convert_seqnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
 
     Returns:
         the weights, and the sorted names that were not used (OIM's tables of identities). Counters of the backbone's
-        batch normalisation, which is frozen here, are neither used nor listed.
+        batch normalization, which is frozen here, are neither used nor listed.
 
     Raises:
         CheckpointError: a weight is missing or has another number of rows.
@@ -121,7 +121,7 @@ def name_pairs(bn_neck: bool = True) -> list[Pair]:
     """All weights of SeqNet used for inference, in both code bases.
 
     Args:
-        bn_neck: whether the re-id head's box regressor ends in batch normalisation.
+        bn_neck: whether the re-id head's box regressor ends in batch normalization.
     """
     pairs = []
     for name in resnet50_names():

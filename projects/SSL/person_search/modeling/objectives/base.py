@@ -38,7 +38,7 @@ class MemoryBank(nn.Module):
 
         Args:
             instance_index: (q,) int64, the rows.
-            features: (q, d), normalised here.
+            features: (q, d), normalized here.
         """
         self.features[instance_index] = F.normalize(features.to(self.features), dim=1)
 

@@ -80,11 +80,11 @@ class CGPSObjective(BankObjective):
         """Constructor arguments from a config.
 
         Raises:
-            ConfigError: SSL.MEMORY.RENORMALIZE is False; CGPS renormalises a row after each RoI.
+            ConfigError: SSL.MEMORY.RENORMALIZE is False; CGPS renormalizes a row after each RoI.
         """
         if not cfg.SSL.MEMORY.RENORMALIZE:
             raise ConfigError(
-                "SSL.MEMORY.RENORMALIZE is False, but CGPSObjective renormalises every row: set it to True"
+                "SSL.MEMORY.RENORMALIZE is False, but CGPSObjective renormalizes every row: set it to True"
             )
         return {
             **super().from_config(cfg),

@@ -21,7 +21,7 @@ from .export import MEDIA_TYPES, export_answer
 from .footage import box_of
 from .guard import cookie_name, same_token, session_value
 from .players import played_type
-from .summary import summarise
+from .summary import summarize
 from .uploads import RequestError, ShelvedPicture, decode_picture, encode_jpeg
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ async def sign_in(token: schemas.Token, request: Request, desk: TheDesk) -> Resp
 @router.get("/api/store")
 def store(desk: TheDesk) -> schemas.StoreSummary:
     """Content of the store, its cameras, and the limits of this server."""
-    return summarise(desk)
+    return summarize(desk)
 
 
 @router.get("/api/sources")

@@ -51,7 +51,7 @@ def same_token(given: str, expected: str) -> bool:
 
 
 class Guard:
-    """Middleware that refuses foreign hosts, foreign pages, unauthorised users and oversized bodies."""
+    """Middleware that refuses foreign hosts, foreign pages, unauthorized users and oversized bodies."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app

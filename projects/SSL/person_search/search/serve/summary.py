@@ -12,7 +12,7 @@ from . import schemas
 from .desk import Desk
 
 
-def summarise(desk: Desk) -> schemas.StoreSummary:
+def summarize(desk: Desk) -> schemas.StoreSummary:
     """Summary of the store that a server shows."""
     states = list(desk.footage.sources().values())
     return schemas.StoreSummary(
