@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from person_search.errors import PersonSearchError
+from person_search.search.answers import describe
 from person_search.search.calibration import FEWEST_PAIRS, Calibration, calibrate, verdict_of
 from person_search.search.query import QueryError, find_person, query_person, stored_person
 from person_search.search.store import Filter, StoreInfo, detection_id, detections_schema, open_store, tracklet_id
@@ -276,7 +277,9 @@ def test_a_stored_detection_may_be_the_query(filled):
     alone = find_person(
         filled, person.embedding, where=Filter(tracklets=(again.tracklet,)), top=1, queries=[person]
     )  # fmt: skip
-    assert alone.appearances[0].verdict == "likely" and alone.likely == () and not alone.found
+    assert alone.appearances[0].is_query and alone.likely == () and not alone.found
+    assert "query" in describe(alone).splitlines()[-1] and "the query's own" in describe(alone)
+    assert not any(appearance.is_query for appearance in answer.appearances)
     with pytest.raises(PersonSearchError, match="no detection"):
         stored_person(filled, "0" * 16 + ":0000000000:0000")
 

@@ -25,8 +25,9 @@ def describe(answer: SearchAnswer) -> str:
     ]
     lines.append(verdict_line(answer))
     for rank, appearance in enumerate(answer.appearances, 1):
+        verdict = "query" if appearance.is_query else appearance.verdict
         lines.append(
-            f"{rank:>3}  {appearance.verdict:<9}  {appearance.similarity:6.3f}  {rate_text(appearance):>18}  "
+            f"{rank:>3}  {verdict:<9}  {appearance.similarity:6.3f}  {rate_text(appearance):>18}  "
             f"{appearance.camera}  {span_text(appearance)}  {appearance.best.id}"
         )
     return "\n".join(lines)
@@ -49,6 +50,8 @@ def verdict_line(answer: SearchAnswer) -> str:
 
 def rate_text(appearance: Appearance) -> str:
     """Rate of false matches in words."""
+    if appearance.is_query:
+        return "the query's own"
     rate = appearance.false_match_rate
     if math.isnan(rate):
         return "rate unknown"

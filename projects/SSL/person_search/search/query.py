@@ -92,6 +92,7 @@ class Appearance:
             holds too few frames with several persons to know.
         best: Its detection that is most similar to the query.
         detections: How many it has.
+        is_query: Whether a query was taken from it: it is no hit, and its rate says nothing.
     """
 
     camera: str
@@ -106,6 +107,7 @@ class Appearance:
     false_match_rate: float
     best: DetectionRef
     detections: int
+    is_query: bool
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,8 @@ class SearchAnswer:
 
     @property
     def likely(self) -> tuple[Appearance, ...]:
-        """Appearances that are likely; where a stored detection was asked for, its finding itself is no hit."""
-        own = {query.picture for query in self.queries if query.chosen == "stored"}
-        return tuple(a for a in self.appearances if a.verdict == "likely" and a.best.id not in own)
+        """Appearances that are likely, without those that the queries were taken from."""
+        return tuple(a for a in self.appearances if a.verdict == "likely" and not a.is_query)
 
     @property
     def found(self) -> bool:
@@ -330,6 +331,7 @@ def _appearance(candidate: _Candidate, rate: float) -> Appearance:
             row["id"], row["frame"], row["offset"], _box([row[c] for c in ("x0", "y0", "x1", "y1")]), row["score"]
         ),
         detections=max(len(whole.ids), 1),
+        is_query=candidate.own,
     )
 
 

@@ -142,4 +142,4 @@ def _hit_row(rank: int, hit: Appearance, pictures: dict[str, Any]) -> dict[str, 
         "source": hit.source, "camera": hit.camera, "frame": hit.best.frame, "offset": hit.best.offset
     }  # fmt: skip
     lines = [f"sim. {hit.similarity:.3f}, {rate_text(hit)}", f"camera {hit.camera}", span_text(hit), hit.best.id]
-    return {"frame": name, "box": hit.best.box, "verdict": hit.verdict, "lines": lines}
+    return {"frame": name, "box": hit.best.box, "verdict": "query" if hit.is_query else hit.verdict, "lines": lines}
