@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from ..data.images import frame_reader
 from ..evaluation.analysis import choose_queries, read_queries
 from ..io import replacing
-from .palette import CORRECT, QUERY, WRONG
+from .palette import CORRECT, GREY, QUERY, WRONG
 from .strips import ReadFrame, crop_box
 
 # In addition to the colors, for grey prints.
@@ -141,7 +141,7 @@ def draw_cell(axes: Axes, row: Mapping[str, Any], column: int, read_frame: ReadF
 
 def _show_none(axes: Axes) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, "no further\ndetection", ha="center", va="center", fontsize=9, color="#888888")
+    axes.text(0.5, 0.5, "no further\ndetection", ha="center", va="center", fontsize=9, color=GREY)
 
 
 def _show(axes: Axes, image: np.ndarray, box: np.ndarray, color: str) -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import DatasetError
 from ..io import replacing
-from .palette import BLUE, GREY, VERMILION
+from .palette import BLUE, GREY, VERMILION, tidy
 
 Series = tuple[np.ndarray, np.ndarray]
 """Iterations (n,) int64, ascending, and values (n,) float64 logged at them."""
@@ -239,10 +239,7 @@ def _plot(axes: Axes, series: Series, color: str, epoch: float | None, **style: 
     # Single points need a marker, many points would blur with markers; steps need none.
     marker = "o" if len(values) == 1 or (len(values) <= 40 and style.get("drawstyle") != "steps-pre") else ""
     axes.plot(iterations / (epoch or 1), values, color=color, linewidth=1.5, marker=marker, markersize=3, **style)
-    axes.grid(True, color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    tidy(axes, 8)
 
 
 def _title(axes: Axes, title: str, note: str) -> None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..engine.run_folder import config_of_run
 from ..errors import ConfigError, DatasetError
 from ..evaluation import SearchOptions, SearchProblem, load_problem
 from ..io import replacing
-from ..report.palette import BLUE, GREEN, PURPLE, VERMILION
+from ..report.palette import BLACK, BLUE, BROWN, GREEN, PURPLE, VERMILION
 from .rows import SSL, TABLES
 from .runs import RESULT
 
@@ -26,8 +25,8 @@ STYLES: tuple[Style, ...] = (
     (VERMILION, "--", "s"),
     (GREEN, "-.", "^"),
     (PURPLE, ":", "D"),
-    ("#000000", (0, (5, 1)), "v"),
-    ("#8C6D00", (0, (3, 1, 1, 1)), "P"),
+    (BLACK, (0, (5, 1)), "v"),
+    (BROWN, (0, (3, 1, 1, 1)), "P"),
 )
 _DPI = 130
 
@@ -45,14 +44,6 @@ def save_both(figure: Figure, stem: Path) -> list[Path]:
             figure.savefig(temporary, format=kind, dpi=_DPI)
         paths.append(path)
     return paths
-
-
-def tidy(axes: Axes) -> None:
-    """Styles axes with a light grid behind the data, no frame at the top and right, and readable tick labels."""
-    axes.grid(True, color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9.5)
 
 
 _TITLES = {row.name: row.title for _, rows in TABLES.values() for row in rows} | {SSL.name: SSL.title}

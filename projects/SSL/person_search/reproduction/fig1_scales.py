@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ..errors import DatasetError
-from ..report.palette import BLUE, GREY, VERMILION
-from .compared import save_both, tidy
+from ..report.palette import BLUE, GREY, INK, VERMILION, tidy
+from .compared import save_both
 
 SMALL, LARGE = 3600, 45300
 """Areas in pixels: below the first a person is small, above the second large (paper, t-SNE figure)."""
@@ -83,7 +83,7 @@ def _draw_ranges(axes: Axes, name: str, areas: Mapping[int, np.ndarray]) -> None
     for border, words in ((SMALL, "small\nbelow\n3,600"), (LARGE, "large\nabove\n45,300")):
         axes.axhline(border, color=GREY, linestyle="--", linewidth=1)
         axes.annotate(words, (1, border), (5, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9,
-                      color="#333333", annotation_clip=False)  # fmt: skip
+                      color=INK, annotation_clip=False)  # fmt: skip
     axes.set_title(f"{name}: box areas of {len(ordered)} identities", fontsize=10.5, loc="left")
     axes.set_xlabel("identities, by rising median area", fontsize=10)
     axes.set_ylabel("area, pixels", fontsize=10)

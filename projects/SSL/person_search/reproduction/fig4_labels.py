@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DatasetError
+from ..report.palette import tidy
 from ..report.training_curves import Series, iterations_per_epoch
-from .compared import STYLES, Style, save_both, tidy
+from .compared import STYLES, Style, save_both
 
 _PANELS = {
     "cluster_precision": "cluster labels: precision",

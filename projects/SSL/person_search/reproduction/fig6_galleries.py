@@ -12,7 +12,8 @@ from matplotlib.ticker import NullFormatter
 
 from ..evaluation import SearchOptions, SearchProblem, evaluate_galleries
 from ..evaluation.problem import Galleries, offsets_of, with_galleries
-from .compared import STYLES, save_both, tidy
+from ..report.palette import tidy
+from .compared import STYLES, save_both
 
 TARGETS = 5
 _SIZES = 6

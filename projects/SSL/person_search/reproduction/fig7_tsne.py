@@ -19,7 +19,7 @@ from ..errors import DatasetError
 from ..evaluation import SearchProblem
 from ..evaluation.detections import box_iou
 from ..evaluation.problem import pairs
-from ..report.palette import CATEGORIES
+from ..report.palette import CATEGORIES, INK
 from .compared import save_both
 from .fig1_scales import LARGE, SMALL
 
@@ -113,11 +113,11 @@ def tsne_figure(runs: Mapping[str, LabelledFeatures], count: int = IDENTITIES) -
         _draw(axes, place, features.person[rows], features.area[rows], chosen)
         axes.set_title(title, fontsize=12, loc="left")
     handles = [
-        Line2D([], [], linestyle="none", marker=marker, color="#333333", markersize=8, markeredgewidth=1.6,
+        Line2D([], [], linestyle="none", marker=marker, color=INK, markersize=8, markeredgewidth=1.6,
                fillstyle="none", label=words)
         for words, marker in _SIZES.items()
     ]  # fmt: skip
-    digit = Line2D([], [], linestyle="none", marker="$1$", color="#333333", markersize=8, label="identity (and color)")
+    digit = Line2D([], [], linestyle="none", marker="$1$", color=INK, markersize=8, label="identity (and color)")
     handles.insert(0, digit)
     columns = 4 if len(runs) > 1 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..report.palette import BLUE, GREY, VERMILION
-from .compared import save_both, tidy
+from ..report.palette import BLUE, GREY, VERMILION, tidy
+from .compared import save_both
 from .rows import Parameter
 from .tables import Spread
 
