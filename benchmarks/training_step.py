@@ -161,7 +161,7 @@ class Bench:
             "rpn": (model.proposal_generator, "forward"),
             "heads": (model.roi_heads, "forward_train"),
             "exemplars": (model.exemplar_branch, "forward"),
-            "crops": (model.exemplar_branch, "_crops"),
+            "crops": (model.exemplar_branch, "crops"),
             "predict_labels": (objective, "predict_labels"),
             "scale_loss": (objective, "_scale_loss"),
             "cluster_loss": (objective, "_cluster_losses"),

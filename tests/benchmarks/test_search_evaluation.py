@@ -67,9 +67,9 @@ def test_a_simulated_problem_of_prw_s_size_takes_300_mb(path, tmp_path):
     (["{golden}/search_cuhk_g100.npz"], "no gallery, nor annotated boxes to make one of: give its --protocol"),
     (["{golden}/search_cuhk_g100.npz", "--protocol", "{data}/TestG100.mat", "--detection"], "leave out --detection"),
     (["{golden}/search_prw.npz", "--shortlist", 3], "--shortlist belongs to --reranking"),
-    (["{golden}/search_prw.npz", "--shortlist", 0, "--reranking"], "shortlist = 0"),
+    (["{golden}/search_prw.npz", "--shortlist", 0, "--reranking"], "shortlist is 0"),
     (["--simulate", "prw", "--seed", -1], "--seed -1: expected 0 or more"),
-    (["{golden}/search_prw.npz", "--cbgm", 0, 4], "k1 = 0"),
+    (["{golden}/search_prw.npz", "--cbgm", 0, 4], "K1 is 0"),
     (["{golden}/search_cuhk_g100.npz", "--protocol", "absent/TestG50.mat"], "absent/TestG50.mat: the file is missing"),
 ])  # fmt: skip
 def test_errors_are_one_line(benchmark, capsys, shared, arguments, message):

@@ -286,7 +286,7 @@ def test_options_that_cannot_work_are_named(records, protocol):
         build(records, protocol, gallery="all")
     with pytest.raises(ConfigError, match="cannot both be on"):
         build(records, protocol, cbgm=ContextMatching(), reranking=Reranking())
-    with pytest.raises(DatasetError, match="no query"):
+    with pytest.raises(DatasetError, match="has no queries"):
         build(records, replace(protocol, queries=()))
     with pytest.raises(DatasetError, match="query 0 .* is of frame"):
         build(records[:3], protocol)
@@ -370,7 +370,7 @@ def test_from_config(golden_problem, records, protocol, registered, expected):
     cfg.merge_from_list(["TEST.PERSON_SEARCH.CBGM.ENABLED", True, "TEST.PERSON_SEARCH.RERANKING.ENABLED", True])
     with pytest.raises(ConfigError, match="cannot both be on"):
         PersonSearchEvaluator(cfg, registered)
-    with pytest.raises(ConfigError, match="data set absent is not registered"):
+    with pytest.raises(ConfigError, match="dataset absent is not registered"):
         PersonSearchEvaluator(cfg, "absent")
     MetadataCatalog.remove(registered)
     MetadataCatalog.get(registered).set(registered_entry={"format": "own, without queries"})
