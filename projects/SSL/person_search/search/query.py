@@ -237,8 +237,7 @@ def find_person(
     candidates = _candidates(store, rows, order, max(2 * top, _CANDIDATES), joined, known)
     hits = _judged(candidates, calibration, searched)
     if not rerank:
-        mine = {candidate.row["tracklet"] for candidate in candidates if candidate.own}
-        hits = sorted(hits, key=lambda hit: (hit.tracklet not in mine, -hit.similarity))
+        hits = sorted(hits, key=lambda hit: (not hit.is_query, -hit.similarity))
     return SearchAnswer(tuple(hits[:top]), calibration, searched, tuple(queries))
 
 
